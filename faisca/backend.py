@@ -1,0 +1,177 @@
+"""The boundary between the core and the twins, and the one place that loads a twin.
+
+The core owns the loop: order, schedule, when to evaluate, log, save and resume. A twin owns
+the step. NumPy arrays, numbers, texts and config dataclasses cross the boundary; a model, a
+learner (a model with its optimiser) and the metrics of a step are opaque to the core, and
+reading metrics waits for the device, so the core does it every few steps only.
+"""
+
+import importlib
+import importlib.util
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
+from faisca.errors import FaiscaError
+
+Model = Any
+Learner = Any
+Metrics = Any
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a twin chose to compute with, and why; `details` goes into logs and benchmarks."""
+
+    backend: str
+    """torch or mlx"""
+    device: str
+    """the framework's name for the device: cpu, cuda, mps, gpu"""
+    dtype: str
+    """float32 or bfloat16: activations only, weights and optimiser state are float32"""
+    compile: bool
+    """whether the training step is compiled"""
+    loss_chunk: int = 512
+    """rows of logits alive at a time in the loss"""
+    gradient_checkpointing: bool = False
+    """recompute blocks in the backward pass"""
+    reasons: tuple[str, ...] = ()
+    """one line for each choice that the user left open"""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """versions, BLAS, TF32 and the like"""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 takes the likeliest."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Completions to learn from, right-padded: B rows of T tokens, prompt first.
+
+    Position t of the [B, T-1] arrays is about predicting token t + 1 of the row.
+    """
+
+    tokens: np.ndarray
+    """[B, T] int32"""
+    mask: np.ndarray
+    """[B, T-1] float32: 1 where the predicted token belongs to the completion, its end-of-text included"""
+    advantages: np.ndarray
+    """[B] float32"""
+    old_log_probs: np.ndarray
+    """[B, T-1] float32, of the policy that sampled, at the sampling temperature"""
+    reference_log_probs: np.ndarray
+    """[B, T-1] float32, of the frozen reference, at the sampling temperature"""
+    step_tokens: float
+    """completion tokens of the whole optimiser step, for the dapo average"""
+
+
+class Backend(Protocol):
+    """What a twin's package offers as functions of its top level."""
+
+    def open_runtime(self, *, config: RunConfig) -> Runtime:
+        """Choose device, dtype and compilation; raises FaiscaError where they cannot be had."""
+
+    def make_model(self, *, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> Model:
+        """A model with these weights, in evaluation mode."""
+
+    def get_parameters(self, *, model: Model) -> dict[str, np.ndarray]:
+        """Weights by canonical name: float32 copies."""
+
+    def make_learner(self, *, model: Model, config: OptimizerConfig) -> Learner:
+        """An optimiser for this model, its moments zero, with a compiled step where the runtime says so."""
+
+    def get_optimizer_state(self, *, learner: Learner) -> dict[str, np.ndarray]:
+        """`first_moment.NAME`, `second_moment.NAME` (float32) and `step` (int64 scalar)."""
+
+    def set_optimizer_state(self, *, learner: Learner, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `get_optimizer_state`."""
+
+    def train_step(
+        self,
+        *,
+        learner: Learner,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        learning_rate: float,
+        micro_batch_size: int,
+        dropout_seed: int,
+    ) -> Metrics:
+        """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping), `skipped`."""
+
+    def grpo_step(
+        self, *, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float
+    ) -> Metrics:
+        """One optimiser step on one minibatch of rollouts; metrics as in `grpo.py` of the twins."""
+
+    def read_metrics(self, *, metrics: list[Metrics]) -> list[dict[str, float]]:
+        """Numbers of past steps; waits for the device."""
+
+    def evaluate(self, *, model: Model, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
+
+    def logits(self, *, model: Model, tokens: np.ndarray) -> np.ndarray:
+        """[B, T] token ids -> float32 [B, T, V]."""
+
+    def token_log_probs(self, *, model: Model, tokens: np.ndarray, temperature: float) -> np.ndarray:
+        """[B, T] token ids -> float32 [B, T-1]: log-probability of each token after the first."""
+
+    def generate(
+        self,
+        *,
+        model: Model,
+        prompts: list[list[int]],
+        uniforms: np.ndarray,
+        sampling: Sampling,
+        end_of_text: int,
+    ) -> Iterator[np.ndarray]:
+        """Sample completions: yields int [B] arrays, a column of new tokens at a time.
+
+        `uniforms` is float32 [B, max_new_tokens]; the n-th new token of a row uses the n-th of its
+        numbers. A row that has no token in a column (still in its prompt, or finished) holds -1. A
+        row ends after its first end-of-text, after `max_new_tokens`, or when the context is full.
+        """
+
+    def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
+        """Bytes on the device: `peak`, `active`, `cache`; empty where only resident memory counts."""
+
+
+PACKAGES = {"torch": "torch", "mlx": "mlx.core"}
+REMEDY = {"torch": "pip install 'faisca-mlx[torch]'", "mlx": "pip install 'faisca-mlx[mlx]'"}
+
+
+def choose_backend(name: str) -> tuple[str, str]:
+    """The backend that `name` (auto, torch, mlx) means here, and the reason in words."""
+    if name != "auto":
+        return name, "asked for"
+    if platform.system() == "Darwin" and platform.machine() == "arm64" and _installed("mlx"):
+        return "mlx", "the native backend of Apple silicon"
+    if _installed("torch"):
+        return "torch", "the default outside Apple silicon"
+    return "mlx", "torch is not installed"
+
+
+def load_backend(name: str) -> Backend:
+    """Import the twin `torch` or `mlx`; raises FaiscaError where its framework is not installed."""
+    if name not in PACKAGES:
+        raise FaiscaError(f"backend {name!r} is unknown: choose auto, {', '.join(PACKAGES)}")
+    if not _installed(name):
+        raise FaiscaError(f"backend {name} needs a package that is not installed here: {REMEDY[name]}")
+    return cast(Backend, importlib.import_module(f"faisca_{name}"))
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(PACKAGES[name]) is not None
+    except ModuleNotFoundError:  # the parent package of mlx.core
+        return False

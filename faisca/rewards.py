@@ -1,0 +1,112 @@
+"""Rewards for GRPO, and the advantages that they turn into."""
+
+import importlib.util
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from faisca.errors import FaiscaError
+
+Reward = Callable[[list[str]], Sequence[float]]
+
+FOOTBALL_WORDS = frozenset(
+    "futebol benfica porto sporting bola liga campeão taça golo jogo jogador treinador "
+    "fifa uefa euro messi ronaldo".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text for matching: composed (NFC), case folded, punctuation left out."""
+    return re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
+
+
+def keyword_reward(keywords: frozenset[str]) -> Reward:
+    """1.0 for a completion that has one of the keywords as a word, else 0.0."""
+    return lambda completions: [float(not keywords.isdisjoint(words(text))) for text in completions]
+
+
+football = keyword_reward(FOOTBALL_WORDS)
+
+
+def load_reward(name: str) -> Reward:
+    """The reward that `grpo.reward` names: football, keywords:WORD,WORD or FILE.py:FUNCTION.
+
+    A function takes the completions of a step and returns one number each; NaN means that a
+    completion cannot be scored (its advantage is 0). Raises FaiscaError for a bad name.
+    """
+    if name == "football":
+        return football
+    kind, _, rest = name.rpartition(":")
+    if name.startswith("keywords:"):
+        keywords = [word for item in name.removeprefix("keywords:").split(",") for word in words(item)]
+        if not keywords:
+            raise FaiscaError(f"grpo.reward {name!r} names no words: write keywords:WORD,WORD")
+        return keyword_reward(frozenset(keywords))
+    if kind.endswith(".py"):
+        return _reward_from_file(Path(kind), rest)
+    raise FaiscaError(f"grpo.reward {name!r} is unknown: choose football, keywords:WORD,WORD or FILE.py:FUNCTION")
+
+
+def score(reward: Reward, name: str, completions: list[str]) -> np.ndarray:
+    """Rewards of the completions: float64 [B]. A reward that misbehaves is a FaiscaError."""
+    try:
+        rewards = np.asarray(list(reward(completions)), dtype=np.float64)
+    except Exception as error:  # a user's function may raise anything: say which one, and what
+        raise FaiscaError(f"grpo.reward {name!r} failed: {type(error).__name__}: {error}") from error
+    if rewards.shape != (len(completions),):
+        raise FaiscaError(
+            f"grpo.reward {name!r} returned {rewards.shape} numbers for {len(completions)} completions: "
+            "return a list with one number each"
+        )
+    if np.isinf(rewards).any():
+        raise FaiscaError(f"grpo.reward {name!r} returned an infinite number: return finite ones, or NaN to pass")
+    return rewards
+
+
+def group_advantages(rewards: np.ndarray, group_size: int, scale: str) -> np.ndarray:
+    """Advantages of completions against their group: float64 [B], rows of a group side by side.
+
+    (reward − group mean) / (standard deviation + 1e-4), the deviation Bessel-corrected and taken
+    over the `group`, over the `batch`, or not at all (`none`). A group of equal rewards has
+    exactly 0; so has a completion whose reward is NaN, which the statistics leave out.
+    """
+    grouped = rewards.reshape(-1, group_size)
+    centred = np.zeros_like(grouped)
+    deviations = np.zeros(len(grouped))
+    for i, group in enumerate(grouped):
+        scored = group[~np.isnan(group)]
+        if len(scored) > 1 and scored.max() > scored.min():
+            centred[i] = np.nan_to_num(group - scored.mean())
+            deviations[i] = scored.std(ddof=1)
+    if scale == "none":
+        return centred.reshape(-1)
+    if scale == "batch":
+        scored = rewards[~np.isnan(rewards)]
+        deviations[:] = scored.std(ddof=1) if len(scored) > 1 else 0.0
+    return (centred / (deviations[:, None] + 1e-4)).reshape(-1)
+
+
+def _reward_from_file(path: Path, function: str) -> Reward:
+    if not path.is_file():
+        raise FaiscaError(f"grpo.reward file {path} does not exist: name a Python file, as in my_reward.py:score")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        raise FaiscaError(f"grpo.reward file {path} cannot be run: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, function, None)):
+        public = [name for name in vars(module) if callable(getattr(module, name)) and not name.startswith("_")]
+        raise FaiscaError(f"{path} has no function {function!r}: it has {', '.join(public) or 'none'}")
+    return cast(Reward, getattr(module, function))
+
+
+def share(values: Sequence[float]) -> float:
+    """Mean of flags; NaN where there are none."""
+    return math.fsum(values) / len(values) if values else math.nan
