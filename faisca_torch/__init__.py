@@ -1,0 +1,25 @@
+"""Faísca's PyTorch twin: CUDA, CPU and MPS. `faisca.backend.Backend` says what each function does."""
+
+from faisca_torch.device import memory, open_runtime
+from faisca_torch.generate import generate
+from faisca_torch.grpo import grpo_step
+from faisca_torch.model import make_model
+from faisca_torch.train import evaluate, logits, make_learner, read_metrics, token_log_probs, train_step
+from faisca_torch.weights import get_optimizer_state, get_parameters, set_optimizer_state
+
+__all__ = [
+    "evaluate",
+    "generate",
+    "get_optimizer_state",
+    "get_parameters",
+    "grpo_step",
+    "logits",
+    "make_learner",
+    "make_model",
+    "memory",
+    "open_runtime",
+    "read_metrics",
+    "set_optimizer_state",
+    "token_log_probs",
+    "train_step",
+]

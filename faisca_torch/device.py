@@ -1,0 +1,78 @@
+"""Which device, which dtype, compiled or not: chosen once, with the reason in words."""
+
+import torch
+
+from faisca.backend import Runtime
+from faisca.config import RunConfig
+from faisca.errors import FaiscaError
+
+
+def open_runtime(*, config: RunConfig) -> Runtime:
+    """Choose device, dtype and compilation; FaiscaError where what was asked for cannot be had."""
+    device, device_reason = _choose_device(config.device)
+    dtype, dtype_reason = _choose_dtype(config.dtype, device)
+    compiled, compile_reason = _choose_compile(config.compile, device)
+    return Runtime(
+        backend="torch",
+        device=device,
+        dtype=dtype,
+        compile=compiled,
+        loss_chunk=config.loss_chunk,
+        gradient_checkpointing=config.gradient_checkpointing,
+        reasons=(device_reason, dtype_reason, compile_reason),
+        details=_details(device),
+    )
+
+
+def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
+    """Bytes that CUDA holds: `peak`, `active`, `cache`; empty on the CPU and on MPS, which keep no peak."""
+    if runtime.device != "cuda":
+        return {}
+    numbers = {
+        "peak": torch.cuda.max_memory_allocated(),
+        "active": torch.cuda.memory_allocated(),
+        "cache": torch.cuda.memory_reserved() - torch.cuda.memory_allocated(),
+    }
+    if reset_peak:
+        torch.cuda.reset_peak_memory_stats()
+    return numbers
+
+
+def _choose_device(wanted: str) -> tuple[str, str]:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    gpus = [name for name in ("cuda", "mps") if available[name]]
+    if wanted == "auto":
+        device = (gpus or ["cpu"])[0]
+        return device, f"device {device}: " + ("the fastest here" if gpus else "no CUDA or MPS device here")
+    if wanted == "gpu":
+        wanted = (gpus or ["gpu"])[0]
+    if not available.get(wanted, False):
+        found = ", ".join(name for name, here in available.items() if here)
+        raise FaiscaError(f"device {wanted} is not available to torch here: choose among {found}, or auto")
+    return wanted, f"device {wanted}: asked for"
+
+
+def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
+    if wanted != "auto":
+        return wanted, f"dtype {wanted}: asked for"
+    if device == "cuda" and torch.cuda.is_bf16_supported():
+        return "bfloat16", "dtype bfloat16 for activations (autocast), float32 weights: tensor cores are there"
+    return "float32", f"dtype float32: bfloat16 is slower, or not safe, on {device}"
+
+
+def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
+    if wanted != "auto":
+        return wanted == "on", f"compile {wanted}: asked for"
+    if device == "cuda":
+        return True, "compile on: launch overhead rivals the work of a small model on CUDA"
+    return False, f"compile off: it does not pay on {device}"
+
+
+def _details(device: str) -> dict[str, str]:
+    details = {"torch": torch.__version__, "float32_matmul": torch.get_float32_matmul_precision()}
+    if device == "cuda":
+        return details | {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+    if device == "cpu":
+        blas = "MKL" if torch.backends.mkl.is_available() else "OpenBLAS or Eigen"
+        return details | {"threads": str(torch.get_num_threads()), "blas": blas}
+    return details

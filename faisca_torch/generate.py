@@ -1,0 +1,79 @@
+"""Sampling: filter the logits, draw a token, loop with a key-value cache.
+
+Tokens are drawn by the inverse of the cumulative distribution, in the order of token ids, from
+uniform numbers that the core supplies: the same numbers give the same tokens in both twins.
+Rows of different prompt lengths start together: the shorter ones sample while the longer ones
+still read their prompts, so every row is at the same position and nothing is padded.
+
+Shapes: B rows, R rows still alive, V vocabulary, S candidates after filtering.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faisca.backend import Sampling
+from faisca_torch.model import GPT, KeyValueCache
+from faisca_torch.train import precision, to_device
+
+
+def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probabilities and token ids [R, S] of the candidates, in the order of token ids.
+
+    The top_k likeliest are taken first (0: all); of these, the likeliest that together reach
+    top_p, the one that crosses it included, keep their probability and the rest get 0.
+    """
+    V = logits_RV.shape[1]
+    scaled = logits_RV.float() / temperature
+    if not 0 < top_k < V and top_p >= 1:
+        return scaled.softmax(1), torch.arange(V, device=scaled.device).expand_as(scaled)
+    values, ids = scaled.topk(min(top_k or V, V), dim=1)  # likeliest first
+    probs = values.softmax(1)
+    before = probs.cumsum(1) - probs  # probability of the likelier ones
+    probs = probs.where(before < top_p, 0.0)
+    ids, order = ids.sort(1)
+    return probs.gather(1, order), ids
+
+
+def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
+    """One token id a row: int64 [R]. Temperature 0 takes the likeliest."""
+    if sampling.temperature == 0:
+        return logits_RV.argmax(1)
+    probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
+    cumulative = probs_RS.cumsum(1)
+    threshold = uniforms_R[:, None] * cumulative[:, -1:]
+    picked = (cumulative <= threshold).sum(1, keepdim=True).clamp(max=ids_RS.shape[1] - 1)
+    return ids_RS.gather(1, picked).squeeze(1)
+
+
+@torch.inference_mode()
+def generate(
+    *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: int
+) -> Iterator[np.ndarray]:
+    """Completions a column at a time: int64 [B], -1 where a row has no new token.
+
+    `uniforms` is float32 [B, max_new_tokens]; see `faisca.backend.Backend.generate`.
+    """
+    model.eval()
+    lengths = np.array([len(prompt) for prompt in prompts])
+    cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
+    tokens = np.array([prompt[:position] for prompt in prompts])
+    while len(rows):
+        nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
+        uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
+        with precision(model):
+            logits_RV = model(to_device(model, tokens), cache)[:, -1] @ model.head_VD.T
+        chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
+        for i in np.flatnonzero(nth_new < 0):
+            chosen[i] = prompts[rows[i]][position]
+        column = np.full(len(prompts), -1)
+        column[rows[nth_new >= 0]] = chosen[nth_new >= 0]
+        yield column
+        position += 1
+        ended = (nth_new >= 0) & ((chosen == end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
+        stays = np.flatnonzero(~ended & (position <= model.config.context))
+        if len(stays) < len(rows):
+            cache.keep(stays)
+        rows, tokens = rows[stays], chosen[stays, None]

@@ -1,0 +1,103 @@
+"""Cross-entropy and log-probabilities straight from hidden states, never holding all logits.
+
+For 64 x 256 tokens and a vocabulary of 50,257 the logits are 3.3 GB, and a plain loss keeps
+several copies. Here only `chunk` rows of logits are alive at a time. Cross-entropy computes its
+gradients in the forward pass, chunk by chunk, because its upstream gradient is one number; the
+log-probabilities of GRPO have an upstream gradient per token, so they recompute their chunks.
+
+Shapes: N tokens, D model width, V vocabulary. With p = softmax(logits):
+d(-log p[target]) / d logits = p - one_hot(target).
+"""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    """Summed -log p(target) in nats: float32 scalar. Negative targets are left out."""
+    return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, head_VD.to(hidden_ND.dtype), targets_N, chunk))
+
+
+def linear_log_probs(
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
+
+    Gradients flow through the log-probabilities only.
+    """
+    return cast(
+        tuple[Tensor, Tensor],
+        _LinearLogProbs.apply(hidden_ND, head_VD.to(hidden_ND.dtype), targets_N, temperature, chunk),
+    )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+        N = len(hidden_ND)
+        with_gradients = any(ctx.needs_input_grad[:2])
+        losses_N = torch.empty(N, device=hidden_ND.device)
+        d_hidden_ND = torch.empty_like(hidden_ND) if with_gradients else None
+        d_head_VD = torch.zeros_like(head_VD) if with_gradients else None
+        buffer = hidden_ND.new_empty(min(chunk, N), len(head_VD))
+        for rows in _chunks(N, chunk):
+            hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
+            logits = torch.mm(hidden, head_VD.T, out=buffer[: len(hidden)])
+            picked = logits.gather(1, target[:, None]).float()
+            peak = logits.amax(1, keepdim=True)
+            exps = logits.sub_(peak).exp_()  # in place: the one pass over the chunk that costs
+            sums = exps.sum(1, keepdim=True, dtype=torch.float32)
+            losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
+            if d_hidden_ND is not None and d_head_VD is not None:
+                share = (valid / sums).to(hidden.dtype)  # p = exps / sums, applied to the narrow side
+                torch.mm(exps, head_VD, out=d_hidden_ND[rows])
+                d_hidden_ND[rows].mul_(share).sub_(head_VD[target] * valid)
+                d_head_VD.addmm_(exps.T, hidden * share)
+                d_head_VD.index_add_(0, target, -hidden * valid)
+        ctx.save_for_backward(d_hidden_ND, d_head_VD)
+        return losses_N.sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        d_hidden_ND, d_head_VD = ctx.saved_tensors
+        return d_hidden_ND * upstream.to(d_hidden_ND.dtype), d_head_VD * upstream.to(d_head_VD.dtype), None, None
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        log_probs_N = torch.empty(len(hidden_ND), device=hidden_ND.device)
+        entropies_N = torch.empty_like(log_probs_N)
+        for rows in _chunks(len(hidden_ND), chunk):
+            log_p = _log_softmax(hidden_ND[rows], head_VD, temperature)
+            log_probs_N[rows] = log_p.gather(1, targets_N[rows, None]).squeeze(1)
+            entropies_N[rows] = -(log_p.exp() * log_p).sum(1)
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropies_N)
+        return log_probs_N, entropies_N
+
+    @staticmethod
+    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        hidden_ND, head_VD, targets_N = ctx.saved_tensors
+        d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
+        for rows in _chunks(len(hidden_ND), ctx.chunk):
+            d_logits = _log_softmax(hidden_ND[rows], head_VD, ctx.temperature).exp_().neg_()
+            d_logits.scatter_add_(1, targets_N[rows, None], torch.ones_like(d_logits[:, :1]))
+            d_logits = d_logits.mul_(upstream_N[rows, None] / ctx.temperature).to(hidden_ND.dtype)
+            torch.mm(d_logits, head_VD, out=d_hidden_ND[rows])
+            d_head_VD.addmm_(d_logits.T, hidden_ND[rows])
+        return d_hidden_ND, d_head_VD, None, None, None
+
+
+def _log_softmax(hidden_nD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+    return ((hidden_nD @ head_VD.T).float() / temperature).log_softmax(1)  # [n, V]
+
+
+def _chunks(size: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, start + chunk) for start in range(0, size, chunk))
