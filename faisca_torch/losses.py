@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 
 
-def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
-    """Summed -log p(target) in nats: float32 scalar. Negative targets are left out."""
-    return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, head_VD.to(hidden_ND.dtype), targets_N, chunk))
+def linear_cross_entropy(
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
+) -> Tensor:
+    """Summed -log p(target) in nats: float32 scalar. Negative targets are left out.
+
+    Without gradients two thirds of the matrix products fall away.
+    """
+    head_VD = head_VD.to(hidden_ND.dtype)
+    return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, chunk, with_gradients))
 
 
 def linear_log_probs(
@@ -36,9 +42,10 @@ def linear_log_probs(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
+    ) -> Tensor:
         N = len(hidden_ND)
-        with_gradients = any(ctx.needs_input_grad[:2])
         losses_N = torch.empty(N, device=hidden_ND.device)
         d_hidden_ND = torch.empty_like(hidden_ND) if with_gradients else None
         d_head_VD = torch.zeros_like(head_VD) if with_gradients else None
@@ -61,9 +68,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return losses_N.sum()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         d_hidden_ND, d_head_VD = ctx.saved_tensors
-        return d_hidden_ND * upstream.to(d_hidden_ND.dtype), d_head_VD * upstream.to(d_head_VD.dtype), None, None
+        return d_hidden_ND * upstream.to(d_hidden_ND.dtype), d_head_VD * upstream.to(d_head_VD.dtype), None, None, None
 
 
 class _LinearLogProbs(torch.autograd.Function):

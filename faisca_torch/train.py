@@ -64,7 +64,7 @@ def train_step(
     loss = torch.zeros((), device=learner.model.runtime.device)
     for rows in range(0, len(inputs), micro_batch_size or len(inputs)):
         part = slice(rows, rows + (micro_batch_size or len(inputs)))
-        part_loss = _summed_loss(learner.hidden, learner.model, inputs[part], targets[part]) / targets.size
+        part_loss = _summed_loss(learner.hidden, learner.model, inputs[part], targets[part], True) / targets.size
         part_loss.backward()
         loss += part_loss.detach()
     return update(learner=learner, loss=loss, learning_rate=learning_rate)
@@ -97,7 +97,7 @@ def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
     """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
     model.eval()
     with torch.inference_mode():
-        return _summed_loss(model, model, inputs, targets).item()
+        return _summed_loss(model, model, inputs, targets, False).item()
 
 
 def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
@@ -137,8 +137,14 @@ def to_device(model: GPT, tokens: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(tokens, dtype=np.int64)).to(model.runtime.device, non_blocking=True)
 
 
-def _summed_loss(hidden: Callable[[Tensor], Tensor], model: GPT, inputs: np.ndarray, targets: np.ndarray) -> Tensor:
+def _summed_loss(
+    hidden: Callable[[Tensor], Tensor],
+    model: GPT,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    with_gradients: bool,
+) -> Tensor:
     with precision(model):
         hidden_ND = hidden(to_device(model, inputs)).flatten(0, 1)
     targets_N = to_device(model, targets).flatten()
-    return linear_cross_entropy(hidden_ND, model.head_VD, targets_N, model.runtime.loss_chunk)
+    return linear_cross_entropy(hidden_ND, model.head_VD, targets_N, model.runtime.loss_chunk, with_gradients)

@@ -1,0 +1,37 @@
+"""The end of a stage: measure the model, enter it in the summary, save for good."""
+
+from typing import Any
+
+from faisca.backend import Learner, Model
+from faisca.evaluation import measure
+from faisca.runs import Progress, Run
+
+MEASURES = (
+    "validation_loss",
+    "bits_per_byte",
+    "portugal_validation_loss",
+    "football_share",
+    "distinct_share",
+    "samples",
+)
+
+
+def finish_stage(
+    run: Run, progress: Progress, model: Model, learner: Learner, reference: Any = None, **more: float
+) -> None:
+    """Append the stage's entry to the summary (`more` goes into it too) and write its last checkpoint."""
+    progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.peak_memory())
+    run.log.say(f"measuring the model after {progress.stage}")
+    after = measure(run.bench, model, run.yardsticks)
+    entry: dict[str, Any] = {"stage": progress.stage, "steps": progress.step}
+    for name in MEASURES:
+        entry |= {f"{name}_before": progress.before[name], f"{name}_after": after[name]}
+    entry |= more | {
+        "seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "skipped_steps": progress.skipped,
+    }
+    run.stages.append(entry)
+    run.log.record(stage=progress.stage, step=progress.step, **{f"full_{name}": after[name] for name in MEASURES})
+    run.save(progress, model=model, learner=learner, finished=True, reference=reference)

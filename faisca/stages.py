@@ -1,0 +1,154 @@
+"""The recipe: pre-training, SFT and GRPO, one after the other on one model, from the start or from a checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faisca.backend import Model
+from faisca.batches import steps_per_epoch, training_batch
+from faisca.checkpoint import Checkpoint, load_checkpoint
+from faisca.config import STAGES, Config, TrainConfig
+from faisca.config_files import config_from_dict
+from faisca.errors import FaiscaError
+from faisca.evaluation import measure, measure_loss, show_samples
+from faisca.parameters import initial_parameters
+from faisca.plots import draw_charts
+from faisca.reinforcement import reinforce
+from faisca.runs import Progress, Run, due, open_run
+from faisca.schedule import learning_rate
+from faisca.stage_end import MEASURES, finish_stage
+from faisca.step_log import StepLog
+from faisca.streams import integer_seed
+from faisca.summary import show_summary, write_summary
+
+
+def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[str, Any]:
+    """Run `config.run.stages` in a new folder, from initial weights or from a checkpoint's; returns the summary."""
+    if start_from is None and config.run.stages[0] == "grpo":
+        raise FaiscaError("grpo starts from a trained model: name a checkpoint with --from")
+    checkpoint = None if start_from is None else load_checkpoint(start_from)
+    with open_run(config, folder, checkpoint=checkpoint) as opened:
+        if checkpoint is None:
+            parameters = initial_parameters(opened.model_config, config.run.seed)
+        else:
+            opened.log.say(f"starting from {checkpoint.folder}: its model, tokenizer and weights")
+            parameters = checkpoint.parameters
+        return _run_stages(opened, _make_model(opened, parameters), list(config.run.stages), None)
+
+
+def resume(folder: Path, config: Config) -> dict[str, Any]:
+    """Continue a run from its newest good checkpoint, as if it had never stopped; returns the summary."""
+    checkpoint = load_checkpoint(folder)
+    with open_run(config, folder, checkpoint=checkpoint, resuming=True) as opened:
+        opened.log.say(f"resuming after step {checkpoint.step} of {checkpoint.stage}")
+        written_by = checkpoint.state["backend"]
+        if written_by != opened.runtime.backend:
+            opened.log.say(f"from here on with backend {opened.runtime.backend}; so far it was {written_by}")
+        model = _make_model(opened, checkpoint.parameters)
+        to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= STAGES.index(checkpoint.stage)]
+        if checkpoint.state["finished"]:
+            to_do, checkpoint = [stage for stage in to_do if stage != checkpoint.stage], None
+        return _run_stages(opened, model, to_do, checkpoint)
+
+
+def saved_config(folder: Path) -> Config:
+    """The configuration in a run's newest good checkpoint."""
+    return config_from_dict(load_checkpoint(folder, say=lambda _: None).state["config"])
+
+
+def _make_model(run: Run, parameters: dict[str, Any]) -> Model:
+    return run.backend.make_model(config=run.model_config, parameters=parameters, runtime=run.runtime)
+
+
+def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoint | None) -> dict[str, Any]:
+    for stage in stages:
+        if checkpoint is not None:
+            progress = Progress(**checkpoint.state["progress"])
+        else:
+            progress = Progress(stage, before=_measured_before(run, model, stage))
+        run.peak_memory()  # starts a new peak
+        perform: Callable[..., None] = reinforce if stage == "grpo" else train
+        perform(run, progress, model, checkpoint)
+        checkpoint = None
+        write_summary(run.folder, run.summary)
+        draw_charts(run.folder)
+    show_summary(run.summary, run.log.console)
+    run.log.say(f"all of it is in {run.folder}; try: faisca generate {run.folder} --prompt Presidente")
+    return run.summary
+
+
+def _measured_before(run: Run, model: Model, stage: str) -> dict[str, Any]:
+    """Measurements before a stage: those after the last one, if there was one in this run."""
+    if run.stages:
+        return {key: run.stages[-1].get(f"{key}_after") for key in MEASURES}
+    run.log.say(f"measuring the model before {stage}")
+    return measure(run.bench, model, run.yardsticks)
+
+
+def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
+    """Pre-training or SFT: minimise the cross-entropy of the stage's windows."""
+    stage, seed = progress.stage, run.config.run.seed
+    config: TrainConfig = getattr(run.config, stage)
+    windows = run.windows(stage)
+    an_epoch = steps_per_epoch(windows, config.batch_size)
+    total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
+    learner = run.backend.make_learner(model=model, config=config)
+    if checkpoint is not None:
+        run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
+    else:
+        evaluate_along(run, progress, model, an_epoch)
+    with run.log.track(stage, total, done=progress.step) as tracker:
+        steps = StepLog(run, progress, tracker)
+        while progress.step < total:
+            step = progress.step
+            inputs, targets = training_batch(
+                windows, batch_size=config.batch_size, seed=seed, stage=stage, step=step
+            )
+            rate = learning_rate(config, step, total)
+            metrics = run.backend.train_step(
+                learner=learner,
+                inputs=inputs,
+                targets=targets,
+                learning_rate=rate,
+                micro_batch_size=config.micro_batch_size,
+                dropout_seed=integer_seed(seed, f"dropout in {stage}", step),
+            )
+            progress.step += 1
+            steps.add(metrics, inputs.size, learning_rate=rate, epoch=progress.step / an_epoch)
+            if due(progress.step, config.evaluate_every) or progress.step == total:
+                with steps.paused():
+                    evaluate_along(run, progress, model, an_epoch)
+            if due(progress.step, an_epoch):
+                with steps.paused():
+                    sample_along(run, progress, model)
+            if due(progress.step, run.config.run.checkpoint_every) or run.stop:
+                with steps.paused():
+                    run.save(progress, model=model, learner=learner, finished=False)
+            run.answer_stop()
+        steps.record()
+    finish_stage(run, progress, model, learner)
+
+
+def evaluate_along(run: Run, progress: Progress, model: Model, an_epoch: int) -> None:
+    """Record the losses on the first `evaluation_batches` of both yardsticks."""
+    config: TrainConfig = getattr(run.config, progress.stage)
+    loss, bits = measure_loss(run.bench, model, run.yardsticks["validation"], config.evaluation_batches)
+    portugal, _ = measure_loss(run.bench, model, run.yardsticks["portugal"], config.evaluation_batches)
+    best = progress.best_validation_loss
+    progress.best_validation_loss = loss if best is None else min(best, loss)
+    run.log.record(
+        stage=progress.stage,
+        step=progress.step,
+        epoch=progress.step / an_epoch,
+        tokens_seen=progress.tokens,
+        validation_loss=loss,
+        bits_per_byte=bits,
+        portugal_validation_loss=portugal,
+    )
+
+
+def sample_along(run: Run, progress: Progress, model: Model) -> None:
+    """Show and record a few headlines."""
+    headlines = show_samples(run.bench, model, progress.step)
+    run.log.record(stage=progress.stage, step=progress.step, samples=headlines)
+    run.log.say(f"{progress.stage} step {progress.step} writes: {headlines[0]}")

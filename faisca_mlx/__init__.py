@@ -1,0 +1,36 @@
+"""Faísca's MLX twin: Apple silicon first, Linux too. `faisca.backend.Backend` says what each function does."""
+
+from faisca.fast_blas import load_fast_blas
+
+load_fast_blas()  # has to come before MLX's library is loaded
+
+from faisca_mlx.device import memory, open_runtime  # noqa: E402
+from faisca_mlx.generate import generate  # noqa: E402
+from faisca_mlx.grpo import grpo_step  # noqa: E402
+from faisca_mlx.model import make_model  # noqa: E402
+from faisca_mlx.train import (  # noqa: E402
+    evaluate,
+    logits,
+    make_learner,
+    read_metrics,
+    token_log_probs,
+    train_step,
+)
+from faisca_mlx.weights import get_optimizer_state, get_parameters, set_optimizer_state  # noqa: E402
+
+__all__ = [
+    "evaluate",
+    "generate",
+    "get_optimizer_state",
+    "get_parameters",
+    "grpo_step",
+    "logits",
+    "make_learner",
+    "make_model",
+    "memory",
+    "open_runtime",
+    "read_metrics",
+    "set_optimizer_state",
+    "token_log_probs",
+    "train_step",
+]

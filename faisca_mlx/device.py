@@ -1,0 +1,78 @@
+"""Which device, which dtype, compiled or not: chosen once, with the reason in words."""
+
+import os
+import shutil
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from faisca.backend import Runtime
+from faisca.config import RunConfig
+from faisca.errors import FaiscaError
+from faisca.fast_blas import load_fast_blas
+
+
+def open_runtime(*, config: RunConfig) -> Runtime:
+    """Choose device, dtype and compilation; FaiscaError where what was asked for cannot be had."""
+    device, device_reason = _choose_device(config.device)
+    dtype, dtype_reason = _choose_dtype(config.dtype, device)
+    compiled, compile_reason = _choose_compile(config.compile, device)
+    mx.set_default_device(mx.gpu if device == "gpu" else mx.cpu)
+    if config.cache_limit_gb:
+        mx.set_cache_limit(int(config.cache_limit_gb * 2**30))
+    warning = load_fast_blas().warning
+    return Runtime(
+        backend="mlx",
+        device=device,
+        dtype=dtype,
+        compile=compiled,
+        loss_chunk=config.loss_chunk,
+        gradient_checkpointing=config.gradient_checkpointing,
+        reasons=(device_reason, dtype_reason, compile_reason) + ((warning,) if warning else ()),
+        details=_details(device),
+    )
+
+
+def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
+    """Bytes that MLX holds: `peak`, `active`, `cache`; its peak leaves the buffer cache out."""
+    numbers = {"peak": mx.get_peak_memory(), "active": mx.get_active_memory(), "cache": mx.get_cache_memory()}
+    if reset_peak:
+        mx.reset_peak_memory()
+    return numbers
+
+
+def _choose_device(wanted: str) -> tuple[str, str]:
+    available = {"mps": mx.metal.is_available(), "cuda": mx.cuda.is_available()}
+    gpu = any(available.values())
+    if wanted == "auto":
+        device = "gpu" if gpu else "cpu"
+        return device, f"device {device}: " + ("the fastest here" if gpu else "no Metal or CUDA device here")
+    if wanted != "cpu" and not available.get(wanted, gpu):
+        found = ", ".join([*(name for name, here in available.items() if here), "cpu"])
+        raise FaiscaError(f"device {wanted} is not available to mlx here: choose among {found}, or auto")
+    return ("cpu" if wanted == "cpu" else "gpu"), f"device {wanted}: asked for"
+
+
+def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
+    if wanted != "auto":
+        return wanted, f"dtype {wanted}: asked for"
+    if device == "cpu":
+        return "float32", "dtype float32: bfloat16 products do not use the BLAS on the CPU"
+    return "float32", "dtype float32: equal to the torch twin's; --run.dtype bfloat16 halves the activations"
+
+
+def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
+    if wanted != "auto":
+        return wanted == "on", f"compile {wanted}: asked for"
+    if device == "cpu" and shutil.which("g++") is None:
+        return False, "compile off: MLX compiles for the CPU with g++, which is not installed"
+    return True, "compile on: one graph a step, its elementwise operations fused"
+
+
+def _details(device: str) -> dict[str, str]:
+    details = {"mlx": version("mlx")}
+    if device == "cpu":
+        return details | {"blas": load_fast_blas().name}
+    info = mx.device_info()
+    tf32 = "off" if os.environ.get("MLX_ENABLE_TF32") == "0" else "allowed (MLX_ENABLE_TF32=0 turns it off)"
+    return details | {"gpu": str(info.get("device_name", "unknown")), "tf32": tf32}

@@ -1,0 +1,94 @@
+"""Sampling: filter the logits, draw a token, loop with a key-value cache.
+
+Tokens are drawn by the inverse of the cumulative distribution, in the order of token ids, from
+uniform numbers that the core supplies: the same numbers give the same tokens in both twins.
+Rows of different prompt lengths start together: the shorter ones sample while the longer ones
+still read their prompts, so every row is at the same position and nothing is padded. The next
+column is computed while the host reads the last one, so a row that ends costs one column more.
+
+Shapes: B rows, R rows still alive, V vocabulary, S candidates after filtering.
+"""
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from faisca.backend import Sampling
+from faisca_mlx.model import GPT, KeyValueCache
+from faisca_mlx.train import precision, to_device
+
+
+def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:
+    """Probabilities and token ids [R, S] of the candidates, in the order of token ids.
+
+    The top_k likeliest are taken first (0: all); of these, the likeliest that together reach
+    top_p, the one that crosses it included, keep their probability and the rest get 0.
+    """
+    V = logits_RV.shape[1]
+    scaled = logits_RV.astype(mx.float32) / temperature
+    if not 0 < top_k < V and top_p >= 1:
+        return mx.softmax(scaled, axis=1), mx.broadcast_to(mx.arange(V), scaled.shape)
+    k = min(top_k or V, V)
+    ids = mx.argpartition(-scaled, k - 1, axis=1)[:, :k] if k < V else mx.broadcast_to(mx.arange(V), scaled.shape)
+    ids = mx.sort(ids, axis=1)
+    probs = mx.softmax(mx.take_along_axis(scaled, ids, axis=1), axis=1)
+    if top_p < 1:
+        likeliest_first = mx.argsort(-probs, axis=1)
+        sorted_probs = mx.take_along_axis(probs, likeliest_first, axis=1)
+        before = mx.cumsum(sorted_probs, axis=1) - sorted_probs  # probability of the likelier ones
+        kept = mx.where(before < top_p, sorted_probs, 0.0)
+        probs = mx.take_along_axis(kept, mx.argsort(likeliest_first, axis=1), axis=1)
+    return probs, ids
+
+
+def sample(logits_RV: mx.array, uniforms_R: mx.array, sampling: Sampling) -> mx.array:
+    """One token id a row: [R]. Temperature 0 takes the likeliest."""
+    if sampling.temperature == 0:
+        return logits_RV.argmax(axis=1)
+    probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
+    cumulative = mx.cumsum(probs_RS, axis=1)
+    threshold = uniforms_R[:, None] * cumulative[:, -1:]
+    picked = mx.minimum((cumulative <= threshold).sum(axis=1, keepdims=True), ids_RS.shape[1] - 1)
+    return mx.take_along_axis(ids_RS, picked, axis=1).squeeze(1)
+
+
+def generate(
+    *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: int
+) -> Iterator[np.ndarray]:
+    """Completions a column at a time: int64 [B], -1 where a row has no new token.
+
+    `uniforms` is float32 [B, max_new_tokens]; see `faisca.backend.Backend.generate`.
+    """
+    model.eval()
+    lengths = np.array([len(prompt) for prompt in prompts])
+    cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
+
+    def next_column(tokens: mx.array, position: int) -> mx.array:
+        nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
+        uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
+        with precision(model):
+            logits_RV = model(tokens, cache)[:, -1] @ model.head_VD.T
+        chosen = sample(logits_RV, mx.array(uniforms_R), sampling)
+        if (nth_new < 0).any():
+            given = np.array([(prompts[row] + [0] * position)[position] for row in rows])
+            chosen = mx.where(mx.array(nth_new < 0), mx.array(given), chosen)
+        mx.async_eval(chosen)
+        return chosen
+
+    column = next_column(to_device(model, np.array([prompt[:position] for prompt in prompts])), position)
+    while len(rows):
+        nth_new = position - lengths[rows]
+        goes_on = position + 1 <= model.config.context and (nth_new + 1 < sampling.max_new_tokens).any()
+        following = next_column(column[:, None], position + 1) if goes_on else column
+        chosen = np.array(column)
+        new_tokens = np.full(len(prompts), -1)
+        new_tokens[rows[nth_new >= 0]] = chosen[nth_new >= 0]
+        yield new_tokens
+        position += 1
+        ended = (nth_new >= 0) & ((chosen == end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
+        stays = np.flatnonzero(~ended & (position <= model.config.context))
+        if len(stays) < len(rows):
+            cache.keep(stays)
+            following = following[mx.array(stays)]
+        rows, column = rows[stays], following

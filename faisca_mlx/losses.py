@@ -1,0 +1,135 @@
+"""Cross-entropy and log-probabilities straight from hidden states, never holding all logits.
+
+For 64 x 256 tokens and a vocabulary of 50,257 the logits are 3.3 GB, and a plain loss keeps
+several copies. Here only `chunk` rows of logits are alive at a time: `mx.depends` makes each
+chunk wait for the one before it. Cross-entropy computes its gradients in the forward pass, chunk
+by chunk, because its upstream gradient is one number; the log-probabilities of GRPO have an
+upstream gradient per token, so they recompute their chunks.
+
+Shapes: N tokens, D model width, V vocabulary. With p = softmax(logits):
+d(-log p[target]) / d logits = p - one_hot(target).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+
+
+def linear_cross_entropy(
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, with_gradients: bool
+) -> mx.array:
+    """Summed -log p(target) in nats: float32 scalar. Negative targets are left out.
+
+    Without gradients two thirds of the matrix products fall away.
+    """
+    head_VD = head_VD.astype(hidden_ND.dtype)
+    if not with_gradients:
+        return _loss(hidden_ND, head_VD, targets_N, chunk)
+
+    @mx.custom_function
+    def loss_and_gradients(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        return _loss_and_gradients(hidden_ND, head_VD, targets_N, chunk)
+
+    @loss_and_gradients.vjp
+    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+        upstream, (_, d_hidden_ND, d_head_VD) = cotangents[0].astype(hidden_ND.dtype), outputs
+        return upstream * d_hidden_ND, upstream * d_head_VD
+
+    return loss_and_gradients(hidden_ND, head_VD)[0]
+
+
+def linear_log_probs(
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
+) -> tuple[mx.array, mx.array]:
+    """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
+
+    Gradients flow through the log-probabilities only.
+    """
+
+    @mx.custom_function
+    def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array]:
+        return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk)
+
+    @log_probs.vjp
+    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+        return _log_probs_gradients(*primals, targets_N, cotangents[0], temperature, chunk)
+
+    log_probs_N, entropies_N = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
+    return log_probs_N, mx.stop_gradient(entropies_N)
+
+
+def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
+    losses, done = [], []
+    for rows in _chunks(len(targets_N), chunk):
+        hidden = mx.depends([hidden_ND[rows]], done)[0] if done else hidden_ND[rows]
+        logits, target = (hidden @ head_VD.T).astype(mx.float32), targets_N[rows]
+        picked = mx.take_along_axis(logits, mx.maximum(target, 0)[:, None], axis=1).squeeze(1)
+        done = [mx.where(target >= 0, mx.logsumexp(logits, axis=1) - picked, 0.0)]
+        losses += done
+    return mx.concatenate(losses).sum()
+
+
+def _loss_and_gradients(
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int
+) -> tuple[mx.array, mx.array, mx.array]:
+    losses, d_hidden, d_head_VD = [], [], None
+    valid_N1, target_N = (targets_N >= 0)[:, None].astype(hidden_ND.dtype), mx.maximum(targets_N, 0)
+    for rows in _chunks(len(targets_N), chunk):
+        hidden = hidden_ND[rows] if d_head_VD is None else mx.depends([hidden_ND[rows]], [d_head_VD])[0]
+        logits = hidden @ head_VD.T
+        picked = mx.take_along_axis(logits, target_N[rows, None], axis=1).astype(mx.float32)
+        peak = logits.max(axis=1, keepdims=True)
+        exps = mx.exp(logits - peak)  # the one exponential a logit
+        sums = exps.astype(mx.float32).sum(axis=1, keepdims=True)
+        losses.append((peak + mx.log(sums) - picked) * valid_N1[rows])
+        share = (valid_N1[rows] / sums).astype(hidden.dtype)  # p = exps / sums, applied to the narrow side
+        d_hidden.append((exps @ head_VD) * share)
+        d_head = exps.T @ (hidden * share)
+        d_head_VD = d_head if d_head_VD is None else d_head_VD + d_head
+    d_hidden_ND = mx.concatenate(d_hidden) - head_VD[target_N] * valid_N1
+    assert d_head_VD is not None
+    return mx.concatenate(losses).sum(), d_hidden_ND, d_head_VD.at[target_N].add(-hidden_ND * valid_N1)
+
+
+def _log_probs_and_entropies(
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
+) -> tuple[mx.array, mx.array]:
+    picked, entropies = [], []
+    for rows in _chunks(len(targets_N), chunk):
+        hidden = mx.depends([hidden_ND[rows]], entropies[-1:])[0] if entropies else hidden_ND[rows]
+        log_p = _log_softmax(hidden, head_VD, temperature)
+        picked.append(mx.take_along_axis(log_p, targets_N[rows, None], axis=1).squeeze(1))
+        entropies.append(-(mx.exp(log_p) * log_p).sum(axis=1))
+    return mx.concatenate(picked), mx.concatenate(entropies)
+
+
+def _log_probs_gradients(
+    hidden_ND: mx.array,
+    head_VD: mx.array,
+    targets_N: mx.array,
+    upstream_N: mx.array,
+    temperature: float,
+    chunk: int,
+) -> tuple[mx.array, mx.array]:
+    d_hidden, d_head_VD = [], None
+    scaled_N1 = (upstream_N / temperature)[:, None]
+    for rows in _chunks(len(targets_N), chunk):
+        hidden = hidden_ND[rows] if d_head_VD is None else mx.depends([hidden_ND[rows]], [d_head_VD])[0]
+        minus_p = (mx.exp(_log_softmax(hidden, head_VD, temperature)) * -scaled_N1[rows]).astype(hidden.dtype)
+        d_hidden.append(minus_p @ head_VD)
+        d_head = minus_p.T @ hidden
+        d_head_VD = d_head if d_head_VD is None else d_head_VD + d_head
+    assert d_head_VD is not None
+    scaled_N1 = scaled_N1.astype(hidden_ND.dtype)
+    d_hidden_ND = mx.concatenate(d_hidden) + head_VD[targets_N] * scaled_N1
+    return d_hidden_ND, d_head_VD.at[targets_N].add(hidden_ND * scaled_N1)
+
+
+def _log_softmax(hidden_nD: mx.array, head_VD: mx.array, temperature: float) -> mx.array:
+    logits_nV = (hidden_nD @ head_VD.T).astype(mx.float32) / temperature
+    return logits_nV - mx.logsumexp(logits_nV, axis=1, keepdims=True)
+
+
+def _chunks(size: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, min(start + chunk, size)) for start in range(0, size, chunk))

@@ -1,0 +1,148 @@
+"""A GPT-2-style decoder (Radford et al. 2019), blocks in forward order.
+
+Shapes: B rows, T positions, D model width, H heads, K head width, V vocabulary. Modules are named
+so that `parameters()` has the canonical names of `faisca.parameters`.
+"""
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from faisca.backend import Runtime
+from faisca.config import ModelConfig
+from faisca.parameters import check_parameters
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, one pair of [B, H, length, K] arrays a block."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.length = 0
+        self.layers: list[tuple[mx.array, mx.array] | None] = [None] * num_layers
+
+    def append(
+        self, layer: int, key_BHTK: mx.array, value_BHTK: mx.array, capacity: int
+    ) -> tuple[mx.array, mx.array]:
+        """Write new positions of a block, and return all of its positions so far."""
+        pair = self.layers[layer]
+        if pair is None:
+            B, H, _, K = key_BHTK.shape
+            pair = (mx.zeros((B, H, capacity, K), key_BHTK.dtype), mx.zeros((B, H, capacity, K), key_BHTK.dtype))
+        end = self.length + key_BHTK.shape[2]
+        keys, values = pair
+        keys[:, :, self.length : end] = key_BHTK
+        values[:, :, self.length : end] = value_BHTK
+        self.layers[layer] = (keys, values)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Drop all rows but these: finished rows cost nothing."""
+        kept = mx.array(rows)
+        self.layers = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in self.layers]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with one fused projection to queries, keys and values."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
+        self.out_proj = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.dropout = nn.Dropout(config.attention_dropout)
+
+    def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None) -> mx.array:
+        B, T, D = x_BTD.shape
+        qkv = self.in_proj(x_BTD).reshape(B, T, 3, self.config.num_heads, self.config.head_dim)
+        query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        if cache is not None:
+            key, value = cache.append(self.layer, key, value, self.config.context)
+        scale, mask = self.config.head_dim**-0.5, "causal" if T > 1 else None
+        if self.training and self.config.attention_dropout:  # the fused kernel has no dropout
+            scores_BHTT = (scale * query) @ key.swapaxes(2, 3) + _causal_bias(T, query.dtype)
+            attended_BHTK = self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True)) @ value
+        else:
+            attended_BHTK = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+        return self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = nn.gelu_approx if config.activation == "gelu_tanh" else nn.gelu
+        self.up = nn.Linear(config.dim, config.hidden_dim)
+        self.down = nn.Linear(config.hidden_dim, config.dim)
+
+    def __call__(self, x_BTD: mx.array) -> mx.array:
+        return self.down(self.activation(self.up(x_BTD)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm: each half normalises its input and adds its output to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.attention = Attention(config, layer)
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None = None) -> mx.array:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), cache))
+        return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD)))
+
+
+class GPT(nn.Module):
+    """Token ids to final hidden states; the output head stays outside, so that losses can chunk it."""
+
+    def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
+        super().__init__()
+        self.config, self.runtime = config, runtime
+        self.token_embedding = nn.Embedding(config.vocabulary_size, config.dim)
+        self.positional_embedding = nn.Embedding(config.context, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer_blocks = [TransformerBlock(config, i) for i in range(config.num_layers)]
+        self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        if not config.tie_embeddings:
+            self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
+
+    @property
+    def head_VD(self) -> mx.array:
+        """Weight of the output head."""
+        return self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
+
+    def __call__(self, tokens_BT: mx.array, cache: KeyValueCache | None = None) -> mx.array:
+        """Final hidden states [B, T, D] of token ids [B, T] that follow what the cache holds."""
+        start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
+        end += start
+        if end > self.config.context:  # MLX would read beyond the table, silently
+            raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
+        x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding.weight[start:end]
+        x_BTD = self.dropout(x_BTD)
+        for block in self.transformer_blocks:
+            if self.runtime.gradient_checkpointing and self.training:
+                x_BTD = nn.utils.checkpoint(block)(x_BTD)
+            else:
+                x_BTD = block(x_BTD, cache)
+        if cache is not None:
+            cache.length = end
+        return self.final_layer_norm(x_BTD)
+
+
+def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> GPT:
+    """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
+    check_parameters(dict(parameters), config)
+    model = GPT(config, runtime)  # its own initial values are lazy, and never computed
+    model.update(tree_unflatten([(name, mx.array(value)) for name, value in parameters.items()]))
+    mx.eval(model.parameters())
+    return model.eval()
+
+
+def _causal_bias(T: int, dtype: mx.Dtype) -> mx.array:
+    return nn.MultiHeadAttention.create_additive_causal_mask(T, dtype)

@@ -1,0 +1,182 @@
+"""One training step, and the passes over a model that need no gradient."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+
+from faisca.config import OptimizerConfig
+from faisca.parameters import decays
+from faisca_mlx.losses import linear_cross_entropy, linear_log_probs
+from faisca_mlx.model import GPT
+
+Metrics = dict[str, mx.array]
+
+
+@dataclass
+class Learner:
+    """A model with its optimiser, and its steps, compiled where the runtime says so."""
+
+    model: GPT
+    optimizer: optim.Adam
+    config: OptimizerConfig
+    step: Callable[..., Metrics]
+    policy_steps: dict[Any, Callable[..., Metrics]]
+    """GRPO's steps by configuration; `grpo.py` fills it"""
+
+
+def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
+    optimizer = optim.Adam(
+        config.learning_rate,
+        betas=[config.beta1, config.beta2],
+        eps=config.epsilon,
+        bias_correction=True,  # off by default in MLX
+    )
+    optimizer.init(model.trainable_parameters())
+    learner = Learner(model, optimizer, config, lambda: {}, {})
+    learner.step = compiled(learner, partial(_step, learner))
+    return learner
+
+
+def compiled(learner: Learner, step: Callable[..., Metrics]) -> Callable[..., Metrics]:
+    """The step as one graph, if the runtime compiles: all the state that it reads or writes is declared."""
+    if not learner.model.runtime.compile:
+        return step
+    state = [learner.model.state, learner.optimizer.state, mx.random.state]
+    return mx.compile(step, inputs=state, outputs=state)
+
+
+def train_step(
+    *,
+    learner: Learner,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    learning_rate: float,
+    micro_batch_size: int,
+    dropout_seed: int,
+) -> Metrics:
+    """One AdamW step on the mean cross-entropy of [B, T] windows, `micro_batch_size` rows at a time.
+
+    Returns `loss` (nats), `grad_norm` (before clipping) and `skipped` (1 where either was not
+    finite, and weights and moments stayed as they were), still on the device.
+    """
+    learner.model.train()
+    mx.random.seed(dropout_seed)
+    parts = [
+        to_device(learner.model, tokens).reshape(-1, micro_batch_size or len(inputs), inputs.shape[1])
+        for tokens in (inputs, targets)
+    ]
+    metrics = learner.step(*parts, mx.array(learning_rate))  # a Python number would be compiled in
+    mx.eval(learner.model.state, learner.optimizer.state, metrics)
+    return metrics
+
+
+def update(*, learner: Learner, loss: mx.array, gradients: Any, learning_rate: mx.array) -> Metrics:
+    """Clip the gradients, and take the AdamW step unless something is not finite."""
+    model, optimizer, config = learner.model, learner.optimizer, learner.config
+    clipped, grad_norm = optim.clip_grad_norm(gradients, config.clip_norm or float("inf"))
+    finite = mx.isfinite(loss) & mx.isfinite(grad_norm)
+    old_weights, old_state = model.trainable_parameters(), tree_map(lambda value: value, optimizer.state)
+    optimizer.learning_rate = learning_rate
+    new_weights = optimizer.apply_gradients(clipped, _decayed(old_weights, config, learning_rate))
+    model.update(tree_map(partial(mx.where, finite), new_weights, old_weights))
+    optimizer.state.update(tree_map(partial(mx.where, finite), optimizer.state, old_state))
+    return {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(mx.float32)}
+
+
+def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:
+    """Numbers of past steps; waits for the device once."""
+    mx.eval(metrics)
+    return [{name: value.item() for name, value in step.items()} for step in metrics]
+
+
+def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
+    """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
+    model.eval()
+    return _summed_loss(model, to_device(model, inputs), to_device(model, targets), with_gradients=False).item()
+
+
+def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
+    """Token ids [B, T] -> logits, float32 [B, T, V]."""
+    model.eval()
+    with precision(model):
+        return np.array((model(to_device(model, tokens)) @ model.head_VD.T).astype(mx.float32))
+
+
+def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float) -> np.ndarray:
+    """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]."""
+    model.eval()
+    return np.array(shifted_log_probs(model, to_device(model, tokens), temperature)[0])
+
+
+def shifted_log_probs(model: GPT, tokens_BT: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
+    """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each."""
+    targets = tokens_BT[:, 1:]
+    with precision(model):
+        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)
+        log_probs_N, entropies_N = linear_log_probs(
+            hidden_ND, model.head_VD, targets.flatten(), temperature, model.runtime.loss_chunk
+        )
+    return log_probs_N.reshape(targets.shape), entropies_N.reshape(targets.shape)
+
+
+@contextlib.contextmanager
+def precision(model: GPT) -> Iterator[None]:
+    """The runtime's dtype for activations: weights cast to bfloat16 for the moment, nothing for float32."""
+    if model.runtime.dtype == "float32":
+        yield
+        return
+    weights = model.parameters()
+    model.update(tree_map(lambda value: value.astype(mx.bfloat16), weights))
+    try:
+        yield
+    finally:
+        model.update(weights)
+
+
+def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
+    """Token ids as an int32 array; MLX's memory is the device's."""
+    return mx.array(np.asarray(tokens, dtype=np.int32))
+
+
+def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learning_rate: mx.array) -> Metrics:
+    """The whole step over M micro-batches of R rows; each waits for the gradients of the one before."""
+    loss_and_grad = nn.value_and_grad(learner.model, lambda *batch: _summed_loss(learner.model, *batch, True))
+    total, gradients = mx.array(0.0), None
+    for inputs, targets in zip(inputs_MRT, targets_MRT, strict=True):
+        if gradients is not None:
+            done = [total, *(value for _, value in tree_flatten(gradients))]
+            inputs, targets = mx.depends([inputs, targets], done)
+        loss, more = loss_and_grad(inputs, targets)
+        total = total + loss
+        gradients = more if gradients is None else tree_map(mx.add, gradients, more)
+    gradients = tree_map(lambda gradient: gradient / targets_MRT.size, gradients)
+    return update(
+        learner=learner, loss=total / targets_MRT.size, gradients=gradients, learning_rate=learning_rate
+    )
+
+
+def _summed_loss(model: GPT, inputs: mx.array, targets: mx.array, with_gradients: bool) -> mx.array:
+    with precision(model):
+        hidden_ND = model(inputs).flatten(0, 1)
+        return linear_cross_entropy(
+            hidden_ND, model.head_VD, targets.flatten(), model.runtime.loss_chunk, with_gradients
+        )
+
+
+def _decayed(weights: Any, config: OptimizerConfig, learning_rate: mx.array) -> Any:
+    """Weights after decoupled decay, which MLX's AdamW would apply to all of them."""
+
+    def decay(name: str, weight: mx.array) -> mx.array:
+        applies = config.weight_decay and decays(name, weight.shape, config.decay)
+        return weight * (1 - learning_rate * config.weight_decay) if applies else weight
+
+    return tree_map_with_path(decay, weights)
