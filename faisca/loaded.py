@@ -73,7 +73,7 @@ class LoadedModel:
             raise FaiscaError(f"ids of shape {list(ids.shape)} and type {ids.dtype} are not an int array [B, T]")
         if ids.shape[1] > self.model_config.context:
             raise FaiscaError(f"{ids.shape[1]} ids do not fit the model's context of {self.model_config.context}")
-        if ids.size and not (0 <= ids.min() and ids.max() < limit):
+        if ids.size and not (ids.min() >= 0 and ids.max() < limit):
             raise FaiscaError(f"id {ids.min() if ids.min() < 0 else ids.max()} is outside the vocabulary of {limit}")
         return ids
 

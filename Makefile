@@ -1,0 +1,26 @@
+# venv + pip by default; with uv: `uv run faisca run` (see README.md).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	touch $@
+
+# A folder of its own each time, so that no earlier run is overwritten.
+demo: install
+	$(BIN)/faisca run --preset spark --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+# One thread a worker: two workers then use two cores without fighting over them.
+test: install lint
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,199 @@
+"""The command line: finds the command, parses its options, and turns errors into one line.
+
+Commands stand in one table and are imported only when called, so that `faisca --help` starts at
+once. `tyro` makes the options out of dataclasses; `parse` puts its errors into one line.
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from faisca.errors import FaiscaError, VerificationError
+
+Options = TypeVar("Options")
+
+COMMANDS = {
+    "run": ("faisca.commands:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
+    "pretrain": ("faisca.commands:pretrain", "only the first stage: a language model of headlines"),
+    "sft": ("faisca.commands:sft", "only fine-tuning, from a checkpoint: headlines of Portugal"),
+    "grpo": ("faisca.commands:grpo", "only reinforcement learning, from a checkpoint: football"),
+    "generate": ("faisca.commands:generate", "write headlines with a checkpoint"),
+    "evaluate": ("faisca.commands:evaluate", "measure a checkpoint on headlines"),
+}
+"""Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""
+
+HELP = """usage: faisca COMMAND [OPTIONS]
+
+Train a small language model on Portuguese headlines in three stages
+(pre-training, supervised fine-tuning, reinforcement learning), with PyTorch
+or with MLX.
+
+commands:
+{commands}
+
+a first session:
+  faisca run --preset spark      # minutes; everything goes to runs/spark
+  faisca generate runs/spark --prompt Presidente -n 3
+  faisca evaluate runs/spark --data sample
+
+`faisca COMMAND --help` explains a command and lists its options.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command in `argv` (default: that of the process); returns the exit status.
+
+    0 done, 1 a verification failed, 2 bad input, 130 interrupted, 141 nobody reads the output.
+    """
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # here, where a closed pipe can still be met quietly
+        return status
+    except FaiscaError as error:
+        return _fail(str(error), 1 if isinstance(error, VerificationError) else 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, or the interpreter would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def parse(
+    options: type[Options], argv: list[str], *, command: str, help: str | None, default: Options | None = None
+) -> Options:
+    """The dataclass `options` filled from `argv`; `default` has the values of what is left out.
+
+    `help`, a docstring, is what `faisca COMMAND --help` says above the options. Raises FaiscaError
+    for an unknown option or an impossible value, SystemExit(0) after printing the help.
+    """
+    for text in argv:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise FaiscaError(f"argument {text!r} is not valid UTF-8: write it in UTF-8")
+    if help and not {"-h", "--help"}.isdisjoint(argv):
+        print(inspect.cleandoc(help), end="\n\n")  # here, as tyro would join the lines of paragraphs
+    fallback = {} if default is None else {"default": default}
+    try:
+        parsed, unknown = _run_tyro(options, argv, command, **fallback)
+    except FaiscaError:
+        # A misspelt option puts what follows it in the wrong place: then it is the mistake to name.
+        _refuse_unknown_options(argv, _option_names(options, command, **fallback), command)
+        raise
+    if unknown:
+        _refuse_unknown_options(unknown, _option_names(options, command, **fallback), command)
+        raise FaiscaError(
+            f"argument {unknown[0]!r} is one too many: faisca {command} --help shows what goes where"
+        )
+    return parsed
+
+
+def parse_known(options: type[Options], argv: list[str], *, command: str) -> Options:
+    """Like `parse`, but looks only for the options of this dataclass and passes over all others."""
+    return _run_tyro(options, argv, command, add_help=False)[0]
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+        print(HELP.format(commands="\n".join(lines)), end="")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise FaiscaError(_unknown_command(argv[0]))
+    try:
+        return command_function(argv[0])(argv[1:])
+    except SystemExit as stop:  # tyro's, after it printed a help text
+        return int(stop.code or 0)
+
+
+def command_function(name: str) -> Callable[[list[str]], int]:
+    """Import the function of a command."""
+    module, function = COMMANDS[name][0].split(":")
+    command: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return command
+
+
+def _fail(message: str, status: int) -> int:
+    print("faisca:", " ".join(message.splitlines()), file=sys.stderr)
+    return status
+
+
+def _unknown_command(name: str) -> str:
+    from faisca.config_files import suggest
+
+    if name.startswith("-"):
+        return f"{name} stands where a command belongs: write the command first, as in faisca run {name}"
+    return f"command {name!r} is unknown: {suggest(name, COMMANDS)} (faisca --help explains them)"
+
+
+def _run_tyro(
+    options: type[Options], argv: list[str], command: str, **more: Any
+) -> tuple[Options, list[str]]:
+    """The parsed options, and the arguments that tyro does not know; its errors as FaiscaError."""
+    import tyro
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
+                options,
+                args=argv,
+                prog=f"faisca {command}",
+                description="",
+                config=(tyro.conf.DisallowNone,),
+                return_unknown_args=True,
+                **more,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise FaiscaError(_one_line(errors.getvalue(), command)) from None
+        raise
+    return parsed, unknown
+
+
+def _option_names(options: type[Any], command: str, **more: Any) -> list[str]:
+    """Every option of a command, read from its help: tyro alone knows aliases and negations."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        _run_tyro(options, ["--help"], command, **more)
+    return list(dict.fromkeys(re.findall(r"(?<![\w-])--?[a-z][\w.-]*", text.getvalue())))
+
+
+def _refuse_unknown_options(arguments: list[str], names: list[str], command: str) -> None:
+    """Raise FaiscaError, with a suggestion, for the first argument that looks like an option and is none."""
+    from faisca.config_files import suggest
+
+    for text in arguments:
+        option = text.partition("=")[0].replace("_", "-")
+        if re.match(r"--?[^\W\d]", option) and option not in names:
+            homes = [name for name in names if name.endswith(f".{option.lstrip('-')}")]
+            remedy = suggest(option, homes or names, f"faisca {command} --help lists what there is")
+            raise FaiscaError(f"option {option} is unknown: {remedy}")
+
+
+REWORDED = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 \2 is not a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2 is not a number"),
+    (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)\.", r"\2 \1 is unknown: choose \3"),
+    (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
+    (r"Missing from faisca \w+: (\S+).*", r"\1 is missing"),
+)
+"""tyro's words, and ours; what is not here stays in tyro's words."""
+
+
+def _one_line(box: str, command: str) -> str:
+    """The first paragraph in one of tyro's framed error messages."""
+    rows = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
+    rows = rows[1 if rows[0].startswith("╭") else 2 :]  # the title; without UTF-8 a rule follows it
+    rows = [row.strip("│╰╯─ ") for row in rows]
+    end = next((i for i, row in enumerate(rows) if not row.strip("-")), len(rows))
+    line = " ".join(rows[:end])
+    for pattern, ours in REWORDED:
+        line = re.sub(pattern, ours, line)
+    return f"{line} (faisca {command} --help explains it)"

@@ -1,0 +1,300 @@
+"""The commands that train, generate and evaluate: their options, and what they call.
+
+An option's help is the docstring below its field; the docstring of a command's function is the
+text above the options. A configuration has three layers: the preset, --config FILE, the options.
+"""
+
+import json
+from dataclasses import dataclass, fields, replace
+from inspect import cleandoc
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from faisca.cli import parse, parse_known
+from faisca.config import (
+    Config,
+    DataConfig,
+    GRPOConfig,
+    ModelConfig,
+    RunConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from faisca.config_files import Sections, layered_sections, preset_names, preset_summary, read_sections
+from faisca.errors import FaiscaError
+
+BackendName = Annotated[
+    Literal["auto", "torch", "mlx"], arg(help="what computes; auto: mlx on Apple silicon, torch elsewhere")
+]
+DeviceName = Annotated[
+    Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    arg(help="auto: the fastest that the backend finds; gpu: whichever GPU there is"),
+]
+Source = Annotated[
+    str,
+    arg(
+        name="data",
+        metavar="SOURCE",
+        help="headlines: sample (embedded), hub, hub:OWNER/NAME, or a file or folder",
+    ),
+]
+Checkpoint = Annotated[
+    Positional[Path],
+    arg(metavar="CHECKPOINT", help="a checkpoint folder, or a run folder (its latest checkpoint)"),
+]
+OF_THE_RUN = "(default: the run's own)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """Where a configuration and a run begin."""
+
+    preset: Annotated[str | None, arg(metavar="NAME")] = None
+    """the numbers to start from; the list is above"""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """a TOML file laid over the preset, such as the config.toml of a run"""
+    out: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/PRESET)")] = None
+    """the run's folder, which must be new or empty"""
+    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """continue an interrupted run in its folder, with its own configuration"""
+    start_from: Annotated[Path | None, arg(name="from", metavar="CHECKPOINT", help_behavior_hint="")] = None
+    """begin with the weights of a checkpoint folder, or of a run folder (its latest)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(StartOptions):
+    """Every option of the training commands; those before the sections are short for one in them."""
+
+    backend: BackendName
+    device: DeviceName
+    source: Source
+    seed: Annotated[int, arg(metavar="N")]
+    """every random number of the run derives from it"""
+    stages: Annotated[str, arg(metavar="STAGE,...")]
+    """which stages to run, in this order"""
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    pretrain: TrainConfig
+    sft: TrainConfig
+    grpo: GRPOConfig
+    sample: SampleConfig
+    run: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Options of `faisca generate`; None leaves a choice to the run."""
+
+    checkpoint: Checkpoint
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint=OF_THE_RUN)] = None
+    """what the headlines begin with; an empty text lets the model begin"""
+    n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
+    """headlines"""
+    temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint=OF_THE_RUN)] = None
+    """above 1 is bolder, below 1 is safer; 0 takes the likeliest token each time"""
+    top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint=OF_THE_RUN)] = None
+    """sample among the K likeliest tokens; 0 is off"""
+    top_p: Annotated[float | None, arg(metavar="P", help_behavior_hint=OF_THE_RUN)] = None
+    """sample among the likeliest tokens that together have this probability; 1 is off"""
+    max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint=OF_THE_RUN)] = None
+    """longest headline, in tokens"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """the same seed writes the same headlines"""
+    backend: BackendName = "auto"
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `faisca evaluate`."""
+
+    checkpoint: Checkpoint
+    source: Source
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead of a table"""
+    backend: BackendName = "auto"
+    device: DeviceName = "auto"
+
+
+def run(argv: list[str]) -> int:
+    """Train a model in three stages: pretrain learns to write headlines, sft goes on
+    with those from Portugal, grpo rewards headlines about football. The run's
+    folder (--out) gets checkpoints, charts, a summary and its config.toml, with
+    which --config repeats the run.
+
+    examples:
+      faisca run                        # small, on the embedded headlines
+      faisca run --preset faisca --data headlines.parquet --out runs/real
+      faisca run --stages pretrain --pretrain.epochs 1 --model.num-layers 2
+      faisca run --resume runs/spark    # go on where it stopped
+    """
+    return _train("run", argv, run.__doc__)
+
+
+def pretrain(argv: list[str]) -> int:
+    """Train a model to predict the next token of headlines: the first stage alone.
+    It begins with random weights, or with those of --from CHECKPOINT.
+
+    examples:
+      faisca pretrain --out runs/base
+      faisca pretrain --out runs/long --pretrain.epochs 10
+      faisca pretrain --preset faisca --data headlines.parquet --device cuda
+    """
+    return _train("pretrain", argv, pretrain.__doc__)
+
+
+def sft(argv: list[str]) -> int:
+    """Supervised fine-tuning: train a checkpoint on with headlines of one kind, by
+    default those whose address contains .pt/, and with a fresh optimiser.
+
+    examples:
+      faisca sft --from runs/base --out runs/portugal
+      faisca sft --from runs/base --out runs/brazil --sft.url-contains .com.br/
+    """
+    return _train("sft", argv, sft.__doc__)
+
+
+def grpo(argv: list[str]) -> int:
+    """Reinforcement learning by group relative policy optimisation: the model writes
+    groups of headlines, a reward judges each, and those that do better than
+    their group become likelier.
+
+    examples:
+      faisca grpo --from runs/portugal --out runs/football
+      faisca grpo --from runs/portugal --out runs/wind --grpo.reward keywords:vento
+      faisca grpo --from runs/portugal --out runs/two --grpo.prompts "Alerta " "O "
+    """
+    return _train("grpo", argv, grpo.__doc__)
+
+
+def generate(argv: list[str]) -> int:
+    """Write headlines with a trained model, one a line, as they are finished.
+
+    examples:
+      faisca generate runs/spark
+      faisca generate runs/spark --prompt "Governo " -n 10 --temperature 0.8
+      faisca generate runs/spark/checkpoints/pretrain-000300 --prompt ""
+    """
+    options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
+    from faisca.loaded import load
+
+    model = load(options.checkpoint, backend=options.backend, device=options.device)
+    prompt = model.config.sample.prompt if options.prompt is None else options.prompt
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+    for headline in model.stream(prompt, options.n, seed=options.seed, **sampling):
+        print(headline, flush=True)
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measure a trained model on the validation headlines of a source.
+
+    examples:
+      faisca evaluate runs/spark --data sample
+      faisca evaluate runs/spark --data headlines.parquet --json
+    """
+    options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
+    from faisca.evaluation import evaluate_checkpoint
+
+    measured = evaluate_checkpoint(
+        options.checkpoint, options.source, backend=options.backend, device=options.device
+    )
+    if options.json:
+        print(json.dumps(measured, indent=2))
+    else:
+        _print_table(measured, title=f"{options.checkpoint} on {options.source}")
+    return 0
+
+
+def _train(command: str, argv: list[str], help: str | None) -> int:
+    start = parse_known(StartOptions, argv, command=command)
+    default = _default_options(start, _starting_sections(start, command))
+    options = parse(TrainOptions, argv, command=command, help=_with_presets(help), default=default)
+    config = _chosen_config(options, default)
+    if command != "run" and config.run.stages != (command,):
+        raise FaiscaError(f"faisca {command} cannot run stages {','.join(config.run.stages)}: use faisca run")
+    if options.resume:
+        from faisca.stages import resume
+
+        resume(options.resume, config)
+        return 0
+    folder = _new_folder(options.out, config.preset)
+    from faisca.stages import run
+
+    run(config, folder, options.start_from)
+    return 0
+
+
+def _starting_sections(start: StartOptions, command: str) -> Sections:
+    """The layers below the options: the preset and --config, or the configuration of --resume."""
+    if start.resume:
+        return _resumed_sections(start.resume, start)
+    sections = layered_sections(start.preset, start.config)
+    if command != "run":
+        sections["run"] = replace(sections["run"], stages=(command,))
+    return sections
+
+
+def _resumed_sections(run: Path, start: StartOptions) -> Sections:
+    others = {"preset": start.preset, "config": start.config, "out": start.out, "from": start.start_from}
+    for flag, value in others.items():
+        if value is not None:
+            raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
+    if not (run / "config.toml").is_file():
+        raise FaiscaError(f"--resume {run} is no run folder: it has no config.toml")
+    return read_sections(run / "config.toml")
+
+
+def _default_options(start: StartOptions, sections: Sections) -> TrainOptions:
+    """What the options are where none is given: the layers below them."""
+    run: RunConfig = sections["run"]
+    given = {option.name: getattr(start, option.name) for option in fields(start)}
+    short = {"backend": run.backend, "device": run.device, "seed": run.seed}
+    source, stages = sections["data"].source, ",".join(run.stages)
+    return TrainOptions(**{**given, **sections, **short, "source": source, "stages": stages})
+
+
+def _chosen_config(options: TrainOptions, default: TrainOptions) -> Config:
+    """The configuration that the options make; a short option that was given wins over the long one."""
+    sections = {section.name: getattr(options, section.name) for section in fields(Config)}
+    short = ("backend", "device", "seed", "source", "stages")
+    changes = {name: getattr(options, name) for name in short}
+    changes = {name: value for name, value in changes.items() if value != getattr(default, name)}
+    if "source" in changes:
+        sections["data"] = replace(options.data, source=changes.pop("source"))
+    if "stages" in changes:
+        changes["stages"] = tuple(stage.strip() for stage in changes["stages"].split(","))
+    return Config(**{**sections, "run": replace(options.run, **changes)})
+
+
+def _with_presets(help: str | None) -> str:
+    """The text of a command's help, and the presets below it."""
+    rows = "\n".join(f"  {name:7} {preset_summary(name)}" for name in preset_names())
+    return f"{cleandoc(help or '')}\n\npresets:\n{rows}"
+
+
+def _new_folder(out: Path | None, preset: str) -> Path:
+    folder = out or Path("runs") / preset
+    if folder.exists() and not folder.is_dir():
+        raise FaiscaError(f"--out {folder} is a file: name a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        begun = (folder / "config.toml").is_file()
+        remedy = f"continue its run with --resume {folder}" if begun else "empty it"
+        raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
+    return folder
+
+
+def _print_table(measured: dict[str, float], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in measured.items():
+        table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)

@@ -1,0 +1,41 @@
+"""Resident memory of this process: the peak that a run reports where the device has no counter of its own.
+
+Linux keeps the peak (VmHWM) and lets a process reset it, so each stage can have a peak of its own.
+macOS has no such reset: there, and where Linux refuses it, the peak is since the process began.
+"""
+
+import resource
+import sys
+from pathlib import Path
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+
+def reset_peak() -> bool:
+    """Make the peak start anew from what is resident now; False where the system does not allow it."""
+    try:
+        CLEAR_REFS.write_text("5")  # proc(5): resets VmHWM to the current resident size
+    except OSError:  # not Linux, or a sandbox: the caller learns it from the result
+        return False
+    return True
+
+
+def peak_resident_bytes() -> int:
+    """Most bytes resident at once since the process began, or since a `reset_peak` that returned True."""
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024  # "VmHWM:   123456 kB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def format_bytes(size: float) -> str:
+    """A size in decimal units, for people: 0 B, 1.5 kB, 512 MB, 1.2 GB."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"

@@ -1,0 +1,205 @@
+"""Text to token ids and back: GPT-2's byte-level BPE, or one trained on the titles.
+
+Both run on tiktoken's engine, which is several times as fast on short titles as Hugging Face's;
+a trained BPE is stored as Hugging Face's tokenizer.json, so other tools can read it. tiktoken
+joins the pair whose union has the lowest id, Hugging Face the pair that was learnt first: the
+same thing where ids follow the order of learning, and only such a file is taken.
+(BPE: Sennrich et al. 2016, arXiv 1508.07909; on bytes: Radford et al. 2019, GPT-2.)
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tiktoken
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from faisca.config import TokenizerConfig
+from faisca.errors import FaiscaError
+
+END_OF_TEXT = "<|endoftext|>"
+# how GPT-2 splits a text into words before any merge, as tiktoken writes it
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
+COMPARED = 1000  # titles on which both engines must agree after training
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokenizer:
+    """A byte-level BPE: any text can be encoded, and decodes to itself. Its last token is end-of-text."""
+
+    kind: str
+    """gpt2 or bpe"""
+    encoding: tiktoken.Encoding
+    stored_json: str | None = None
+    """the tokenizer.json that a bpe came from"""
+
+    @staticmethod
+    def gpt2() -> "Tokenizer":
+        """tiktoken's 50,257 tokens; raises FaiscaError where they are neither cached nor to be had."""
+        try:
+            return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
+        except (OSError, ValueError) as error:  # no network, or a damaged download
+            raise FaiscaError(
+                f"the gpt2 vocabulary cannot be downloaded ({type(error).__name__}): set TIKTOKEN_CACHE_DIR "
+                "to a folder that has it, or train a vocabulary with --tokenizer.kind bpe"
+            ) from error
+
+    @staticmethod
+    def train(titles: Iterable[str], vocabulary_size: int) -> "Tokenizer":
+        """Learn a BPE of `vocabulary_size` tokens, or fewer where the titles have no more to merge."""
+        titles = list(titles)
+        learner = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size - 1,  # end-of-text comes on top
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        learner.train_from_iterator(titles, trainer, length=len(titles))
+        text = _json_with_end_of_text(learner)
+        tokenizer = Tokenizer.from_json(text, "the trained tokenizer")
+        learner.encode_special_tokens = True  # compare as ordinary text
+        for title in titles[:: max(1, len(titles) // COMPARED)]:
+            assert tokenizer.encode(title) == learner.encode(title).ids, f"the engines differ on {title!r}"
+        return tokenizer
+
+    @staticmethod
+    def from_json(text: str, source: str) -> "Tokenizer":
+        """Take a byte-level BPE from a tokenizer.json; a FaiscaError names `source` where it is none."""
+        try:
+            state = json.loads(HuggingFaceTokenizer.from_str(text).to_str())
+        except Exception as error:  # the library raises nothing more specific
+            raise FaiscaError(f"{source} is no tokenizer.json that can be read: {error}") from error
+        ranks = _ranks(state, source)
+        specials = {END_OF_TEXT: len(ranks)}
+        encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+        return Tokenizer("bpe", encoding, text)
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that ends each title."""
+        return self.encoding.eot_token
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens there are, end-of-text included."""
+        return self.encoding.n_vocab
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what determines the ids: the pattern that splits words, and the tokens."""
+        digest = hashlib.sha256(GPT2_PATTERN.encode())
+        for token in self.token_bytes:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """Each token's bytes, by id."""
+        return [self.encoding.decode_single_token_bytes(i) for i in range(self.vocabulary_size)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text: a literal <|endoftext|> in it is text like any other."""
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids: end-of-text left out; what is no UTF-8, or no token, becomes U+FFFD."""
+        known = range(self.vocabulary_size)
+        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in ids if i != self.end_of_text]
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def bytes_per_token(self) -> np.ndarray:
+        """Length of each token in bytes: int64 [V]; end-of-text counts 1, for the line break it stands for."""
+        lengths = np.array([len(token) for token in self.token_bytes], np.int64)
+        lengths[self.end_of_text] = 1
+        return lengths
+
+    def json_text(self) -> str:
+        """The tokenizer as Hugging Face's tokenizer.json."""
+        return self.stored_json or _json_from_tokens(self.token_bytes[: self.end_of_text])
+
+
+def load_tokenizer(config: TokenizerConfig, titles: pa.Array) -> Tokenizer:
+    """The tokenizer that the configuration asks for; a bpe is trained on the titles."""
+    if config.kind == "gpt2":
+        return Tokenizer.gpt2()
+    return Tokenizer.train(titles.to_pylist(), config.vocabulary_size)
+
+
+def _byte_level(model: models.BPE) -> HuggingFaceTokenizer:
+    tokenizer = HuggingFaceTokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _json_with_end_of_text(tokenizer: HuggingFaceTokenizer) -> str:
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return str(tokenizer.to_str(pretty=True))
+
+
+def _byte_characters() -> dict[int, str]:
+    """The printable character by which GPT-2's vocabulary files write each byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _ranks(state: dict[str, Any], source: str) -> dict[bytes, int]:
+    """Each token's id by its bytes, from a parsed tokenizer.json; a FaiscaError says what does not fit."""
+    model, splitter = state["model"], state["pre_tokenizer"] or {}
+    options = ("dropout", "byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+    problem = None
+    if model["type"] != "BPE":
+        problem = f"a {model['type']} model"
+    elif state["normalizer"] or any(model[option] for option in options):
+        problem = "a normalizer or model options of its own"
+    elif splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or not splitter["use_regex"]:
+        problem = "words that are not split as GPT-2 splits them"
+    elif not _ids_follow_merges(model, state["added_tokens"]):
+        problem = "tokens other than 256 bytes, their merges in order, and <|endoftext|>"
+    if problem:
+        raise FaiscaError(f"{source} has {problem}: use a byte-level BPE as faisca or GPT-2 writes it")
+    byte_of = {character: byte for byte, character in _byte_characters().items()}
+    return {bytes(byte_of[c] for c in token): i for token, i in model["vocab"].items() if token != END_OF_TEXT}
+
+
+def _ids_follow_merges(model: dict[str, Any], added: list[dict[str, Any]]) -> bool:
+    vocabulary = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
+    single = {token for token, i in vocabulary.items() if i < 256}
+    merged = [vocabulary[left + right] for left, right in model["merges"]]
+    return (
+        sorted(vocabulary.values()) == list(range(len(vocabulary)))
+        and single == set(_byte_characters().values())
+        and merged == list(range(256, len(vocabulary)))
+        and [(token["content"], token["id"]) for token in added] == [(END_OF_TEXT, len(vocabulary))]
+    )
+
+
+def _json_from_tokens(tokens: list[bytes]) -> str:
+    """tokenizer.json from tokens in the order of their ranks."""
+    characters = _byte_characters()
+    texts = ["".join(characters[byte] for byte in token) for token in tokens]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    pairs = [_merged_from(token, ranks) for token in tokens if len(token) > 1]
+    merges = [(texts[ranks[left]], texts[ranks[right]]) for left, right in pairs]
+    vocabulary = {text: rank for rank, text in enumerate(texts)}
+    return _json_with_end_of_text(_byte_level(models.BPE(vocab=vocabulary, merges=merges)))
+
+
+def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that were joined to `token`: what BPE makes of it one merge before the last."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        unions = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
+        i = unions.index(min(unions))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]

@@ -1,0 +1,202 @@
+"""The charts: what is drawn from which records, and the files."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from faisca.errors import FaiscaError
+from faisca.plots import draw_charts, grpo_chart, series, smooth, training_chart
+
+
+def training_records(steps: int = 60) -> list[dict]:
+    records: list[dict] = []
+    for step in range(steps + 1):
+        place = {"stage": "pretrain", "step": step, "epoch": step / 20, "tokens_seen": step * 2048}
+        if step:
+            records.append(place | {"loss": 4 + 4 / step})
+        if step % 20 == 0:
+            measured = {"validation_loss": 8 - step / 20, "bits_per_byte": 3 - step / 60}
+            records.append(place | measured | {"portugal_validation_loss": 8.5 - step / 20})
+    return records
+
+
+def grpo_records(steps: int = 5, **more: float) -> list[dict]:
+    return [
+        {"stage": "grpo", "step": i, "reward_mean": i / 10, "kl": i / 100} | more for i in range(1, steps + 1)
+    ]
+
+
+def write(folder, records):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def labelled_lines(axes) -> dict:
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_a_chart_for_each_stage_that_has_data(tmp_path):
+    write(
+        tmp_path,
+        [*training_records(), {"stage": "sft", "step": 1, "epoch": 0.1, "loss": None}, *grpo_records()],
+    )
+    paths = draw_charts(tmp_path)
+    assert paths == [tmp_path / "charts" / "pretrain.png", tmp_path / "charts" / "grpo.png"]
+    assert sorted((tmp_path / "charts").iterdir()) == sorted(paths)
+    for path in paths:
+        content = path.read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", content[16:24]) == (1440, 800)
+
+
+def test_charts_are_replaced_and_the_same_each_time(tmp_path):
+    write(tmp_path, training_records())
+    (path,) = draw_charts(tmp_path)
+    first = path.read_bytes()
+    assert draw_charts(tmp_path) == [path]
+    assert path.read_bytes() == first
+    write(tmp_path, training_records(steps=40))
+    draw_charts(tmp_path)
+    assert path.read_bytes() != first
+
+
+def test_a_folder_without_metrics_is_an_error(tmp_path):
+    with pytest.raises(FaiscaError, match=r"has no metrics\.jsonl"):
+        draw_charts(tmp_path)
+    write(tmp_path, [])
+    assert draw_charts(tmp_path) == []
+
+
+def test_the_training_chart_shows_losses_by_epoch_and_tokens_above():
+    figure = training_chart(training_records(), "Pre-training")
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epochs", "loss (nats per token)")
+    lines = labelled_lines(axes)
+    assert list(lines) == ["training, smoothed", "validation", ".pt validation"]
+    assert lines["validation"].get_xdata().tolist() == [0, 1, 2, 3]
+    assert lines["validation"].get_ydata().tolist() == [8, 7, 6, 5]
+    assert len(lines["training, smoothed"].get_xdata()) == 60
+    assert np.allclose(axes.get_xlim(), (-0.06, 3.06))
+    (top,) = axes.child_axes
+    assert top.get_xlabel() == "tokens seen"
+    figure.draw_without_rendering()
+    assert np.allclose(top.get_xlim(), np.array(axes.get_xlim()) * 20 * 2048)
+    assert figure.get_suptitle() == "Pre-training\nvalidation loss 5.000, 2.000 bits per byte"
+
+
+def test_the_title_prefers_the_whole_validation_set():
+    whole = {"step": 60, "full_validation_loss": 5.25, "full_bits_per_byte": 1.5}
+    title = training_chart([*training_records(), whole], "SFT").get_suptitle()
+    assert title == "SFT\nvalidation loss 5.250, 1.500 bits per byte"
+
+
+def test_text_is_large_enough(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("faisca.plots._save", lambda figure, path: drawn.append(figure))
+    everything = grpo_records(entropy=3.0, completion_length_mean=9.0, reward_std=0.2, football_share=0.9)
+    write(tmp_path, training_records() + everything)
+    draw_charts(tmp_path)
+    assert len(drawn) == 2
+    for figure in drawn:
+        figure.draw_without_rendering()
+        texts = [
+            text
+            for axes in figure.axes
+            for text in axes.findobj(lambda artist: hasattr(artist, "get_fontsize"))
+        ]
+        assert min(text.get_fontsize() for text in texts if text.get_text()) >= 11
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"step": 1, "epoch": 0.01, "tokens_seen": 64, "loss": 8.3},
+        {"step": 0, "epoch": 0.0, "tokens_seen": 0, "validation_loss": 8.3, "bits_per_byte": None},
+        {"step": 0, "epoch": 0.0, "portugal_validation_loss": 8.3},
+    ],
+)
+def test_one_point_is_enough_and_is_visible(record):
+    figure = training_chart([record], "one")
+    figure.draw_without_rendering()
+    (line,) = labelled_lines(figure.axes[0]).values()
+    assert line.get_marker() in ("o", "s")
+    assert figure.axes[0].get_xlim()[0] < line.get_xdata()[0] < figure.axes[0].get_xlim()[1]
+
+
+def test_nothing_measured_is_no_chart():
+    assert training_chart([{"step": 1, "epoch": 0.1, "loss": None}], "none") is None
+    assert grpo_chart([{"step": 1, "validation_loss": 4.0, "reward_mean": None}], "none") is None
+
+
+def test_series_leaves_out_what_is_no_number():
+    records = [{"x": 1, "y": 2.0}, {"x": 2, "y": None}, {"x": 3}, {"x": None, "y": 4.0}, {"x": 5, "y": 6}]
+    x, y = series(records, "x", "y")
+    assert x.tolist() == [1, 5]
+    assert y.tolist() == [2, 6]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 40, 1000])
+def test_smoothing_keeps_a_constant_and_both_ends_near(size):
+    assert np.allclose(smooth(np.full(size, 3.0)), 3.0)
+    line = np.arange(size, dtype=float)
+    smoothed = smooth(line)
+    assert smoothed[0] == line[0]
+    assert np.abs(smoothed - line).max() <= max(1, size / 50)
+
+
+def test_smoothing_calms_noise():
+    noise = np.random.default_rng(0).standard_normal(1000)
+    assert smooth(noise)[50:].std() < 0.25
+
+
+def test_the_grpo_chart_has_a_panel_for_each_measure():
+    figure = grpo_chart(grpo_records(entropy=3.0, completion_length_mean=9.0), "GRPO")
+    titles = [axes.get_title("left") or axes.get_title() for axes in figure.axes]
+    assert titles == [
+        "mean reward",
+        "KL to the reference (nats per token)",
+        "entropy (nats per token)",
+        "mean completion length (tokens)",
+    ]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert figure.get_suptitle() == "GRPO\nreward 0.10 → 0.50, KL 0.050"
+    assert len(grpo_chart(grpo_records(), "GRPO").axes) == 2
+    assert len(grpo_chart(grpo_records(entropy=3.0), "GRPO").axes) == 3
+    assert len(grpo_chart([{"step": 1, "reward_mean": 1.0}], "GRPO").axes) == 1
+
+
+def test_the_spread_of_rewards_is_a_band():
+    reward = grpo_chart(grpo_records(reward_std=0.2), "GRPO").axes[0]
+    (band,) = reward.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert np.isclose(heights.min(), 0.1 - 0.2)
+    assert np.isclose(heights.max(), 0.5 + 0.2)
+    assert not grpo_chart(grpo_records(reward_std=None), "GRPO").axes[0].collections
+
+
+def test_the_football_share_is_drawn_where_it_is_not_the_reward():
+    same = [record | {"football_share": record["reward_mean"]} for record in grpo_records()]
+    assert list(labelled_lines(grpo_chart(same, "GRPO").axes[0])) == ["mean reward"]
+    other = [record | {"football_share": 0.9} for record in grpo_records()]
+    assert list(labelled_lines(grpo_chart(other, "GRPO").axes[0])) == ["mean reward", "football share"]
+
+
+def test_rewards_of_any_range_fit():
+    records = [{"step": i, "reward_mean": 100.0 * i} for i in range(-3, 4)]
+    low, high = grpo_chart(records, "GRPO").axes[0].get_ylim()
+    assert low < -300 < 300 < high
+
+
+def test_the_title_names_preset_and_backend(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("faisca.plots._save", lambda figure, path: titles.append(figure.get_suptitle()))
+    write(tmp_path, [{"stage": "sft", "step": 1, "epoch": 1.0, "loss": 4.0}])
+    draw_charts(tmp_path)
+    (tmp_path / "config.toml").write_text('preset = "faisca"\n')
+    draw_charts(tmp_path)
+    summary = {"backend": "mlx", "device": "gpu", "preset": "apple", "seed": 1, "parameters": 2, "stages": []}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    draw_charts(tmp_path)
+    name = "Supervised fine-tuning · "
+    assert titles == [name + tmp_path.name, name + "faisca", name + "apple on mlx"]
