@@ -87,9 +87,7 @@ def parse(
         raise
     if unknown:
         _refuse_unknown_options(unknown, _option_names(options, command, **fallback), command)
-        raise FaiscaError(
-            f"argument {unknown[0]!r} is one too many: faisca {command} --help shows what goes where"
-        )
+        raise FaiscaError(f"argument {unknown[0]!r} is one too many: faisca {command} --help shows what goes where")
     return parsed
 
 
@@ -132,9 +130,7 @@ def _unknown_command(name: str) -> str:
     return f"command {name!r} is unknown: {suggest(name, COMMANDS)} (faisca --help explains them)"
 
 
-def _run_tyro(
-    options: type[Options], argv: list[str], command: str, **more: Any
-) -> tuple[Options, list[str]]:
+def _run_tyro(options: type[Options], argv: list[str], command: str, **more: Any) -> tuple[Options, list[str]]:
     """The parsed options, and the arguments that tyro does not know; its errors as FaiscaError."""
     import tyro
 

@@ -200,9 +200,7 @@ def evaluate(argv: list[str]) -> int:
     options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
     from faisca.evaluation import evaluate_checkpoint
 
-    measured = evaluate_checkpoint(
-        options.checkpoint, options.source, backend=options.backend, device=options.device
-    )
+    measured = evaluate_checkpoint(options.checkpoint, options.source, backend=options.backend, device=options.device)
     if options.json:
         print(json.dumps(measured, indent=2))
     else:

@@ -98,8 +98,7 @@ def layered_sections(preset: str | None, file: Path | None) -> Sections:
     sections = read_sections(file, preset_sections(preset) if preset else None)
     if preset not in (None, sections["preset"]):
         raise FaiscaError(
-            f"--preset {preset} disagrees with {file}, which builds on preset {sections['preset']}: "
-            "leave --preset out"
+            f"--preset {preset} disagrees with {file}, which builds on preset {sections['preset']}: leave --preset out"
         )
     return sections
 
@@ -129,9 +128,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise FaiscaError(f"cannot read {path} ({error.strerror}): name a TOML file") from None
     except UnicodeDecodeError as error:
-        raise FaiscaError(
-            f"{path} is not a text in UTF-8 (at byte {error.start}): save it as UTF-8"
-        ) from None
+        raise FaiscaError(f"{path} is not a text in UTF-8 (at byte {error.start}): save it as UTF-8") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def _select(headlines: Headlines, table: pa.Table, url_contains: str, most: int,
                 f"{stage}.url_contains {url_contains!r} needs addresses, but the data have none: name their "
                 f"column with --data.url-column (among {', '.join(headlines.columns)}); {remedy}"
             )
-        raise FaiscaError(f"{stage}.url_contains {url_contains!r} is in no address of the data: {remedy}")
+        split = "training" if table is headlines.train else "validation"
+        raise FaiscaError(f"{stage}.url_contains {url_contains!r} is in no address of the {split} titles: {remedy}")
     return titles.slice(0, most or None).combine_chunks()
 
 

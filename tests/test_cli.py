@@ -299,9 +299,7 @@ def test_a_mistake_is_answered_in_one_line(line, stages, capsys):
 def test_a_mistake_is_one_line_of_the_program_too():
     done = faisca("run", "--pretrain.epocs", "3")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        "faisca: option --pretrain.epocs is unknown: did you mean --pretrain.epochs?"
-    )
+    assert done.stderr.startswith("faisca: option --pretrain.epocs is unknown: did you mean --pretrain.epochs?")
     assert done.stderr.count("\n") == 1
 
 
@@ -342,9 +340,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error():
     command = f"'{sys.executable}' -m faisca run --help | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.splitlines()[1] in ("0", "141")  # 0: all of it fitted into the pipe first
 
@@ -387,9 +383,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
         assert (path, source, backend, device) == (Path("runs/x"), "titles.csv", "mlx", "auto")
         return {"validation_loss": 3.961234, "titles": 12345}
 
-    monkeypatch.setitem(
-        sys.modules, "faisca.evaluation", SimpleNamespace(evaluate_checkpoint=evaluate_checkpoint)
-    )
+    monkeypatch.setitem(sys.modules, "faisca.evaluation", SimpleNamespace(evaluate_checkpoint=evaluate_checkpoint))
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0
     table = capsys.readouterr().out
     assert "validation loss" in table and "3.9612" in table and "12,345" in table

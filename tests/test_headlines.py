@@ -98,6 +98,13 @@ def test_clean_data_are_reported_without_drops(tmp_path: Path) -> None:
     assert report == "2 training and 1 validation titles from 2 training and 1 validation rows"
 
 
+def test_many_titles_keep_their_order_and_their_first_address(tmp_path: Path) -> None:
+    train = pa.concat_tables([numbered(150_000), rows("Título número 7", url="later"), numbered(50_000)])
+    headlines = load(splits(tmp_path, train, rows("x")))
+    assert titles(headlines.train) == titles(numbered(150_000))
+    assert "later" not in set(headlines.train["url"].to_pylist())
+
+
 KNOWN_CHARACTERS = st.characters(exclude_categories=("Cs", "Cn", "Co"))
 
 
@@ -165,6 +172,13 @@ def test_file_formats_give_the_same_headlines(tmp_path: Path, suffix: str) -> No
     ]  # fmt: skip
     assert titles(headlines.validation) == ["à parte"]
     assert headlines.train["url"].to_pylist() == ["https://a.pt/x"] * 7
+
+
+def test_line_breaks_inside_quotes_survive_a_large_file(tmp_path: Path) -> None:
+    wanted = [f"Título\nnúmero {i}" for i in range(160_000)]  # several of Arrow's blocks
+    save_as("csv", tmp_path / "train.csv", rows(*wanted))
+    save_as("csv", tmp_path / "test.csv", rows("x"))
+    assert titles(load(tmp_path).train) == [title.replace("\n", " ") for title in wanted]
 
 
 def test_plain_text_has_a_headline_a_line(tmp_path: Path) -> None:
@@ -378,9 +392,11 @@ def test_a_stage_takes_all_titles_unless_told_otherwise(by_address: Headlines) -
 
 
 def test_an_address_filter_that_nothing_passes(by_address: Headlines, tmp_path: Path) -> None:
-    with pytest.raises(FaiscaError, match=r"sft.url_contains '.es/' is in no address of the data: --sft.url-con"):
+    with pytest.raises(
+        FaiscaError, match=r"sft.url_contains '.es/' is in no address of the training titles: --sft.url-con"
+    ):
         stage_titles(by_address, TrainConfig(url_contains=".es/"), seed=1, stage="sft")
-    with pytest.raises(FaiscaError, match="is in no address of the data"):  # of the validation titles alone
+    with pytest.raises(FaiscaError, match="in no address of the validation titles"):  # of the validation titles alone
         stage_titles(by_address, TrainConfig(url_contains=".br/"), seed=1, stage="sft")
     plain = load(splits(tmp_path, rows("um").drop_columns("requested_url"), rows("x")))
     with pytest.raises(FaiscaError, match=r"needs addresses.*--data.url-column \(among title, language\)"):

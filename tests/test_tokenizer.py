@@ -29,7 +29,8 @@ TITLES = [f"{place} {event}, diz {other}" for place in PLACES for event in EVENT
 HOSTILE = [
     "", " ", "  ", "   x", "x   ", "\t", "\n", "\r\n", "a\r\nb", "a\n\n\nb", " \t \n ", "\x00", "a\x00b", "\x7f",
     "\x85", "\u00a0", "a\u00a0b", "\u2003 \u3000", "\u200b", "\u180e", "\ufeffx", "\x1c\x1d\x1e\x1f",
-    " " * 300, "a" + " " * 99 + "b", "don't", "I'LL we've you're he'd 'tis it's'", "’s", "'''", "d'água d'Ouro", "l'été", "can''t",
+    " " * 300, "a" + " " * 99 + "b", "don't", "I'LL we've you're he'd 'tis it's'", "’s", "'''",
+    "d'água d'Ouro", "l'été", "can''t",
     "0", "007", "1.250,50 €", "20162017", "①②³", "١٢٣", "Ⅷ", "½", "1e-5", "3ª feira",
     "ação", "ac\u0327a\u0303o", "\u0301", "e\u0301\u0301\u0301", "Z\u0351\u036ba\u0340", "ß ẞ ſ", "ﬁ", "İı",
     "😀", "👩‍👩‍👧‍👦", "👍🏽👍🏿", "🇵🇹🇧🇷", "❤️", "1️⃣", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "\u200d\u200d", "a😀b 😀 c",
