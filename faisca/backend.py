@@ -109,9 +109,7 @@ class Backend(Protocol):
     ) -> Metrics:
         """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping), `skipped`."""
 
-    def grpo_step(
-        self, *, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float
-    ) -> Metrics:
+    def grpo_step(self, *, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float) -> Metrics:
         """One optimiser step on one minibatch of rollouts; metrics as in `grpo.py` of the twins."""
 
     def read_metrics(self, *, metrics: list[Metrics]) -> list[dict[str, float]]:

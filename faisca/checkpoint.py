@@ -21,10 +21,12 @@ import safetensors.numpy
 
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
+from faisca.files import flush_folder, write_atomically, write_flushed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 LATEST = "latest"
+BEST = "best"
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -58,8 +60,12 @@ def save_checkpoint(
     optimizer: Arrays,
     reference: Arrays | None,
     tokenizer_json: str | None,
+    best: bool = False,
 ) -> Path:
-    """Write `checkpoints/{stage}-{step:06d}` and make it the latest; a FaiscaError leaves the old ones as they were."""
+    """Write `checkpoints/{stage}-{step:06d}` and make it the latest, and the best where it is.
+
+    A FaiscaError leaves the earlier checkpoints as they were.
+    """
     files = {
         "model.safetensors": safetensors.numpy.save(dict(parameters)),
         "optimizer.safetensors": safetensors.numpy.save(dict(optimizer)),
@@ -74,9 +80,9 @@ def save_checkpoint(
     try:
         _write_folder(temporary, files)
         _swap(temporary, target)
-        _write_file(run_folder / f".{LATEST}-{os.getpid()}", f"{target.relative_to(run_folder).as_posix()}\n".encode())
-        (run_folder / f".{LATEST}-{os.getpid()}").replace(run_folder / LATEST)
-        _flush_folder(run_folder)
+        for name in [LATEST] + [BEST] * best:
+            write_atomically(run_folder / name, f"{target.relative_to(run_folder).as_posix()}\n".encode())
+        flush_folder(run_folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise FaiscaError(
@@ -87,19 +93,43 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, say: Callable[[str], None] = print) -> Checkpoint:
-    """The checkpoint at `path`, a checkpoint folder or a run folder (its newest good one).
+    """The checkpoint at `path`: a checkpoint folder, or a run folder, see `find_checkpoint`."""
+    folder = find_checkpoint(path, say)
+    reference, tokenizer = folder / "reference.safetensors", folder / "tokenizer.json"
+    return Checkpoint(
+        folder=folder,
+        state=read_state(folder),
+        parameters=safetensors.numpy.load_file(folder / "model.safetensors"),
+        optimizer=safetensors.numpy.load_file(folder / "optimizer.safetensors"),
+        reference=safetensors.numpy.load_file(reference) if reference.is_file() else None,
+        tokenizer_json=tokenizer.read_text() if tokenizer.is_file() else None,
+    )
+
+
+def find_checkpoint(path: Path, say: Callable[[str], None] = print) -> Path:
+    """The folder of a good checkpoint: `path` itself, or the newest one of the run folder `path`.
 
     A damaged checkpoint of a run is named through `say` and the one before it is taken; a damaged
-    checkpoint named itself is an error.
+    checkpoint that was named itself is an error.
     """
     if (path / "checkpoints").is_dir():
-        return _load_newest_good(path, say)
+        return _newest_good(path, say)
     if not path.is_dir() or not (path / MANIFEST).is_file():
         raise FaiscaError(f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders")
     problems = find_damage(path)
     if problems:
         raise VerificationError(f"checkpoint {path} is damaged ({problems[0]}): use an earlier one of its run")
-    return _read(path)
+    return path
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint folder says."""
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if state.get("format") != FORMAT:
+        raise FaiscaError(
+            f"checkpoint {folder} has format {state.get('format')}, but this version reads {FORMAT}: update faisca-mlx"
+        )
+    return state
 
 
 def find_damage(folder: Path) -> list[str]:
@@ -128,25 +158,37 @@ def checkpoint_folders(run_folder: Path) -> list[Path]:
     return sorted((path for path in found if _order(path)[0] >= 0), key=_order)
 
 
-def prune_checkpoints(run_folder: Path, keep: int, spare: set[Path]) -> None:
-    """Delete the oldest checkpoints beyond `keep`; those in `spare` stay and do not count."""
-    for folder in [path for path in checkpoint_folders(run_folder) if path not in spare][:-keep]:
+def prune_checkpoints(run_folder: Path, keep: int, ends: set[Path]) -> None:
+    """Delete checkpoints along the way: all before the last end of a stage, and the oldest beyond `keep`.
+
+    The ends of stages stay, and so does the best checkpoint.
+    """
+    folders = checkpoint_folders(run_folder)
+    spare = ends | {run_folder / read_pointer(run_folder / BEST)}
+    last_end = max((folders.index(end) for end in ends if end in folders), default=-1)
+    old = folders[: last_end + 1] + folders[last_end + 1 : -keep]
+    for folder in (path for path in old if path not in spare):
         doomed = folder.with_name(f".deleting-{folder.name}")
         folder.replace(doomed)  # a half-deleted checkpoint must not look like one
         shutil.rmtree(doomed)
 
 
+def read_pointer(path: Path) -> str:
+    """The checkpoint that `latest` or `best` names, relative to the run folder; a dot where there is no file."""
+    return path.read_text(errors="replace").strip() if path.is_file() else "."
+
+
 def remove_leftovers(run_folder: Path) -> None:
     """Delete what a crash left half-written or half-deleted."""
-    for path in [*run_folder.glob("checkpoints/.*"), *run_folder.glob(f".{LATEST}-*")]:
+    for path in [*run_folder.glob("checkpoints/.*"), *run_folder.glob(".*.tmp")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _load_newest_good(run_folder: Path, say: Callable[[str], None]) -> Checkpoint:
+def _newest_good(run_folder: Path, say: Callable[[str], None]) -> Path:
     folders = checkpoint_folders(run_folder)
     latest = run_folder / LATEST
     if latest.is_file():
-        named = run_folder / latest.read_text(errors="replace").strip()
+        named = run_folder / read_pointer(latest)
         if named in folders:
             folders = folders[: folders.index(named) + 1]
         else:
@@ -156,24 +198,9 @@ def _load_newest_good(run_folder: Path, say: Callable[[str], None]) -> Checkpoin
     for folder in reversed(folders):
         problems = find_damage(folder)
         if not problems:
-            return _read(folder)
+            return folder
         say(f"checkpoint {folder} is damaged ({problems[0]}): trying the one before it")
-    raise FaiscaError(f"{run_folder} has no good checkpoint yet: start the run anew with another --out")
-
-
-def _read(folder: Path) -> Checkpoint:
-    state = json.loads((folder / "state.json").read_text())
-    if state.get("format") != FORMAT:
-        raise FaiscaError(f"checkpoint {folder} has format {state.get('format')}, this version reads {FORMAT}: update")
-    reference, tokenizer = folder / "reference.safetensors", folder / "tokenizer.json"
-    return Checkpoint(
-        folder=folder,
-        state=state,
-        parameters=safetensors.numpy.load_file(folder / "model.safetensors"),
-        optimizer=safetensors.numpy.load_file(folder / "optimizer.safetensors"),
-        reference=safetensors.numpy.load_file(reference) if reference.is_file() else None,
-        tokenizer_json=tokenizer.read_text() if tokenizer.is_file() else None,
-    )
+    raise FaiscaError(f"{run_folder} has no good checkpoint: start the run anew, with another --out")
 
 
 def _order(folder: Path) -> tuple[int, int]:
@@ -184,10 +211,10 @@ def _order(folder: Path) -> tuple[int, int]:
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True)
     for name, content in files.items():
-        _write_file(folder / name, content)
+        write_flushed(folder / name, content)
     entries = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()}
-    _write_file(folder / MANIFEST, (json.dumps({"format": FORMAT, "files": entries}, indent=2) + "\n").encode())
-    _flush_folder(folder)
+    write_flushed(folder / MANIFEST, (json.dumps({"format": FORMAT, "files": entries}, indent=2) + "\n").encode())
+    flush_folder(folder)
 
 
 def _swap(temporary: Path, target: Path) -> None:
@@ -199,22 +226,7 @@ def _swap(temporary: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         temporary.replace(target)
-    _flush_folder(target.parent)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(target.parent)
 
 
 def _sha256(content: bytes) -> str:

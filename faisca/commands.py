@@ -23,7 +23,7 @@ from faisca.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from faisca.config_files import Sections, layered_sections, preset_names, preset_summary, read_sections
+from faisca.config_files import Sections, layered_sections, preset_names, preset_summary, sections_of
 from faisca.errors import FaiscaError
 
 BackendName = Annotated[
@@ -198,9 +198,9 @@ def evaluate(argv: list[str]) -> int:
       faisca evaluate runs/spark --data headlines.parquet --json
     """
     options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
-    from faisca.evaluation import evaluate_checkpoint
+    from faisca.loaded import load
 
-    measured = evaluate_checkpoint(options.checkpoint, options.source, backend=options.backend, device=options.device)
+    measured = load(options.checkpoint, backend=options.backend, device=options.device).evaluate(options.source)
     if options.json:
         print(json.dumps(measured, indent=2))
     else:
@@ -242,9 +242,11 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
     for flag, value in others.items():
         if value is not None:
             raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
-    if not (run / "config.toml").is_file():
-        raise FaiscaError(f"--resume {run} is no run folder: it has no config.toml")
-    return read_sections(run / "config.toml")
+    if not (run / "checkpoints").is_dir():
+        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints")
+    from faisca.stages import saved_config
+
+    return sections_of(saved_config(run))
 
 
 def _default_options(start: StartOptions, sections: Sections) -> TrainOptions:

@@ -64,6 +64,7 @@ class TokenizerConfig:
     vocabulary_size: CountOrOff = 4096
     """tokens of a trained BPE, end-of-text included (gpt2 has its own number)"""
 
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where headlines come from and how they are cut into windows."""
@@ -86,6 +87,7 @@ class DataConfig:
     """tokens in a training window"""
     stride: Count = 64
     """tokens from the start of a training window to the start of the next"""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -112,6 +114,7 @@ class OptimizerConfig:
     clip_norm: NotNegative = 1.0
     """largest gradient norm; 0 does not clip"""
 
+
 @dataclass(frozen=True)
 class TrainConfig(OptimizerConfig):
     """Pre-training or supervised fine-tuning on packed windows."""
@@ -134,6 +137,7 @@ class TrainConfig(OptimizerConfig):
     """steps between evaluations; 0 evaluates only before and after the stage"""
     evaluation_batches: Count = 5
     """batches of each validation set in the evaluations along the way"""
+
 
 @dataclass(frozen=True)
 class GRPOConfig(OptimizerConfig):
@@ -182,6 +186,7 @@ class GRPOConfig(OptimizerConfig):
     mask_truncated: bool = False
     """leave completions that never reached end-of-text out of the loss"""
 
+
 @dataclass(frozen=True)
 class SampleConfig:
     """Headlines shown along the way, and those that are counted."""
@@ -200,6 +205,7 @@ class SampleConfig:
     """sample among the k likeliest tokens; 0 is off"""
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     """sample among the likeliest tokens that together have this probability; 1 is off"""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -231,6 +237,7 @@ class RunConfig:
     """checkpoints kept along the way, newest first; ends of stages always stay"""
     max_bad_steps: Count = 10
     """stop after this many steps in a row whose loss or gradient is not finite"""
+
 
 @dataclass(frozen=True)
 class Config:

@@ -8,16 +8,18 @@ counted over completions of GRPO's prompts, sampled as GRPO samples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from faisca.backend import Backend, Model, Sampling
 from faisca.batches import evaluation_batches, target_bytes
-from faisca.config import GRPOConfig, SampleConfig
+from faisca.config import Config, GRPOConfig, SampleConfig
 from faisca.generation import complete, encode_prompt, headline
+from faisca.headlines import Headlines, stage_titles
 from faisca.rewards import football, share
 from faisca.tokenizer import Tokenizer
 
@@ -43,6 +45,19 @@ class Bench:
     grpo: GRPOConfig
 
 
+def make_yardsticks(
+    config: Config, headlines: Headlines, tokenise: Callable[[pa.Array, str], np.ndarray]
+) -> dict[str, Yardstick]:
+    """Both yardsticks; `tokenise` takes titles and a label for the progress."""
+    yardsticks = {}
+    for name, stage in (("validation", "pretrain"), ("portugal", "sft")):
+        stage_config = getattr(config, stage)
+        _, titles = stage_titles(headlines, stage_config, seed=config.run.seed, stage=stage)
+        rows = stage_config.micro_batch_size or stage_config.batch_size
+        yardsticks[name] = Yardstick(tokenise(titles, f"tokenising {name} titles"), config.data.window, rows)
+    return yardsticks
+
+
 def measure_loss(bench: Bench, model: Model, yardstick: Yardstick, most: int | None = None) -> tuple[float, float]:
     """Mean loss (nats a token) and bits per byte over a yardstick, or over its first `most` batches.
 
@@ -51,9 +66,7 @@ def measure_loss(bench: Bench, model: Model, yardstick: Yardstick, most: int | N
     """
     sizes = bench.tokenizer.bytes_per_token()
     total, tokens, size = 0.0, 0, 0
-    batches = evaluation_batches(
-        yardstick.tokens, window=yardstick.window, batch_size=yardstick.batch_size, most=most
-    )
+    batches = evaluation_batches(yardstick.tokens, window=yardstick.window, batch_size=yardstick.batch_size, most=most)
     for inputs, targets in batches:
         total += bench.backend.evaluate(model=model, inputs=inputs, targets=targets)
         tokens += int((targets >= 0).sum())

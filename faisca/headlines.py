@@ -64,6 +64,11 @@ def stage_titles(headlines: Headlines, config: TrainConfig, *, seed: int, stage:
     return train.take(pa.array(order)), validation
 
 
+def has_address(table: pa.Table, part: str) -> bool:
+    """Whether some title's address contains this."""
+    return bool(pc.any(pc.match_substring(table["url"], part)).as_py())
+
+
 def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The texts' UTF-8 bytes (uint8), and where each of n begins and the last ends (int32 [n+1])."""
     assert texts.type == pa.string() and texts.null_count == 0, "clean texts only"

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from faisca.backend import Backend, Model, Runtime, Sampling, choose_backend, load_backend
+from faisca.batches import tokenise
 from faisca.checkpoint import Checkpoint, load_checkpoint
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.config_files import config_from_dict
 from faisca.errors import FaiscaError
+from faisca.evaluation import Bench, make_yardsticks, measure
 from faisca.generation import complete, encode_prompt, headline
+from faisca.headlines import has_address, load_headlines
 from faisca.runs import checkpoint_tokenizer
 from faisca.tokenizer import Tokenizer
 
@@ -61,6 +64,25 @@ class LoadedModel:
         """Token ids, int [B, T] -> log-probability of each token after the first, float32 [B, T-1], in nats."""
         return self.backend.token_log_probs(model=self.model, tokens=self._checked(ids), temperature=temperature)
 
+    def evaluate(self, source: str) -> dict[str, float]:
+        """Measure the model on the validation headlines of a source, those that the run's own options keep.
+
+        Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
+        address contains what SFT asks for, `football_share` and `distinct_share`.
+        """
+        config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
+        headlines = load_headlines(config.data, config.run.seed)
+        bench = Bench(
+            self.backend, self.tokenizer, self.model_config.context, config.run.seed, config.sample, config.grpo
+        )
+        abroad = not has_address(headlines.validation, config.sft.url_contains)
+        if abroad:
+            config = dataclasses.replace(config, sft=config.pretrain)
+        yardsticks = make_yardsticks(config, headlines, lambda titles, _: tokenise(titles, self.tokenizer))
+        measured = measure(bench, self.model, yardsticks)
+        left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
+        return {name: value for name, value in measured.items() if name not in left_out}
+
     def _sampling(self, chosen: dict[str, float]) -> Sampling:
         sample = dataclasses.replace(self.config.sample, **chosen)  # type: ignore[arg-type]
         dataclasses.replace(self.config, sample=sample)  # checks the values
@@ -88,6 +110,4 @@ def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: s
     runtime = twin.open_runtime(config=run)
     model_config = ModelConfig(**checkpoint.state["model"])
     model = twin.make_model(config=model_config, parameters=checkpoint.parameters, runtime=runtime)
-    return LoadedModel(
-        checkpoint, config, model_config, checkpoint_tokenizer(checkpoint), twin, runtime, model
-    )
+    return LoadedModel(checkpoint, config, model_config, checkpoint_tokenizer(checkpoint), twin, runtime, model)

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from faisca.run_log import read_records, write_atomically
+from faisca.files import write_atomically
+from faisca.run_log import read_records
 from faisca.summary import SUMMARY, read_summary
 
 Records = list[dict[str, Any]]

@@ -21,7 +21,7 @@ from faisca.generation import complete, encode_prompt, headline
 from faisca.rewards import football, group_advantages, load_reward, score, share
 from faisca.runs import Progress, Run, due
 from faisca.schedule import learning_rate
-from faisca.stage_end import finish_stage
+from faisca.stage_ends import begin_stage, finish_stage
 from faisca.step_log import count_bad_step
 from faisca.streams import permutation
 
@@ -47,8 +47,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     assert frozen is not None
     reference = backend.make_model(config=run.model_config, parameters=frozen, runtime=run.runtime)
     learner = backend.make_learner(model=model, config=config)
-    if checkpoint is not None:
-        backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
+    begin_stage(run, progress, model, learner, checkpoint, reference=frozen)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")
     with run.log.track("grpo", config.steps, done=progress.step) as tracker:
@@ -90,9 +89,7 @@ def roll_out(run: Run, model: Model, step: int) -> Rollout:
     return Rollout(texts, prompts, list(rows))
 
 
-def pack(
-    rollout: Rollout, advantages: np.ndarray, end_of_text: int, context: int, config: GRPOConfig
-) -> Rollouts:
+def pack(rollout: Rollout, advantages: np.ndarray, end_of_text: int, context: int, config: GRPOConfig) -> Rollouts:
     """Rows as right-padded arrays; causal attention needs no padding mask. The log-probabilities are still zero."""
     longest = max(len(p) + len(c) for p, c in zip(rollout.prompts, rollout.completions, strict=True))
     inputs = min(-(-(longest - 1) // LENGTH_STEP) * LENGTH_STEP, context)
@@ -122,9 +119,7 @@ def with_log_probs(run: Run, rollouts: Rollouts, model: Model, reference: Model)
     return dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=ref)
 
 
-def update_policy(
-    run: Run, learner: Learner, rollouts: Rollouts, step: int, rate: float
-) -> list[dict[str, float]]:
+def update_policy(run: Run, learner: Learner, rollouts: Rollouts, step: int, rate: float) -> list[dict[str, float]]:
     """`grpo.epochs` passes over the rollouts in minibatches; a minibatch with nothing to learn from is left out."""
     config, metrics = run.config.grpo, []
     for epoch in range(config.epochs):
@@ -133,19 +128,13 @@ def update_policy(
         for rows in order.reshape(-1, config.minibatch_size):
             part = select(rollouts, rows)
             if part.step_tokens:  # with an empty mask, Adam's momentum alone would move the weights
-                metrics.append(
-                    run.backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate)
-                )
+                metrics.append(run.backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
     return run.backend.read_metrics(metrics=metrics)
 
 
 def select(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:
     """Some rows of the rollouts."""
-    arrays = {
-        f.name: getattr(rollouts, f.name)[rows]
-        for f in dataclasses.fields(rollouts)
-        if f.name != "step_tokens"
-    }
+    arrays = {f.name: getattr(rollouts, f.name)[rows] for f in dataclasses.fields(rollouts) if f.name != "step_tokens"}
     return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))
 
 
@@ -180,9 +169,7 @@ def kl_to_reference(run: Run, model: Model, reference: Model) -> float:
     """Masked mean k3 divergence (nats a token) of the final policy, over the completions that are counted."""
     prompts, completions = count_completions(run.bench, model)
     rollout = Rollout([], prompts, completions)
-    packed = pack(
-        rollout, np.zeros(len(prompts)), run.tokenizer.end_of_text, run.model_config.context, run.config.grpo
-    )
+    packed = pack(rollout, np.zeros(len(prompts)), run.tokenizer.end_of_text, run.model_config.context, run.config.grpo)
     temperature = run.config.grpo.temperature
     log_probs, reference_log_probs = (
         run.backend.token_log_probs(model=scorer, tokens=packed.tokens, temperature=temperature)

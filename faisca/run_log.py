@@ -155,19 +155,6 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or none of it: readers see the old content until the new is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def printable(text: str) -> str:
     """The text with control characters as spaces: what an untrained model samples may steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
@@ -197,9 +184,7 @@ def _open_metrics(path: Path, size: int) -> BinaryIO:
 
 
 def _live_bar(console: Console, label: str) -> Progress:
-    whole = Column(
-        no_wrap=True, min_width=cell_len(label)
-    )  # a narrow terminal crops the words, not the label
+    whole = Column(no_wrap=True, min_width=cell_len(label))  # a narrow terminal crops the words, not the label
     return Progress(
         TextColumn("{task.description}", markup=False, table_column=whole),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,16 +13,19 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from faisca.backend import Backend, Learner, Model, Runtime, choose_backend, load_backend
-from faisca.batches import Windows, tokenise
+from faisca.batches import Windows, steps_per_epoch, tokenise
 from faisca.checkpoint import Checkpoint, prune_checkpoints, remove_leftovers, save_checkpoint
 from faisca.config import Config, ModelConfig
 from faisca.config_files import config_to_dict, write_config
 from faisca.errors import FaiscaError
-from faisca.evaluation import Bench, Yardstick
+from faisca.evaluation import Bench, Yardstick, make_yardsticks
+from faisca.files import write_atomically
+from faisca.generation import encode_prompt
 from faisca.headlines import Headlines, load_headlines, stage_titles
 from faisca.interrupts import StopRequest, stop_on_signals
 from faisca.memory import peak_resident_bytes, reset_peak
 from faisca.parameters import count_parameters
+from faisca.rewards import load_reward
 from faisca.run_log import RunLog
 from faisca.tokenizer import Tokenizer, load_tokenizer
 
@@ -41,6 +44,8 @@ class Progress:
     """trained on, or sampled in GRPO"""
     peak_memory_bytes: int = 0
     best_validation_loss: float | None = None
+    best_step: int = 0
+    """where it was met, if a checkpoint was due there"""
     skipped: int = 0
     """steps left out because their loss or gradient was not finite"""
     skipped_in_a_row: int = 0
@@ -88,9 +93,7 @@ class Run:
 
     def windows(self, stage: str) -> Windows:
         """Training windows of pre-training or SFT."""
-        titles, _ = stage_titles(
-            self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage
-        )
+        titles, _ = stage_titles(self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage)
         data = self.config.data
         return Windows(self.tokens(titles, f"tokenising {stage} titles"), data.window, data.stride)
 
@@ -130,14 +133,11 @@ class Run:
             optimizer=self.backend.get_optimizer_state(learner=learner),
             reference=reference,
             tokenizer_json=self.tokenizer.json_text() if self.tokenizer.kind == "bpe" else None,
+            best=0 < progress.step == progress.best_step,
         )
-        prune_checkpoints(self.folder, self.config.run.keep, spare=self._ends(folder if finished else None))
-        return folder
-
-    def _ends(self, just_saved: Path | None) -> set[Path]:
-        """Checkpoints at the ends of stages, which always stay."""
         ends = {self.folder / "checkpoints" / f"{entry['stage']}-{entry['steps']:06d}" for entry in self.stages}
-        return ends | ({just_saved} if just_saved else set())
+        prune_checkpoints(self.folder, self.config.run.keep, ends=ends)
+        return folder
 
     def answer_stop(self) -> None:
         """Leave the run if it was asked to stop; the loops have saved just before."""
@@ -160,23 +160,36 @@ def due(step: int, every: int) -> bool:
 def open_run(
     config: Config, folder: Path, *, checkpoint: Checkpoint | None = None, resuming: bool = False
 ) -> Iterator[Run]:
-    """Open a run in `folder`, new or resumed; from a checkpoint come its tokenizer and model configuration."""
+    """Open a run in `folder`, new or resumed; from a checkpoint come its tokenizer and model configuration.
+
+    What can be refused is refused before the folder is touched, and before hours of training.
+    """
+    name, reason = choose_backend(config.run.backend)
+    backend = load_backend(name)
+    runtime = backend.open_runtime(config=config.run)
+    headlines = load_headlines(config.data, config.run.seed)
+    tokenizer = checkpoint_tokenizer(checkpoint) if checkpoint else _new_tokenizer(config, headlines)
+    model_config = _model_config(config, tokenizer, checkpoint)
+    config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
+    _check_texts(config, tokenizer)
+    state: dict[str, Any] = checkpoint.state if checkpoint and resuming else {}
     with _locked(folder):
         remove_leftovers(folder)
-        state = checkpoint.state if checkpoint and resuming else {"metrics_bytes": 0, "seconds": 0.0, "stages": []}
-        log = RunLog(folder, metrics_bytes=state["metrics_bytes"], seconds_before=state["seconds"])
+        write_config(config, folder / "config.toml")
+        if tokenizer.kind == "bpe":
+            write_atomically(folder / "tokenizer.json", tokenizer.json_text().encode())
+        metrics_bytes, seconds_before = state.get("metrics_bytes", 0), state.get("seconds", 0.0)
+        log = RunLog(folder, metrics_bytes=metrics_bytes, seconds_before=seconds_before)
         with log, stop_on_signals(log.say) as stop:
-            backend, runtime = _open_backend(config, log)
-            headlines = load_headlines(config.data, config.run.seed)
+            for line in (f"backend {name}: {reason}", *runtime.reasons, _words(runtime.details)):
+                log.say(line)
             log.say(f"data: {headlines.report}")
-            tokenizer = _tokenizer(config, headlines, checkpoint, log)
-            model_config = _model_config(config, tokenizer, checkpoint)
-            config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
-            write_config(config, folder / "config.toml")
-            stages = list(state["stages"])
-            run = Run(config, folder, log, stop, backend, runtime, headlines, tokenizer, model_config, stages)
-            run.yardsticks = _yardsticks(run)
             log.say(_model_words(model_config, tokenizer))
+            stages = list(state.get("stages", []))
+            run = Run(config, folder, log, stop, backend, runtime, headlines, tokenizer, model_config, stages)
+            run.yardsticks = make_yardsticks(config, headlines, run.tokens)
+            for stage in set(config.run.stages) - {"grpo"}:
+                steps_per_epoch(run.windows(stage), getattr(config, stage).batch_size)
             yield run
 
 
@@ -192,18 +205,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise FaiscaError(f"{folder} cannot be a run folder ({error.strerror}): choose another --out") from error
 
 
-def _open_backend(config: Config, log: RunLog) -> tuple[Backend, Runtime]:
-    name, reason = choose_backend(config.run.backend)
-    backend = load_backend(name)
-    runtime = backend.open_runtime(config=config.run)
-    log.say("; ".join([f"backend {name}: {reason}", *runtime.reasons]))
-    log.say("; ".join(f"{key} {value}" for key, value in runtime.details.items()))
-    return backend, runtime
-
-
-def _tokenizer(config: Config, headlines: Headlines, checkpoint: Checkpoint | None, log: RunLog) -> Tokenizer:
-    if checkpoint is not None:
-        return checkpoint_tokenizer(checkpoint)
+def _new_tokenizer(config: Config, headlines: Headlines) -> Tokenizer:
     titles, _ = stage_titles(headlines, config.pretrain, seed=config.run.seed, stage="pretrain")
     return load_tokenizer(config.tokenizer, titles)
 
@@ -227,15 +229,15 @@ def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint |
     return dataclasses.replace(config.model, vocabulary_size=wanted or tokenizer.vocabulary_size)
 
 
-def _yardsticks(run: Run) -> dict[str, Yardstick]:
-    window = run.config.data.window
-    sticks = {}
-    for name, stage in (("validation", "pretrain"), ("portugal", "sft")):
-        config = getattr(run.config, stage)
-        _, titles = stage_titles(run.headlines, config, seed=run.config.run.seed, stage=stage)
-        tokens = run.tokens(titles, f"tokenising {name} titles")
-        sticks[name] = Yardstick(tokens, window, config.micro_batch_size or config.batch_size)
-    return sticks
+def _check_texts(config: Config, tokenizer: Tokenizer) -> None:
+    """Refuse a reward that cannot be loaded and prompts that do not fit."""
+    load_reward(config.grpo.reward)
+    for prompt in (config.sample.prompt, *config.grpo.prompts):
+        encode_prompt(tokenizer, prompt, config.model.context)
+
+
+def _words(details: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in details.items())
 
 
 def _model_words(config: ModelConfig, tokenizer: Tokenizer) -> str:

@@ -6,17 +6,17 @@ from typing import Any
 
 from faisca.backend import Model
 from faisca.batches import steps_per_epoch, training_batch
-from faisca.checkpoint import Checkpoint, load_checkpoint
+from faisca.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.config import STAGES, Config, TrainConfig
 from faisca.config_files import config_from_dict
 from faisca.errors import FaiscaError
-from faisca.evaluation import measure, measure_loss, show_samples
+from faisca.evaluation import measure_loss, show_samples
 from faisca.parameters import initial_parameters
 from faisca.plots import draw_charts
 from faisca.reinforcement import reinforce
 from faisca.runs import Progress, Run, due, open_run
 from faisca.schedule import learning_rate
-from faisca.stage_end import MEASURES, finish_stage
+from faisca.stage_ends import begin_stage, finish_stage
 from faisca.step_log import StepLog
 from faisca.streams import integer_seed
 from faisca.summary import show_summary, write_summary
@@ -24,8 +24,9 @@ from faisca.summary import show_summary, write_summary
 
 def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[str, Any]:
     """Run `config.run.stages` in a new folder, from initial weights or from a checkpoint's; returns the summary."""
-    if start_from is None and config.run.stages[0] == "grpo":
-        raise FaiscaError("grpo starts from a trained model: name a checkpoint with --from")
+    first = config.run.stages[0]
+    if start_from is None and first != "pretrain":
+        raise FaiscaError(f"{first} starts from a trained model: name a checkpoint with --from")
     checkpoint = None if start_from is None else load_checkpoint(start_from)
     with open_run(config, folder, checkpoint=checkpoint) as opened:
         if checkpoint is None:
@@ -45,15 +46,14 @@ def resume(folder: Path, config: Config) -> dict[str, Any]:
         if written_by != opened.runtime.backend:
             opened.log.say(f"from here on with backend {opened.runtime.backend}; so far it was {written_by}")
         model = _make_model(opened, checkpoint.parameters)
-        to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= STAGES.index(checkpoint.stage)]
-        if checkpoint.state["finished"]:
-            to_do, checkpoint = [stage for stage in to_do if stage != checkpoint.stage], None
-        return _run_stages(opened, model, to_do, checkpoint)
+        first = STAGES.index(checkpoint.stage) + checkpoint.state["finished"]
+        to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= first]
+        return _run_stages(opened, model, to_do, None if checkpoint.state["finished"] else checkpoint)
 
 
 def saved_config(folder: Path) -> Config:
     """The configuration in a run's newest good checkpoint."""
-    return config_from_dict(load_checkpoint(folder, say=lambda _: None).state["config"])
+    return config_from_dict(read_state(find_checkpoint(folder, say=lambda _: None))["config"])
 
 
 def _make_model(run: Run, parameters: dict[str, Any]) -> Model:
@@ -62,11 +62,7 @@ def _make_model(run: Run, parameters: dict[str, Any]) -> Model:
 
 def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoint | None) -> dict[str, Any]:
     for stage in stages:
-        if checkpoint is not None:
-            progress = Progress(**checkpoint.state["progress"])
-        else:
-            progress = Progress(stage, before=_measured_before(run, model, stage))
-        run.peak_memory()  # starts a new peak
+        progress = Progress(stage) if checkpoint is None else Progress(**checkpoint.state["progress"])
         perform: Callable[..., None] = reinforce if stage == "grpo" else train
         perform(run, progress, model, checkpoint)
         checkpoint = None
@@ -77,14 +73,6 @@ def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoin
     return run.summary
 
 
-def _measured_before(run: Run, model: Model, stage: str) -> dict[str, Any]:
-    """Measurements before a stage: those after the last one, if there was one in this run."""
-    if run.stages:
-        return {key: run.stages[-1].get(f"{key}_after") for key in MEASURES}
-    run.log.say(f"measuring the model before {stage}")
-    return measure(run.bench, model, run.yardsticks)
-
-
 def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
     """Pre-training or SFT: minimise the cross-entropy of the stage's windows."""
     stage, seed = progress.stage, run.config.run.seed
@@ -93,17 +81,14 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     an_epoch = steps_per_epoch(windows, config.batch_size)
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
     learner = run.backend.make_learner(model=model, config=config)
-    if checkpoint is not None:
-        run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
-    else:
+    begin_stage(run, progress, model, learner, checkpoint)
+    if progress.step == 0:
         evaluate_along(run, progress, model, an_epoch)
     with run.log.track(stage, total, done=progress.step) as tracker:
         steps = StepLog(run, progress, tracker)
         while progress.step < total:
             step = progress.step
-            inputs, targets = training_batch(
-                windows, batch_size=config.batch_size, seed=seed, stage=stage, step=step
-            )
+            inputs, targets = training_batch(windows, batch_size=config.batch_size, seed=seed, stage=stage, step=step)
             rate = learning_rate(config, step, total)
             metrics = run.backend.train_step(
                 learner=learner,
@@ -115,17 +100,17 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
             )
             progress.step += 1
             steps.add(metrics, inputs.size, learning_rate=rate, epoch=progress.step / an_epoch)
-            if due(progress.step, config.evaluate_every) or progress.step == total:
+            saving = due(progress.step, run.config.run.checkpoint_every) or bool(run.stop)
+            if saving or due(progress.step, config.evaluate_every) or progress.step == total:
                 with steps.paused():
                     evaluate_along(run, progress, model, an_epoch)
             if due(progress.step, an_epoch):
                 with steps.paused():
                     sample_along(run, progress, model)
-            if due(progress.step, run.config.run.checkpoint_every) or run.stop:
+            if saving:
                 with steps.paused():
                     run.save(progress, model=model, learner=learner, finished=False)
             run.answer_stop()
-        steps.record()
     finish_stage(run, progress, model, learner)
 
 
@@ -134,8 +119,8 @@ def evaluate_along(run: Run, progress: Progress, model: Model, an_epoch: int) ->
     config: TrainConfig = getattr(run.config, progress.stage)
     loss, bits = measure_loss(run.bench, model, run.yardsticks["validation"], config.evaluation_batches)
     portugal, _ = measure_loss(run.bench, model, run.yardsticks["portugal"], config.evaluation_batches)
-    best = progress.best_validation_loss
-    progress.best_validation_loss = loss if best is None else min(best, loss)
+    if progress.best_validation_loss is None or loss < progress.best_validation_loss:
+        progress.best_validation_loss, progress.best_step = loss, progress.step
     run.log.record(
         stage=progress.stage,
         step=progress.step,

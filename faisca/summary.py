@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from faisca.errors import FaiscaError
+from faisca.files import write_atomically
 from faisca.memory import format_bytes
-from faisca.run_log import clock, json_text, printable, write_atomically
+from faisca.run_log import clock, json_text, printable
 
 SUMMARY = "summary.json"
 RUN_KEYS = ("backend", "device", "preset", "seed", "parameters", "stages")

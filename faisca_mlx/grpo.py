@@ -29,7 +29,7 @@ def policy_loss(
     config: GRPOConfig,
     step_tokens: mx.array,
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """The scalar loss, and what a trainer watches: `kl`, `ratio_mean`, `ratio_max`, `clip_low_share`, `clip_high_share`.
+    """The scalar loss, and what a trainer watches: `kl`, `ratio_mean`, `ratio_max`, `clip_{low,high}_share`.
 
     The mask is applied with `where` before every `exp`: a masked position may hold anything.
     """

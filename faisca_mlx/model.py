@@ -23,9 +23,7 @@ class KeyValueCache:
         self.length = 0
         self.layers: list[tuple[mx.array, mx.array] | None] = [None] * num_layers
 
-    def append(
-        self, layer: int, key_BHTK: mx.array, value_BHTK: mx.array, capacity: int
-    ) -> tuple[mx.array, mx.array]:
+    def append(self, layer: int, key_BHTK: mx.array, value_BHTK: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
         """Write new positions of a block, and return all of its positions so far."""
         pair = self.layers[layer]
         if pair is None:

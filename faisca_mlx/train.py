@@ -159,9 +159,7 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
         total = total + loss
         gradients = more if gradients is None else tree_map(mx.add, gradients, more)
     gradients = tree_map(lambda gradient: gradient / targets_MRT.size, gradients)
-    return update(
-        learner=learner, loss=total / targets_MRT.size, gradients=gradients, learning_rate=learning_rate
-    )
+    return update(learner=learner, loss=total / targets_MRT.size, gradients=gradients, learning_rate=learning_rate)
 
 
 def _summed_loss(model: GPT, inputs: mx.array, targets: mx.array, with_gradients: bool) -> mx.array:

@@ -294,9 +294,7 @@ def _assert_slow(report: dict, *parts: str) -> None:
         ("Linux", {"mlx-cuda-13", "mlx-cpu"}, "cuBLAS"),
     ],
 )
-def test_elsewhere_it_does_nothing(
-    monkeypatch: pytest.MonkeyPatch, system: str, builds: set[str], name: str
-) -> None:
+def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch, system: str, builds: set[str], name: str) -> None:
     monkeypatch.delenv("FAISCA_FAST_BLAS", raising=False)
     monkeypatch.setattr(fast_blas.platform, "system", lambda: system)
     monkeypatch.setattr(fast_blas, "_mlx_builds", lambda: builds)

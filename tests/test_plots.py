@@ -23,9 +23,7 @@ def training_records(steps: int = 60) -> list[dict]:
 
 
 def grpo_records(steps: int = 5, **more: float) -> list[dict]:
-    return [
-        {"stage": "grpo", "step": i, "reward_mean": i / 10, "kl": i / 100} | more for i in range(1, steps + 1)
-    ]
+    return [{"stage": "grpo", "step": i, "reward_mean": i / 10, "kl": i / 100} | more for i in range(1, steps + 1)]
 
 
 def write(folder, records):
@@ -100,11 +98,7 @@ def test_text_is_large_enough(tmp_path, monkeypatch):
     assert len(drawn) == 2
     for figure in drawn:
         figure.draw_without_rendering()
-        texts = [
-            text
-            for axes in figure.axes
-            for text in axes.findobj(lambda artist: hasattr(artist, "get_fontsize"))
-        ]
+        texts = [text for axes in figure.axes for text in axes.findobj(lambda artist: hasattr(artist, "get_fontsize"))]
         assert min(text.get_fontsize() for text in texts if text.get_text()) >= 11
 
 

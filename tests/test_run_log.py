@@ -14,8 +14,9 @@ import pytest
 
 from faisca import memory, run_log
 from faisca.errors import FaiscaError
+from faisca.files import write_atomically
 from faisca.memory import format_bytes
-from faisca.run_log import RunLog, json_text, printable, read_records, write_atomically
+from faisca.run_log import RunLog, json_text, printable, read_records
 
 
 class Clock:
@@ -40,9 +41,7 @@ def clock(monkeypatch):
 def test_record_is_one_strict_json_object_a_line(tmp_path, clock):
     with RunLog(tmp_path, seconds_before=10.0) as log:
         clock.now += 1.23456
-        log.record(
-            stage="sft", step=3, loss=0.1 + 0.2, grad_norm=math.nan, most=np.float32(math.inf), n=np.int64(7)
-        )
+        log.record(stage="sft", step=3, loss=0.1 + 0.2, grad_norm=math.nan, most=np.float32(math.inf), n=np.int64(7))
         log.record(stage="sft", step=4, samples=["É golo", "\n"], shares=np.array([0.5, math.nan]))
     first, second = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert first == (
@@ -85,9 +84,7 @@ def test_a_new_run_starts_the_file_anew(tmp_path):
 def test_a_file_shorter_than_its_checkpoint_says_is_an_error(tmp_path, content):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
-    with pytest.raises(
-        FaiscaError, match=r"metrics\.jsonl has \d bytes, but .* after 100: put the whole file back"
-    ):
+    with pytest.raises(FaiscaError, match=r"metrics\.jsonl has \d bytes, but .* after 100: put the whole file back"):
         RunLog(tmp_path, metrics_bytes=100)
 
 

@@ -1,8 +1,9 @@
-"""The end of a stage: measure the model, enter it in the summary, save for good."""
+"""Both ends of a stage: measure and save before it; measure, enter it in the summary and save after it."""
 
 from typing import Any
 
 from faisca.backend import Learner, Model
+from faisca.checkpoint import Checkpoint
 from faisca.evaluation import measure
 from faisca.runs import Progress, Run
 
@@ -14,6 +15,25 @@ MEASURES = (
     "distinct_share",
     "samples",
 )
+
+
+def begin_stage(
+    run: Run, progress: Progress, model: Model, learner: Learner, checkpoint: Checkpoint | None, reference: Any = None
+) -> None:
+    """Take the optimiser's state from the checkpoint of a stage under way, or save the stage's very beginning.
+
+    Then measure the model, unless the stage before this one or the checkpoint has done so.
+    """
+    if checkpoint is not None:
+        run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
+    else:
+        run.save(progress, model=model, learner=learner, finished=False, reference=reference)
+    if not progress.before and run.stages:
+        progress.before = {name: run.stages[-1][f"{name}_after"] for name in MEASURES}
+    if not progress.before:
+        run.log.say(f"measuring the model before {progress.stage}")
+        progress.before = measure(run.bench, model, run.yardsticks)
+    run.peak_memory()  # a new peak begins
 
 
 def finish_stage(
