@@ -25,6 +25,8 @@ COMMANDS = {
     "grpo": ("faisca.commands:grpo", "only reinforcement learning, from a checkpoint: football"),
     "generate": ("faisca.commands:generate", "write headlines with a checkpoint"),
     "evaluate": ("faisca.commands:evaluate", "measure a checkpoint on headlines"),
+    "parity": ("faisca.parity:parity", "prove that both backends compute the same on this machine"),
+    "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""
 

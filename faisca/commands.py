@@ -46,6 +46,8 @@ Checkpoint = Annotated[
     arg(metavar="CHECKPOINT", help="a checkpoint folder, or a run folder (its latest checkpoint)"),
 ]
 OF_THE_RUN = "(default: the run's own)"
+SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
+"""options of `run` that can be given without its name"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,10 @@ class TrainOptions(StartOptions):
     """every random number of the run derives from it"""
     stages: Annotated[str, arg(metavar="STAGE,...")]
     """which stages to run, in this order"""
+    checkpoint_every: Annotated[int, arg(metavar="STEPS")]
+    """steps between checkpoints; 0 saves at both ends of each stage"""
+    keep: Annotated[int, arg(metavar="N")]
+    """checkpoints kept along the way, newest first; the ends of stages and the best always stay"""
     model: ModelConfig
     tokenizer: TokenizerConfig
     data: DataConfig
@@ -243,7 +249,7 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
         if value is not None:
             raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
     if not (run / "checkpoints").is_dir():
-        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints")
+        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew")
     from faisca.stages import saved_config
 
     return sections_of(saved_config(run))
@@ -253,7 +259,7 @@ def _default_options(start: StartOptions, sections: Sections) -> TrainOptions:
     """What the options are where none is given: the layers below them."""
     run: RunConfig = sections["run"]
     given = {option.name: getattr(start, option.name) for option in fields(start)}
-    short = {"backend": run.backend, "device": run.device, "seed": run.seed}
+    short = {name: getattr(run, name) for name in SHORT}
     source, stages = sections["data"].source, ",".join(run.stages)
     return TrainOptions(**{**given, **sections, **short, "source": source, "stages": stages})
 
@@ -261,8 +267,7 @@ def _default_options(start: StartOptions, sections: Sections) -> TrainOptions:
 def _chosen_config(options: TrainOptions, default: TrainOptions) -> Config:
     """The configuration that the options make; a short option that was given wins over the long one."""
     sections = {section.name: getattr(options, section.name) for section in fields(Config)}
-    short = ("backend", "device", "seed", "source", "stages")
-    changes = {name: getattr(options, name) for name in short}
+    changes = {name: getattr(options, name) for name in (*SHORT, "source", "stages")}
     changes = {name: value for name, value in changes.items() if value != getattr(default, name)}
     if "source" in changes:
         sections["data"] = replace(options.data, source=changes.pop("source"))
@@ -282,7 +287,7 @@ def _new_folder(out: Path | None, preset: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise FaiscaError(f"--out {folder} is a file: name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
-        begun = (folder / "config.toml").is_file()
+        begun = (folder / "checkpoints").is_dir()
         remedy = f"continue its run with --resume {folder}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
     return folder

@@ -18,11 +18,12 @@ from faisca.checkpoint import Checkpoint
 from faisca.config import GRPOConfig
 from faisca.evaluation import count_completions, kl_divergence
 from faisca.generation import complete, encode_prompt, headline
+from faisca.progress import Progress
 from faisca.rewards import football, group_advantages, load_reward, score, share
-from faisca.runs import Progress, Run, due
+from faisca.runs import Run, due
 from faisca.schedule import learning_rate
 from faisca.stage_ends import begin_stage, finish_stage
-from faisca.step_log import count_bad_step
+from faisca.step_log import count_bad_step, reason_to_stop
 from faisca.streams import permutation
 
 LENGTH_STEP = 16
@@ -47,6 +48,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     assert frozen is not None
     reference = backend.make_model(config=run.model_config, parameters=frozen, runtime=run.runtime)
     learner = backend.make_learner(model=model, config=config)
+    progress.total_steps = config.steps
     begin_stage(run, progress, model, learner, checkpoint, reference=frozen)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")
@@ -69,9 +71,11 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             count_bad_step(run, progress, measured["updates"] == 0 and measured["skipped"] > 0)
             shown = {"reward": measured["reward_mean"], "kl": measured["kl"]}
             tracker.update(progress.step, **shown, tokens_per_second=progress.tokens / progress.seconds)
-            if due(progress.step, run.config.run.checkpoint_every) or run.stop:
+            reason = reason_to_stop(run, progress)
+            if reason or due(progress.step, run.config.run.checkpoint_every):
                 run.save(progress, model=model, learner=learner, finished=False, reference=frozen)
-            run.answer_stop()
+            if reason:
+                raise reason
     kl = kl_to_reference(run, model, reference)
     finish_stage(run, progress, model, learner, reference=frozen, kl_after=kl)
 
@@ -169,7 +173,8 @@ def kl_to_reference(run: Run, model: Model, reference: Model) -> float:
     """Masked mean k3 divergence (nats a token) of the final policy, over the completions that are counted."""
     prompts, completions = count_completions(run.bench, model)
     rollout = Rollout([], prompts, completions)
-    packed = pack(rollout, np.zeros(len(prompts)), run.tokenizer.end_of_text, run.model_config.context, run.config.grpo)
+    config = dataclasses.replace(run.config.grpo, mask_truncated=False)  # a measure leaves no token out
+    packed = pack(rollout, np.zeros(len(prompts)), run.tokenizer.end_of_text, run.model_config.context, config)
     temperature = run.config.grpo.temperature
     log_probs, reference_log_probs = (
         run.backend.token_log_probs(model=scorer, tokens=packed.tokens, temperature=temperature)

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,8 +56,8 @@ def load_reward(name: str) -> Reward:
 def score(reward: Reward, name: str, completions: list[str]) -> np.ndarray:
     """Rewards of the completions: float64 [B]. A reward that misbehaves is a FaiscaError."""
     try:
-        rewards = np.asarray(list(reward(completions)), dtype=np.float64)
-    except Exception as error:  # a user's function may raise anything: say which one, and what
+        rewards = np.asarray(list(reward(list(completions))), dtype=np.float64)  # a copy: it may change its list
+    except (Exception, SystemExit) as error:  # a user's function may raise anything: say which one, and what
         raise FaiscaError(f"grpo.reward {name!r} failed: {type(error).__name__}: {error}") from error
     if rewards.shape != (len(completions),):
         raise FaiscaError(
@@ -94,12 +95,13 @@ def group_advantages(rewards: np.ndarray, group_size: int, scale: str) -> np.nda
 def _reward_from_file(path: Path, function: str) -> Reward:
     if not path.is_file():
         raise FaiscaError(f"grpo.reward file {path} does not exist: name a Python file, as in my_reward.py:score")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"faisca_reward_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
         raise FaiscaError(f"grpo.reward file {path} cannot be run: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, function, None)):
         public = [name for name in vars(module) if callable(getattr(module, name)) and not name.startswith("_")]

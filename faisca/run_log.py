@@ -2,10 +2,11 @@
 
 On a terminal progress is a live bar; elsewhere (a file, CI) it is a plain line every two seconds,
 so that logs stay short and free of control codes. Metrics are one JSON object a line. A
-checkpoint records how many bytes of them there were, and a resumed run cuts the file back to
-that, so no step is ever recorded twice.
+checkpoint records how many bytes of them there were, and their SHA-256; a resumed run cuts the
+file back to that, so no step is ever recorded twice.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -39,15 +41,26 @@ Draw = Callable[[int, str], None]
 class RunLog:
     """The console and `metrics.jsonl` of a run; a context manager that closes the file.
 
-    `metrics_bytes` of the file are kept (0 starts anew); `seconds_before` is the time that the run
-    had taken when its checkpoint was written. A file shorter than that is a FaiscaError.
+    `metrics_bytes` of the file are kept (0 starts anew), and must match `metrics_sha256` where it is
+    given; `seconds_before` is the time that the run had taken when its checkpoint was written. A
+    file that is shorter or differs is a FaiscaError; one that is missing is begun anew, and said to be.
     """
 
     def __init__(
-        self, folder: Path, *, quiet: bool = False, metrics_bytes: int = 0, seconds_before: float = 0.0
+        self,
+        folder: Path,
+        *,
+        quiet: bool = False,
+        metrics_bytes: int = 0,
+        metrics_sha256: str | None = None,
+        seconds_before: float = 0.0,
     ) -> None:
         self.console = Console(quiet=quiet, markup=False, emoji=False, highlight=False)
-        self._metrics = _open_metrics(folder / METRICS, metrics_bytes)
+        path = folder / METRICS
+        if metrics_bytes and not path.exists():
+            self.say(f"{path} is missing: it begins anew, without what was measured so far")
+            metrics_bytes = 0
+        self._metrics, self._digest = _open_metrics(path, metrics_bytes, metrics_sha256)
         self._began = time.monotonic() - seconds_before
 
     def __enter__(self) -> Self:
@@ -71,13 +84,22 @@ class RunLog:
     def record(self, *, stage: str, step: int, **measured: Any) -> None:
         """Append one object to `metrics.jsonl`; numbers that are not finite become null."""
         line = {"stage": stage, "step": step, "seconds": round(self.seconds, 3)} | measured
-        self._metrics.write(json_text(line).encode() + b"\n")
+        self._write(json_text(line).encode() + b"\n")
 
     def flush(self) -> int:
         """Put everything recorded on disk; returns the size of `metrics.jsonl` in bytes."""
-        self._metrics.flush()
         os.fsync(self._metrics.fileno())
         return self._metrics.tell()
+
+    @property
+    def metrics_sha256(self) -> str:
+        """The checksum of everything recorded, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    def _write(self, content: bytes) -> None:
+        self._digest.update(content)
+        while content:  # a disk that is almost full takes a part, and the rest raises
+            content = content[self._metrics.write(content) :]
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0) -> Iterator["Tracker"]:
@@ -165,22 +187,27 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _open_metrics(path: Path, size: int) -> BinaryIO:
+def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "hashlib._Hash"]:
+    """The file, cut to `size`, and the checksum of what is kept; unbuffered: nothing is left to fail at the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab+")
+        file = path.open("ab+", buffering=0)
     except OSError as error:
         raise FaiscaError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-    length = file.seek(0, os.SEEK_END)
-    if length < size:
+    file.seek(0)
+    kept = file.readall()[:size]
+    digest = hashlib.sha256(kept)
+    damage = None
+    if len(kept) < size:
+        damage = f"has {len(kept)} bytes, but its checkpoint was written after {size}"
+    elif size and wanted not in (None, digest.hexdigest()):
+        damage = f"is not as it was when its checkpoint was written: its first {size} bytes have changed"
+    if damage:
         file.close()
-        raise FaiscaError(
-            f"{path} has {length} bytes, but its checkpoint was written after {size}: "
-            "put the whole file back, or start a new run"
-        )
+        raise FaiscaError(f"{path} {damage}: put the whole file back, or move it away to go on without it")
     file.truncate(size)
     file.seek(size)
-    return file
+    return file, digest
 
 
 def _live_bar(console: Console, label: str) -> Progress:

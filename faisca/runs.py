@@ -1,22 +1,19 @@
 """A run: its folder, log, backend, data and tokenizer, opened once and shared by its stages."""
 
 import dataclasses
-import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from faisca.backend import Backend, Learner, Model, Runtime, choose_backend, load_backend
 from faisca.batches import Windows, steps_per_epoch, tokenise
 from faisca.checkpoint import Checkpoint, prune_checkpoints, remove_leftovers, save_checkpoint
 from faisca.config import Config, ModelConfig
-from faisca.config_files import config_to_dict, write_config
+from faisca.config_files import config_text
 from faisca.errors import FaiscaError
 from faisca.evaluation import Bench, Yardstick, make_yardsticks
 from faisca.files import write_atomically
@@ -25,30 +22,11 @@ from faisca.headlines import Headlines, load_headlines, stage_titles
 from faisca.interrupts import StopRequest, stop_on_signals
 from faisca.memory import peak_resident_bytes, reset_peak
 from faisca.parameters import count_parameters
+from faisca.progress import Progress, best_of, run_state
 from faisca.rewards import load_reward
+from faisca.run_folder import hold_folder
 from faisca.run_log import RunLog
 from faisca.tokenizer import Tokenizer, load_tokenizer
-
-
-@dataclass
-class Progress:
-    """How far a stage is, and what a checkpoint must remember of it."""
-
-    stage: str
-    step: int = 0
-    before: dict[str, Any] = field(default_factory=dict)
-    """the model's measurements before the stage"""
-    seconds: float = 0.0
-    """spent in steps, evaluations left out"""
-    tokens: int = 0
-    """trained on, or sampled in GRPO"""
-    peak_memory_bytes: int = 0
-    best_validation_loss: float | None = None
-    best_step: int = 0
-    """where it was met, if a checkpoint was due there"""
-    skipped: int = 0
-    """steps left out because their loss or gradient was not finite"""
-    skipped_in_a_row: int = 0
 
 
 @dataclass
@@ -66,6 +44,8 @@ class Run:
     model_config: ModelConfig
     stages: list[dict[str, Any]]
     """entries of the summary, one a finished stage"""
+    best: dict[str, Any] | None
+    """the best checkpoint so far, see `best_of`"""
     yardsticks: dict[str, Yardstick] = field(default_factory=dict)
 
     @property
@@ -112,20 +92,20 @@ class Run:
         reference: dict[str, np.ndarray] | None = None,
     ) -> Path:
         """A checkpoint of this moment; it becomes the latest, and old ones along the way go."""
-        state = {
-            **{"stage": progress.stage, "step": progress.step, "finished": finished},
-            "progress": dataclasses.asdict(progress),
-            "stages": self.stages,
-            "seed": self.config.run.seed,
-            "config": config_to_dict(self.config),
-            "model": dataclasses.asdict(self.model_config),
-            "tokenizer": {"kind": self.tokenizer.kind, "fingerprint": self.tokenizer.fingerprint},
-            **{"backend": self.runtime.backend, "device": self.runtime.device, "dtype": self.runtime.dtype},
-            "versions": {"python": platform.python_version(), "faisca": version("faisca-mlx")}
-            | dict(self.runtime.details),
-            "metrics_bytes": self.log.flush(),
-            "seconds": self.log.seconds,
-        }
+        self.best = best_of(self.best, progress)
+        state = run_state(
+            progress,
+            finished=finished,
+            config=self.config,
+            model=self.model_config,
+            runtime=self.runtime,
+            stages=self.stages,
+            best=self.best,
+            tokenizer={"kind": self.tokenizer.kind, "fingerprint": self.tokenizer.fingerprint},
+            metrics_bytes=self.log.flush(),
+            metrics_sha256=self.log.metrics_sha256,
+            seconds=self.log.seconds,
+        )
         folder = save_checkpoint(
             self.folder,
             state=state,
@@ -133,16 +113,11 @@ class Run:
             optimizer=self.backend.get_optimizer_state(learner=learner),
             reference=reference,
             tokenizer_json=self.tokenizer.json_text() if self.tokenizer.kind == "bpe" else None,
-            best=0 < progress.step == progress.best_step,
+            best=None if self.best is None else self.best["checkpoint"],
         )
         ends = {self.folder / "checkpoints" / f"{entry['stage']}-{entry['steps']:06d}" for entry in self.stages}
-        prune_checkpoints(self.folder, self.config.run.keep, ends=ends)
+        prune_checkpoints(self.folder, self.config.run.keep, ends=ends, newest=folder)
         return folder
-
-    def answer_stop(self) -> None:
-        """Leave the run if it was asked to stop; the loops have saved just before."""
-        if self.stop:
-            raise KeyboardInterrupt
 
     def peak_memory(self) -> int:
         """Peak bytes since it was last asked: of the device where it has memory of its own, else resident."""
@@ -162,7 +137,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Open a run in `folder`, new or resumed; from a checkpoint come its tokenizer and model configuration.
 
-    What can be refused is refused before the folder is touched, and before hours of training.
+    What can be refused is refused before the folder is touched, and before hours of training. Who
+    resumes holds the folder already.
     """
     name, reason = choose_backend(config.run.backend)
     backend = load_backend(name)
@@ -172,37 +148,30 @@ def open_run(
     model_config = _model_config(config, tokenizer, checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
     _check_texts(config, tokenizer)
+    for stage in ("pretrain", "sft"):  # refuses a filter that leaves no titles
+        stage_titles(headlines, getattr(config, stage), seed=config.run.seed, stage=stage)
     state: dict[str, Any] = checkpoint.state if checkpoint and resuming else {}
-    with _locked(folder):
+    with nullcontext() if resuming else hold_folder(folder):
+        if not resuming and (folder / "checkpoints").exists():
+            raise FaiscaError(
+                f"{folder} has a run already: name another folder with --out, or continue it with --resume"
+            )
         remove_leftovers(folder)
-        write_config(config, folder / "config.toml")
+        write_atomically(folder / "config.toml", config_text(config).encode())
         if tokenizer.kind == "bpe":
             write_atomically(folder / "tokenizer.json", tokenizer.json_text().encode())
-        metrics_bytes, seconds_before = state.get("metrics_bytes", 0), state.get("seconds", 0.0)
-        log = RunLog(folder, metrics_bytes=metrics_bytes, seconds_before=seconds_before)
-        with log, stop_on_signals(log.say) as stop:
+        kept = {name: state[name] for name in ("metrics_bytes", "metrics_sha256") if name in state}
+        with RunLog(folder, **kept, seconds_before=state.get("seconds", 0.0)) as log, stop_on_signals() as stop:
             for line in (f"backend {name}: {reason}", *runtime.reasons, _words(runtime.details)):
                 log.say(line)
             log.say(f"data: {headlines.report}")
             log.say(_model_words(model_config, tokenizer))
-            stages = list(state.get("stages", []))
-            run = Run(config, folder, log, stop, backend, runtime, headlines, tokenizer, model_config, stages)
+            stages, best = list(state.get("stages", [])), state.get("best")
+            run = Run(config, folder, log, stop, backend, runtime, headlines, tokenizer, model_config, stages, best)
             run.yardsticks = make_yardsticks(config, headlines, run.tokens)
             for stage in set(config.run.stages) - {"grpo"}:
                 steps_per_epoch(run.windows(stage), getattr(config, stage).batch_size)
             yield run
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise FaiscaError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise FaiscaError(f"{folder} cannot be a run folder ({error.strerror}): choose another --out") from error
 
 
 def _new_tokenizer(config: Config, headlines: Headlines) -> Tokenizer:

@@ -5,7 +5,8 @@ from typing import Any
 from faisca.backend import Learner, Model
 from faisca.checkpoint import Checkpoint
 from faisca.evaluation import measure
-from faisca.runs import Progress, Run
+from faisca.progress import Progress
+from faisca.runs import Run
 
 MEASURES = (
     "validation_loss",
@@ -24,6 +25,8 @@ def begin_stage(
 
     Then measure the model, unless the stage before this one or the checkpoint has done so.
     """
+    if run.runtime.backend not in progress.backends[-1:]:
+        progress.backends.append(run.runtime.backend)
     if checkpoint is not None:
         run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
     else:
@@ -51,6 +54,7 @@ def finish_stage(
         "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
         "peak_memory_bytes": progress.peak_memory_bytes,
         "skipped_steps": progress.skipped,
+        "backends": progress.backends,
     }
     run.stages.append(entry)
     run.log.record(stage=progress.stage, step=progress.step, **{f"full_{name}": after[name] for name in MEASURES})

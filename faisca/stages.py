@@ -5,19 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from faisca.backend import Model
-from faisca.batches import steps_per_epoch, training_batch
+from faisca.batches import Windows, steps_per_epoch, training_batch
 from faisca.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
+from faisca.checkpoint_checks import check_resumable
+from faisca.checkpoint_files import sha256
 from faisca.config import STAGES, Config, TrainConfig
 from faisca.config_files import config_from_dict
 from faisca.errors import FaiscaError
 from faisca.evaluation import measure_loss, show_samples
 from faisca.parameters import initial_parameters
 from faisca.plots import draw_charts
+from faisca.progress import Progress
 from faisca.reinforcement import reinforce
-from faisca.runs import Progress, Run, due, open_run
+from faisca.run_folder import hold_folder
+from faisca.runs import Run, due, open_run
 from faisca.schedule import learning_rate
 from faisca.stage_ends import begin_stage, finish_stage
-from faisca.step_log import StepLog
+from faisca.step_log import StepLog, reason_to_stop
 from faisca.streams import integer_seed
 from faisca.summary import show_summary, write_summary
 
@@ -39,16 +43,18 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:
     """Continue a run from its newest good checkpoint, as if it had never stopped; returns the summary."""
-    checkpoint = load_checkpoint(folder)
-    with open_run(config, folder, checkpoint=checkpoint, resuming=True) as opened:
-        opened.log.say(f"resuming after step {checkpoint.step} of {checkpoint.stage}")
-        written_by = checkpoint.state["backend"]
-        if written_by != opened.runtime.backend:
-            opened.log.say(f"from here on with backend {opened.runtime.backend}; so far it was {written_by}")
-        model = _make_model(opened, checkpoint.parameters)
-        first = STAGES.index(checkpoint.stage) + checkpoint.state["finished"]
-        to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= first]
-        return _run_stages(opened, model, to_do, None if checkpoint.state["finished"] else checkpoint)
+    with hold_folder(folder):
+        checkpoint = load_checkpoint(folder)
+        state = checkpoint.state
+        check_resumable(checkpoint.folder, state, checkpoint.optimizer, checkpoint.reference, config)
+        with open_run(config, folder, checkpoint=checkpoint, resuming=True) as opened:
+            opened.log.say(f"resuming after step {checkpoint.step} of {checkpoint.stage}")
+            _note_change(opened, checkpoint)
+            model = _make_model(opened, checkpoint.parameters)
+            first = STAGES.index(checkpoint.stage) + state["finished"]
+            to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= first]
+            _show_stages(opened)  # the run may have died between a stage's last checkpoint and its summary
+            return _run_stages(opened, model, to_do, None if state["finished"] else checkpoint)
 
 
 def saved_config(folder: Path) -> Config:
@@ -60,17 +66,35 @@ def _make_model(run: Run, parameters: dict[str, Any]) -> Model:
     return run.backend.make_model(config=run.model_config, parameters=parameters, runtime=run.runtime)
 
 
+def _note_change(run: Run, checkpoint: Checkpoint) -> None:
+    """Say and record where a run changes what computes it."""
+    keys = ("backend", "device", "dtype")
+    now, before = {key: getattr(run.runtime, key) for key in keys}, {key: checkpoint.state[key] for key in keys}
+    if now != before:
+        words = (" ".join(computed.values()) for computed in (now, before))
+        run.log.say("from here on with {}; so far it was {}".format(*words))
+        previous = {f"previous_{key}": value for key, value in before.items()}
+        run.log.record(stage=checkpoint.stage, step=checkpoint.step, **now, **previous)
+
+
 def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoint | None) -> dict[str, Any]:
     for stage in stages:
         progress = Progress(stage) if checkpoint is None else Progress(**checkpoint.state["progress"])
         perform: Callable[..., None] = reinforce if stage == "grpo" else train
         perform(run, progress, model, checkpoint)
         checkpoint = None
-        write_summary(run.folder, run.summary)
-        draw_charts(run.folder)
+        _show_stages(run)
+        if run.stop and stage != stages[-1]:
+            raise KeyboardInterrupt  # the stage's end has been saved
     show_summary(run.summary, run.log.console)
     run.log.say(f"all of it is in {run.folder}; try: faisca generate {run.folder} --prompt Presidente")
     return run.summary
+
+
+def _show_stages(run: Run) -> None:
+    if run.stages:
+        write_summary(run.folder, run.summary)
+        draw_charts(run.folder)
 
 
 def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
@@ -80,6 +104,8 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     windows = run.windows(stage)
     an_epoch = steps_per_epoch(windows, config.batch_size)
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
+    progress.total_steps, progress.steps_per_epoch = total, an_epoch
+    _note_data(run, progress, windows)
     learner = run.backend.make_learner(model=model, config=config)
     begin_stage(run, progress, model, learner, checkpoint)
     if progress.step == 0:
@@ -100,18 +126,27 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
             )
             progress.step += 1
             steps.add(metrics, inputs.size, learning_rate=rate, epoch=progress.step / an_epoch)
-            saving = due(progress.step, run.config.run.checkpoint_every) or bool(run.stop)
+            saving = due(progress.step, run.config.run.checkpoint_every)
             if saving or due(progress.step, config.evaluate_every) or progress.step == total:
                 with steps.paused():
                     evaluate_along(run, progress, model, an_epoch)
             if due(progress.step, an_epoch):
                 with steps.paused():
                     sample_along(run, progress, model)
-            if saving:
+            reason = reason_to_stop(run, progress)
+            if reason or saving:
                 with steps.paused():
                     run.save(progress, model=model, learner=learner, finished=False)
-            run.answer_stop()
+            if reason:
+                raise reason
     finish_stage(run, progress, model, learner)
+
+
+def _note_data(run: Run, progress: Progress, windows: Windows) -> None:
+    """Say where the data of a resumed stage are not those that it began with."""
+    before, progress.data_sha256 = progress.data_sha256, sha256(windows.tokens.tobytes())
+    if before not in ("", progress.data_sha256):
+        run.log.say("the training data have changed since the checkpoint: the run goes on with the new ones")
 
 
 def evaluate_along(run: Run, progress: Progress, model: Model, an_epoch: int) -> None:
@@ -119,8 +154,7 @@ def evaluate_along(run: Run, progress: Progress, model: Model, an_epoch: int) ->
     config: TrainConfig = getattr(run.config, progress.stage)
     loss, bits = measure_loss(run.bench, model, run.yardsticks["validation"], config.evaluation_batches)
     portugal, _ = measure_loss(run.bench, model, run.yardsticks["portugal"], config.evaluation_batches)
-    if progress.best_validation_loss is None or loss < progress.best_validation_loss:
-        progress.best_validation_loss, progress.best_step = loss, progress.step
+    progress.validation_loss, progress.validation_step = portugal if progress.stage == "sft" else loss, progress.step
     run.log.record(
         stage=progress.stage,
         step=progress.step,

@@ -7,8 +7,9 @@ from typing import Any
 
 from faisca.backend import Metrics
 from faisca.errors import FaiscaError
+from faisca.progress import Progress
 from faisca.run_log import Tracker
-from faisca.runs import Progress, Run
+from faisca.runs import Run
 
 
 class StepLog:
@@ -54,13 +55,22 @@ class StepLog:
 
 
 def count_bad_step(run: Run, progress: Progress, skipped: bool) -> None:
-    """Count a step whose loss or gradient was not finite; FaiscaError after `max_bad_steps` in a row."""
+    """Count a step whose loss or gradient was not finite."""
     progress.skipped += skipped
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
     if skipped:
         run.log.say(f"{progress.stage} step {progress.step}: loss or gradient not finite, step skipped")
+
+
+def reason_to_stop(run: Run, progress: Progress) -> BaseException | None:
+    """What to raise once the step has been saved: steps keep failing, or the user asked to stop; None to go on."""
     if progress.skipped_in_a_row >= run.config.run.max_bad_steps:
-        raise FaiscaError(
-            f"{progress.stage}: {progress.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; "
-            f"the weights are still good: try a lower --{progress.stage}.learning-rate, then --resume {run.folder}"
+        failed, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a resumed run may try as often again
+        return FaiscaError(
+            f"{progress.stage}: {failed} steps in a row had a loss or gradient that is not finite; "
+            f"the weights are still good: try a lower --{progress.stage}.learning-rate, with --resume {run.folder}"
         )
+    if run.stop:
+        run.log.say(f"stopped after {progress.stage} step {progress.step}; continue with --resume {run.folder}")
+        return KeyboardInterrupt()
+    return None

@@ -11,6 +11,9 @@ from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.fast_blas import load_fast_blas
 
+LOSS_CHUNK = 128
+"""rows of logits in the loss: larger is no faster, and takes more memory"""
+
 
 def open_runtime(*, config: RunConfig) -> Runtime:
     """Choose device, dtype and compilation; FaiscaError where what was asked for cannot be had."""
@@ -26,7 +29,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
         device=device,
         dtype=dtype,
         compile=compiled,
-        loss_chunk=config.loss_chunk,
+        loss_chunk=config.loss_chunk or LOSS_CHUNK,
         gradient_checkpointing=config.gradient_checkpointing,
         reasons=(device_reason, dtype_reason, compile_reason) + ((warning,) if warning else ()),
         details=_details(device),
@@ -62,10 +65,12 @@ def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
 
 
 def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
+    if wanted == "on" and device == "cpu" and shutil.which("g++") is None:
+        raise FaiscaError("run.compile on needs g++ where MLX computes on the CPU: install it, or leave compile at auto")
     if wanted != "auto":
         return wanted == "on", f"compile {wanted}: asked for"
-    if device == "cpu" and shutil.which("g++") is None:
-        return False, "compile off: MLX compiles for the CPU with g++, which is not installed"
+    if device == "cpu":
+        return False, "compile off: on the CPU it saves little and the first step waits for g++"
     return True, "compile on: one graph a step, its elementwise operations fused"
 
 

@@ -17,7 +17,7 @@ from mlx.utils import tree_map
 
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig
-from faisca_mlx.train import Learner, Metrics, compiled, shifted_log_probs, to_device, update
+from faisca_mlx.train import Learner, Metrics, _compiled, _update, shifted_log_probs, to_device
 
 
 def policy_loss(
@@ -71,10 +71,10 @@ def average(losses_BP: mx.array, mask_BP: mx.array, config: GRPOConfig, step_tok
 
 
 def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float) -> Metrics:
-    """One optimiser step on one minibatch; `policy_loss`'s watched numbers, `entropy`, and those of `update`."""
+    """One optimiser step on one minibatch; `policy_loss`'s watched numbers, `entropy`, and those of `train_step`."""
     model = learner.model.eval()
     if config not in learner.policy_steps:
-        learner.policy_steps[config] = compiled(learner, partial(_step, learner, config))
+        learner.policy_steps[config] = _compiled(learner, partial(_step, learner, config))
     tokens = to_device(model, rollouts.tokens)
     others = (
         mx.array(value)
@@ -110,4 +110,4 @@ def _step(
         return loss, watched | {"entropy": entropy}
 
     (loss, watched), gradients = nn.value_and_grad(learner.model, loss_of)(tokens_BT)
-    return watched | update(learner=learner, loss=loss, gradients=gradients, learning_rate=learning_rate)
+    return watched | _update(learner=learner, loss=loss, gradients=gradients, learning_rate=learning_rate)

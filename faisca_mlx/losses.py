@@ -60,13 +60,12 @@ def linear_log_probs(
 
 
 def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
-    losses, done = [], []
+    losses: list[mx.array] = []
     for rows in _chunks(len(targets_N), chunk):
-        hidden = mx.depends([hidden_ND[rows]], done)[0] if done else hidden_ND[rows]
+        hidden = mx.depends([hidden_ND[rows]], losses[-1:])[0] if losses else hidden_ND[rows]
         logits, target = (hidden @ head_VD.T).astype(mx.float32), targets_N[rows]
         picked = mx.take_along_axis(logits, mx.maximum(target, 0)[:, None], axis=1).squeeze(1)
-        done = [mx.where(target >= 0, mx.logsumexp(logits, axis=1) - picked, 0.0)]
-        losses += done
+        losses.append(mx.where(target >= 0, mx.logsumexp(logits, axis=1) - picked, 0.0))
     return mx.concatenate(losses).sum()
 
 
@@ -76,7 +75,9 @@ def _loss_and_gradients(
     losses, d_hidden, d_head_VD = [], [], None
     valid_N1, target_N = (targets_N >= 0)[:, None].astype(hidden_ND.dtype), mx.maximum(targets_N, 0)
     for rows in _chunks(len(targets_N), chunk):
-        hidden = hidden_ND[rows] if d_head_VD is None else mx.depends([hidden_ND[rows]], [d_head_VD])[0]
+        hidden = hidden_ND[rows]
+        if d_head_VD is not None:  # all of the last chunk first: what still waited would keep its logits alive
+            hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]
         logits = hidden @ head_VD.T
         picked = mx.take_along_axis(logits, target_N[rows, None], axis=1).astype(mx.float32)
         peak = logits.max(axis=1, keepdims=True)
@@ -97,7 +98,9 @@ def _log_probs_and_entropies(
 ) -> tuple[mx.array, mx.array]:
     picked, entropies = [], []
     for rows in _chunks(len(targets_N), chunk):
-        hidden = mx.depends([hidden_ND[rows]], entropies[-1:])[0] if entropies else hidden_ND[rows]
+        hidden = hidden_ND[rows]
+        if entropies:
+            hidden = mx.depends([hidden], [picked[-1], entropies[-1]])[0]
         log_p = _log_softmax(hidden, head_VD, temperature)
         picked.append(mx.take_along_axis(log_p, targets_N[rows, None], axis=1).squeeze(1))
         entropies.append(-(mx.exp(log_p) * log_p).sum(axis=1))
@@ -115,7 +118,9 @@ def _log_probs_gradients(
     d_hidden, d_head_VD = [], None
     scaled_N1 = (upstream_N / temperature)[:, None]
     for rows in _chunks(len(targets_N), chunk):
-        hidden = hidden_ND[rows] if d_head_VD is None else mx.depends([hidden_ND[rows]], [d_head_VD])[0]
+        hidden = hidden_ND[rows]
+        if d_head_VD is not None:
+            hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
         minus_p = (mx.exp(_log_softmax(hidden, head_VD, temperature)) * -scaled_N1[rows]).astype(hidden.dtype)
         d_hidden.append(minus_p @ head_VD)
         d_head = minus_p.T @ hidden

@@ -42,11 +42,11 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     )
     optimizer.init(model.trainable_parameters())
     learner = Learner(model, optimizer, config, lambda: {}, {})
-    learner.step = compiled(learner, partial(_step, learner))
+    learner.step = _compiled(learner, partial(_step, learner))
     return learner
 
 
-def compiled(learner: Learner, step: Callable[..., Metrics]) -> Callable[..., Metrics]:
+def _compiled(learner: Learner, step: Callable[..., Metrics]) -> Callable[..., Metrics]:
     """The step as one graph, if the runtime compiles: all the state that it reads or writes is declared."""
     if not learner.model.runtime.compile:
         return step
@@ -79,7 +79,7 @@ def train_step(
     return metrics
 
 
-def update(*, learner: Learner, loss: mx.array, gradients: Any, learning_rate: mx.array) -> Metrics:
+def _update(*, learner: Learner, loss: mx.array, gradients: Any, learning_rate: mx.array) -> Metrics:
     """Clip the gradients, and take the AdamW step unless something is not finite."""
     model, optimizer, config = learner.model, learner.optimizer, learner.config
     clipped, grad_norm = optim.clip_grad_norm(gradients, config.clip_norm or float("inf"))
@@ -159,7 +159,7 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
         total = total + loss
         gradients = more if gradients is None else tree_map(mx.add, gradients, more)
     gradients = tree_map(lambda gradient: gradient / targets_MRT.size, gradients)
-    return update(learner=learner, loss=total / targets_MRT.size, gradients=gradients, learning_rate=learning_rate)
+    return _update(learner=learner, loss=total / targets_MRT.size, gradients=gradients, learning_rate=learning_rate)
 
 
 def _summed_loss(model: GPT, inputs: mx.array, targets: mx.array, with_gradients: bool) -> mx.array:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from faisca_mlx.model import GPT
 from faisca_mlx.train import Learner
@@ -30,11 +30,13 @@ def get_optimizer_state(*, learner: Learner) -> dict[str, np.ndarray]:
 
 def set_optimizer_state(*, learner: Learner, state: Mapping[str, np.ndarray]) -> None:
     """The inverse of `get_optimizer_state`."""
-    slots = [
-        (f"{name}.{mlxs}", mx.array(state[f"{ours}.{name}"]))
+    slots = {
+        f"{name}.{mlxs}": mx.array(state[f"{ours}.{name}"])
         for ours, mlxs in MOMENTS.items()
         for name, _ in tree_flatten(learner.model.parameters())
-    ]
-    step = mx.array(int(state["step"]), learner.optimizer.step.dtype)
-    learner.optimizer.state.update(tree_unflatten([*slots, ("step", step)]))
+    }
+    slots["step"] = mx.array(int(state["step"]), learner.optimizer.step.dtype)
+    # value by value: the tree also has the places of modules without weights, which the optimiser looks for
+    new_state = tree_map_with_path(lambda path, old: slots.get(path, old), learner.optimizer.state)
+    learner.optimizer.state.update(new_state)
     mx.eval(learner.optimizer.state)

@@ -6,6 +6,9 @@ from faisca.backend import Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 
+LOSS_CHUNK = 512
+"""rows of logits in the loss: larger is no faster, and takes more memory"""
+
 
 def open_runtime(*, config: RunConfig) -> Runtime:
     """Choose device, dtype and compilation; FaiscaError where what was asked for cannot be had."""
@@ -17,7 +20,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
         device=device,
         dtype=dtype,
         compile=compiled,
-        loss_chunk=config.loss_chunk,
+        loss_chunk=config.loss_chunk or LOSS_CHUNK,
         gradient_checkpointing=config.gradient_checkpointing,
         reasons=(device_reason, dtype_reason, compile_reason),
         details=_details(device),

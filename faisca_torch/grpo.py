@@ -14,7 +14,7 @@ from torch import Tensor
 
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig
-from faisca_torch.train import Learner, Metrics, shifted_log_probs, to_device, update
+from faisca_torch.train import Learner, Metrics, _update, shifted_log_probs, to_device
 
 
 def policy_loss(
@@ -68,7 +68,7 @@ def average(losses_BP: Tensor, mask_BP: Tensor, config: GRPOConfig, step_tokens:
 
 
 def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float) -> Metrics:
-    """One optimiser step on one minibatch; `policy_loss`'s watched numbers, `entropy`, and those of `update`."""
+    """One optimiser step on one minibatch; `policy_loss`'s watched numbers, `entropy`, and those of `train_step`."""
     model = learner.model.eval()
     mask, old, reference, advantages = (
         torch.from_numpy(array).to(model.runtime.device)
@@ -78,4 +78,4 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learn
     loss, watched = policy_loss(log_probs, old, reference, advantages, mask, config, rollouts.step_tokens)
     loss.backward()  # type: ignore[no-untyped-call]
     entropy = (entropies * mask).sum() / mask.sum().clamp(min=1)
-    return watched | {"entropy": entropy} | update(learner=learner, loss=loss, learning_rate=learning_rate)
+    return watched | {"entropy": entropy} | _update(learner=learner, loss=loss, learning_rate=learning_rate)

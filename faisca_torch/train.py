@@ -67,10 +67,10 @@ def train_step(
         part_loss = _summed_loss(learner.hidden, learner.model, inputs[part], targets[part], True) / targets.size
         part_loss.backward()
         loss += part_loss.detach()
-    return update(learner=learner, loss=loss, learning_rate=learning_rate)
+    return _update(learner=learner, loss=loss, learning_rate=learning_rate)
 
 
-def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
+def _update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
     """Clip the gradients, take the AdamW step unless something is not finite, and clear the gradients."""
     parameters = list(learner.model.parameters())
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -134,7 +134,7 @@ def precision(model: GPT) -> contextlib.AbstractContextManager[object]:
 
 def to_device(model: GPT, tokens: np.ndarray) -> Tensor:
     """Token ids as an int64 tensor on the model's device."""
-    return torch.from_numpy(np.asarray(tokens, dtype=np.int64)).to(model.runtime.device, non_blocking=True)
+    return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(model.runtime.device, non_blocking=True)
 
 
 def _summed_loss(

@@ -12,7 +12,7 @@ import pytest
 from faisca import cli
 from faisca.cli import COMMANDS, command_function, main
 from faisca.config import Config
-from faisca.config_files import load_preset, write_config
+from faisca.config_files import load_preset, read_config, write_config
 from faisca.errors import VerificationError
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,10 @@ def stages(monkeypatch):
         calls.resume = (folder, config)
         return {}
 
-    monkeypatch.setitem(sys.modules, "faisca.stages", SimpleNamespace(run=run, resume=resume))
+    def saved_config(folder):
+        return read_config(folder / "config.toml")
+
+    monkeypatch.setitem(sys.modules, "faisca.stages", SimpleNamespace(run=run, resume=resume, saved_config=saved_config))
     return calls
 
 
@@ -141,7 +144,7 @@ def test_a_stage_command_runs_its_stage(stage, stages):
 
 
 def test_resume_takes_the_configuration_of_the_run(stages):
-    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/checkpoints").mkdir(parents=True)
     write_config(load_preset("tiny"), Path("runs/mine/config.toml"))
     assert main(["run", "--resume", "runs/mine", "--backend", "mlx"]) == 0
     folder, config = stages.resume
@@ -269,7 +272,7 @@ HOSTILE = {
     "run --out file": "--out file is a file: name a new folder",
     "run --out full": "full is not empty: name another folder with --out, or empty it",
     "run --out begun": "begun is not empty: name another folder with --out, or continue its run with --resume begun",
-    "run --resume full": "--resume full is no run folder: it has no config.toml",
+    "run --resume full": "--resume full is no run folder: it has no checkpoints",
     "run --resume nowhere": "--resume nowhere is no run folder",
     "run --resume full --preset tiny": "--preset does not go with --resume",
     "run --resume full --from file": "--from does not go with --resume",
@@ -290,8 +293,7 @@ def test_a_mistake_is_answered_in_one_line(line, stages, capsys):
     Path("file").touch()
     Path("full").mkdir()
     Path("full/something").touch()
-    Path("begun").mkdir()
-    Path("begun/config.toml").touch()
+    Path("begun/checkpoints").mkdir(parents=True)
     assert HOSTILE[line] in complaint(capsys, *line.split(" "))
     assert stages.run is None and stages.resume is None
 

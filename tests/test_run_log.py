@@ -80,12 +80,29 @@ def test_a_new_run_starts_the_file_anew(tmp_path):
     assert read_records(tmp_path) == read_records(tmp_path / "nested" / "run") == []
 
 
-@pytest.mark.parametrize("content", [None, "{}\n"])
-def test_a_file_shorter_than_its_checkpoint_says_is_an_error(tmp_path, content):
-    if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content)
+def test_a_file_shorter_than_its_checkpoint_says_is_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(FaiscaError, match=r"metrics\.jsonl has \d bytes, but .* after 100: put the whole file back"):
         RunLog(tmp_path, metrics_bytes=100)
+
+
+def test_a_file_that_has_changed_since_its_checkpoint_is_an_error(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.record(stage="pretrain", step=1)
+        kept = {"metrics_bytes": log.flush(), "metrics_sha256": log.metrics_sha256}
+    with RunLog(tmp_path, **kept) as log:
+        assert log.metrics_sha256 == kept["metrics_sha256"]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"1", b"7"))
+    with pytest.raises(FaiscaError, match=r"metrics\.jsonl is not as it was .*: put the whole file back, or move it"):
+        RunLog(tmp_path, **kept)
+
+
+def test_a_missing_file_is_begun_anew_and_said_to_be(tmp_path, capsys):
+    with RunLog(tmp_path, metrics_bytes=100) as log:
+        log.record(stage="sft", step=5)
+        assert log.flush() == (tmp_path / "metrics.jsonl").stat().st_size
+    assert "metrics.jsonl is missing: it begins anew" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

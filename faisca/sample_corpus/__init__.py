@@ -5,15 +5,16 @@ the words that all subjects share. A file has the sections `both`, `european` an
 variant's grammar is `both` and its own section together. Templates stand one a line, the fillers
 of a slot are separated by semicolons or line ends, and both may hold
 
-    {club}               a filler of the slot `club` without its article: Benfica
-    {o club}             with it: o Benfica (O: O Benfica; um: um Benfica)
+    {club}               a filler of the slot `club`, without its article: Benfica
+    {o club}             with its article: o Benfica (O: O Benfica; um: um Benfica)
     {de club}            after a preposition (de, em, a, por, num), contracted as grammar asks: do Benfica
     {=club}              the ending that agrees with the latest filler of `club`: o, a, os or as
     {2-40}, {10-90:5}    a number between the two, in steps of the third
     [vence|bate|]        one of the alternatives; the empty one leaves it out
 
-Nouns keep their article in the data: that is how gender and number reach contractions and endings.
-`grammar.py` expands templates; this file decides how many, with which address, and what is held out.
+A noun keeps its article in the data, as the filler's first word: that is how gender and number
+reach contractions and endings. `grammar.py` expands templates; this file decides how many headlines
+each subject has (`draws` in each variant), their addresses, and which are held out.
 """
 
 import hashlib
@@ -41,20 +42,20 @@ def sample_headlines() -> tuple[pa.Table, pa.Table]:
     """Training and validation headlines: columns `title`, `language` ("pt") and `requested_url`, all strings.
 
     Always the same rows in the same order: the seed is the corpus's own, not the run's. The hash of
-    a title decides which table it belongs to, so none is in both. Half of the titles are European
-    (`.pt/` in the address), half Brazilian (`.com.br/`).
+    a title decides which table it belongs to, so none is in both. About half of the titles
+    are European (`.pt/` in the address), the others Brazilian (`.com.br/`).
     """
     addresses = _write_all()
     titles = list(addresses)
     mixed = [titles[i] for i in permutation(CORPUS_SEED, "sample corpus: order", len(titles))]
-    held_out = {title for title in mixed if _digest(title) < VALIDATION_SHARE * 2**32}
+    held_out = {title for title in titles if _digest(title) < VALIDATION_SHARE * 2**32}
     train = [title for title in mixed if title not in held_out]
     validation = [title for title in mixed if title in held_out]
     return _table(train, addresses), _table(validation, addresses)
 
 
 def _write_all() -> dict[str, str]:
-    """Title -> address of all headlines: each subject has its number of distinct ones in each variant."""
+    """Distinct titles of all subjects and variants -> their addresses."""
     addresses: dict[str, str] = {}
     lexicon = read_sections("lexicon")
     for subject in SUBJECTS:
@@ -62,8 +63,7 @@ def _write_all() -> dict[str, str]:
         for variant in HOSTS:
             random = generator(CORPUS_SEED, f"sample corpus: {variant} {subject}")
             grammar = Grammar(sections, lexicon, variant, random)
-            wanted = len(addresses) + sections["headlines"]
-            while len(addresses) < wanted:
+            for _ in range(sections["draws"]):
                 title = grammar.write()
                 addresses.setdefault(title, _address(title, variant, sections[variant]["path"]))
     return addresses
@@ -79,6 +79,7 @@ def _address(title: str, variant: str, path: str) -> str:
 
 
 def _digest(title: str) -> int:
+    """32 bits of the title's SHA-256."""
     return int.from_bytes(hashlib.sha256(title.encode()).digest()[:4], "big")
 
 

@@ -1,4 +1,4 @@
-"""Templates with slots, expanded into Portuguese that agrees in gender and number; the syntax is in `__init__`."""
+"""Templates with slots, expanded into Portuguese that agrees; the syntax is described in `__init__.py`."""
 
 import re
 import tomllib
@@ -11,7 +11,7 @@ import numpy as np
 Sections = dict[str, Any]
 
 ARTICLES = ("o", "a", "os", "as")
-PREFIXES = {
+FORMS = {
     "o": ARTICLES,
     "O": ("O", "A", "Os", "As"),
     "um": ("um", "uma", "uns", "umas"),
@@ -37,6 +37,8 @@ class Grammar:
         self.random = random
         self.templates: list[str] = []
         self.slots: dict[str, list[str]] = {}
+        self.used: set[str] = set()
+        self.articles: dict[str, str] = {}
         for sections in (lexicon["both"], lexicon[variant], subject["both"], subject[variant]):
             self.templates += _split(sections.get("templates", ""), "\n")
             for name, fillers in sections["slots"].items():
@@ -44,8 +46,8 @@ class Grammar:
 
     def write(self) -> str:
         """One headline, its first letter a capital; a filler without slots occurs in it only once."""
-        self.used: set[str] = set()
-        self.articles: dict[str, str] = {}
+        self.used.clear()
+        self.articles.clear()
         text = " ".join(self._fill(self._pick(self.templates)).split())
         return text[0].upper() + text[1:]
 
@@ -69,7 +71,7 @@ class Grammar:
         if article not in ARTICLES:
             article, rest = "", noun
         self.articles[name] = article
-        return f"{_preposition(prefix.strip(), article)} {rest}" if prefix else rest
+        return f"{_agree(prefix.strip(), article)} {rest}" if prefix else rest
 
     def _unused(self, fillers: list[str]) -> str:
         filler = self._pick(fillers)
@@ -80,9 +82,10 @@ class Grammar:
         return filler
 
 
-def _preposition(prefix: str, article: str) -> str:
+def _agree(prefix: str, article: str) -> str:
+    """The article or contracted preposition before a noun with this article; a noun may have none."""
     if article:
-        return PREFIXES[prefix][ARTICLES.index(article)]
+        return FORMS[prefix][ARTICLES.index(article)]
     return "" if prefix in ("o", "O") else prefix
 
 

@@ -1,0 +1,32 @@
+"""Options of all tests: `--full` runs the long versions too, and a CI run that proved nothing fails."""
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the long versions of the tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        skip = pytest.mark.skip(reason="long: run with --full")
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI, parity tests that were all skipped are a failure: nothing was compared."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput") or exitstatus != 0:
+        return
+    outcomes = {
+        name: sum("parity_tests" in report.nodeid for report in reporter.stats.get(name, []))
+        for name in ("passed", "skipped")
+    }
+    if os.environ.get("CI") and outcomes["skipped"] and not outcomes["passed"]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write_line(f"all {outcomes['skipped']} parity tests were skipped: nothing was compared", red=True)

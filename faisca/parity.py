@@ -1,0 +1,176 @@
+"""`faisca parity`: the parity ladder's core on the user's own machine and model, in under a minute.
+
+The torch twin on the CPU, in float32, is the yardstick; every other twin and device found here is
+compared with it. `parity_tests/` holds the whole ladder, and `docs/parity.md` explains it.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from faisca.backend import Runtime, load_backend
+from faisca.cli import parse
+from faisca.config import ModelConfig, RunConfig
+from faisca.differences import differences
+from faisca.parameters import count_parameters
+from faisca.parity_rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
+from faisca.parity_sampling import agreement, settings
+
+BFLOAT16_RUNGS = (
+    Rung(10, "bfloat16: logits", logits, 5e-2),
+    Rung(10, "bfloat16: training", trajectory, 2e-2),
+)
+
+ENVIRONMENT = {
+    "MLX_ENABLE_TF32": "0",  # products in full float32
+    "OMP_NUM_THREADS": "1",  # on a busy machine, threads spend minutes waiting for one another over small products
+}
+"""what the frameworks read when they start, unless it is set already"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions:
+    """Options of `faisca parity`."""
+
+    checkpoint: Annotated[
+        Positional[Path | None],
+        arg(metavar="CHECKPOINT", help="a checkpoint or run folder; left out: a small model", help_behavior_hint=""),
+    ] = None
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead of a table"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rung between the yardstick and one other side."""
+
+    rung: int
+    title: str
+    side: str
+    difference: float
+    tolerance: float
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+def parity(argv: list[str]) -> int:
+    """Prove on this machine that the torch and MLX twins compute the same: weights,
+    logits, losses, gradients, optimiser, training, sampling and GRPO, on a small
+    model or on your own. Takes less than a minute; the exit status is 1 where
+    something differs by more than its tolerance.
+
+    examples:
+      faisca parity
+      faisca parity runs/spark
+      faisca parity --json
+    """
+    options = parse(ParityOptions, argv, command="parity", help=parity.__doc__)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sides, case = find_sides(), make_case(options.checkpoint)
+    runtimes = {name: side.open() for name, side in sides.items()}
+    rows = climb(sides, case)
+    if options.json:
+        print(json.dumps(_report(rows, runtimes, case), indent=2))
+    else:
+        _print_table(rows, runtimes, case)
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def find_sides() -> dict[str, Side]:
+    """The yardstick, then every other twin and device, by name; FaiscaError where a twin is not installed."""
+    sides = {}
+    for name in ("torch", "mlx"):
+        backend = load_backend(name)
+        best = backend.open_runtime(config=RunConfig()).device
+        for device in dict.fromkeys(("cpu", best)):
+            config = RunConfig(device=device, dtype="float32", compile="off")  # type: ignore[arg-type]
+            sides[f"{name} {device}"] = Side(backend, config)
+    return sides
+
+
+def make_case(path: Path | None) -> Case:
+    """A small model with every option that GPT-2 has, or that of a checkpoint."""
+    if path is None:
+        config = ModelConfig(vocabulary_size=509, dim=64, num_layers=2, hidden_dim=256, attention_bias=True)
+        return Case(config, uneven_parameters(config, seed=0), end_of_text=0)
+    from faisca.checkpoint import load_checkpoint
+    from faisca.runs import checkpoint_tokenizer
+
+    checkpoint = load_checkpoint(path)
+    config = dataclasses.replace(ModelConfig(**checkpoint.state["model"]), dropout=0.0, attention_dropout=0.0)
+    end_of_text = checkpoint_tokenizer(checkpoint).end_of_text
+    return Case(config, checkpoint.parameters, end_of_text, length=min(32, config.context))
+
+
+def climb(sides: dict[str, Side], case: Case) -> list[Row]:
+    """Every rung, for every side but the first, which is the yardstick."""
+    (_, yardstick), *others = sides.items()
+    rows = []
+    for rung in (*RUNGS, *BFLOAT16_RUNGS):
+        expected = rung.arrays(yardstick, case)
+        for name, side in others:
+            found = differences(expected, rung.arrays(in_bfloat16(side) if rung in BFLOAT16_RUNGS else side, case))
+            worst = max(found, key=lambda difference: float(getattr(difference, rung.measure)))
+            row = Row(rung.number, rung.title, name, getattr(worst, rung.measure), rung.tolerance, str(worst))
+            rows.append(row)
+    rows += [_sampling_row(yardstick, side, name, case) for name, side in others]
+    return sorted(rows, key=lambda row: row.rung)
+
+
+def in_bfloat16(side: Side) -> Side:
+    """The same twin and device with bfloat16 activations."""
+    return dataclasses.replace(side, config=dataclasses.replace(side.config, dtype="bfloat16"))
+
+
+def _sampling_row(yardstick: Side, side: Side, name: str, case: Case) -> Row:
+    """How many of the completions part where there is no tie."""
+    found = [agreement(yardstick, side, case, sampling) for sampling in settings(min(60, case.model.context))]
+    wrong = [line for one in found for line in one.wrong]
+    tokens, ties = sum(one.tokens for one in found), sum(one.ties for one in found)
+    where = f"{tokens:,} tokens, {ties} ties" + "".join(f"; {line}" for line in wrong[:3])
+    return Row(7, "sampled tokens that differ", name, float(len(wrong)), 0.0, where)
+
+
+def _report(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
+    return {
+        "passed": all(row.passed for row in rows),
+        "model": dataclasses.asdict(case.model),
+        "parameters": count_parameters(case.model),
+        "yardstick": next(iter(runtimes)),
+        "sides": {name: dict(runtime.details) for name, runtime in runtimes.items()},
+        "rungs": [dataclasses.asdict(row) | {"passed": row.passed} for row in rows],
+    }
+
+
+def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console, (yardstick, *_) = Console(highlight=False), runtimes
+    for name, runtime in runtimes.items():
+        console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in runtime.details.items()))
+    console.print(f"compared with {yardstick}, on a model of {count_parameters(case.model):,} parameters:")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("rung", "what", "side"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("largest", "allowed", "verdict"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        verdict = "pass" if row.passed else "[bold red]FAIL[/]"
+        table.add_row(str(row.rung), row.title, row.side, f"{row.difference:.1e}", f"{row.tolerance:.0e}", verdict)
+    console.print(table)
+    for row in rows:
+        if not row.passed:
+            console.print(f"rung {row.rung}, {row.title}, {row.side}: {row.where}", markup=False)
+    failed = sum(not row.passed for row in rows)
+    console.print(f"{failed} of {len(rows)} comparisons FAILED" if failed else f"all {len(rows)} comparisons pass")

@@ -1,0 +1,110 @@
+"""`faisca port`: its options, and what it prints."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from faisca.cli import parse
+from faisca.errors import FaiscaError
+
+FORMAT_WORDS = {
+    "faisca": "a faisca run folder",
+    "torch": "a torch state dict",
+    "mlx": "MLX arrays",
+    "hf": "a Hugging Face folder",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortOptions:
+    """Options of `faisca port`."""
+
+    source: Annotated[
+        Positional[Path],
+        arg(metavar="SOURCE", help="a run or checkpoint, a Hugging Face GPT-2 folder, or a weights file"),
+    ]
+    target: Annotated[Positional[Path], arg(metavar="TARGET", help="what to write: it must not exist yet")]
+    to: Annotated[
+        Literal["faisca", "torch", "mlx", "hf"],
+        arg(help="torch writes .safetensors, mlx .safetensors or .npz, the others a folder"),
+    ]
+    no_verify: FlagCreatePairsOff[bool] = False
+    """write without comparing: for where the target's library is not installed"""
+    num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 4, the original's)")] = None
+    """attention heads of a state dict that has no JSON beside it"""
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead of a table"""
+
+
+def port(argv: list[str]) -> int:
+    """Bring a model from one format to another. The source's format is detected;
+    the target is loaded by its own library and compared with the source: logits,
+    greedy tokens, end of text, tokenizer. A target that differs is removed.
+
+    examples:
+      faisca port runs/spark spark-hf --to hf
+      faisca port runs/spark spark.safetensors --to torch
+      faisca port runs/spark spark.npz --to mlx
+      faisca port gpt2-folder runs/gpt2 --to faisca
+      faisca port original.pt runs/original --to faisca
+    """
+    options = parse(PortOptions, argv, command="port", help=port.__doc__)
+    if options.num_heads is not None and options.num_heads < 1:
+        raise FaiscaError(f"--num-heads {options.num_heads} is out of range: use a number at least 1")
+    from faisca.porting import port as porting
+
+    done = porting.port(
+        options.source, options.target, options.to, verify=not options.no_verify, num_heads=options.num_heads
+    )
+    if options.no_verify:
+        print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
+    if options.json:
+        print(json.dumps(_as_dict(options, done), indent=2, ensure_ascii=False))
+    else:
+        _show(options, done)
+    return 0
+
+
+def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
+    from faisca.parameters import count_parameters
+
+    return {
+        "source": {"path": str(options.source), "format": done.source.format, "found": done.source.found},
+        "target": {"path": str(options.target), "format": options.to},
+        "parameters": count_parameters(done.source.model),
+        "verified": bool(done.comparisons),
+        "comparisons": [asdict(comparison) for comparison in done.comparisons],
+        "notes": done.notes,
+    }
+
+
+def _show(options: PortOptions, done: Any) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    print(f"{options.source}: {done.source.found}")
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{options.target}: {FORMAT_WORDS[options.to]}, {'' if done.comparisons else 'NOT '}verified")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("read by")
+    for title in ("logits differ by", "greedy tokens", "end of text", "texts"):
+        table.add_column(title, justify="right")
+    for row in done.comparisons:
+        ties = f", {row.ties} ties" if row.ties else ""
+        table.add_row(
+            row.library,
+            f"{row.largest_logit_difference:.1e} < {row.logit_limit:.0e}",
+            f"{row.equal_tokens} of {row.tokens}{ties}",
+            ", ".join(map(str, row.end_of_text_ids)),
+            f"{row.equal_texts} of {row.texts}",
+        )
+    if done.comparisons:
+        console.print()
+        console.print(table)

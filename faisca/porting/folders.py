@@ -1,0 +1,127 @@
+"""What goes into an exported Hugging Face folder besides the weights: tokenizer, generation, model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from faisca.parameters import count_parameters
+from faisca.porting import mlx_lm_model
+from faisca.porting.formats import Portable
+from faisca.porting.huggingface import TRAINING_FILE, config_json, needs_model_file, to_theirs
+from faisca.summary import run_line, summary_markdown
+from faisca.tokenizer import END_OF_TEXT
+
+
+def write_folder(portable: Portable, folder: Path) -> None:
+    """A folder that transformers loads without code of its own, and mlx_lm too (see `mlx_lm_model`)."""
+    folder.mkdir()
+    weights = safetensors.numpy.save(to_theirs(portable), metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(weights)
+    texts = {
+        "config.json": _json(config_json(portable)),
+        "generation_config.json": _json(_generation_config(portable)),
+        "tokenizer.json": portable.tokenizer.json_text(),
+        "tokenizer_config.json": _json(_tokenizer_config(portable)),
+        "README.md": model_card(portable),
+        TRAINING_FILE: _json(dict(portable.training)),
+    }
+    if needs_model_file(portable.model):
+        texts[mlx_lm_model.FILE_NAME] = mlx_lm_model.TEXT
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def model_card(portable: Portable) -> str:
+    """README.md: what the model is, how it was trained, and how to use the folder."""
+    model, trust = portable.model, " --trust-remote-code" if needs_model_file(portable.model) else ""
+    longest = min(32, model.context // 2)
+    return CARD.format(
+        parameters=f"{count_parameters(model):,}",
+        blocks=model.num_layers,
+        dim=model.dim,
+        context=model.context,
+        tokens=f"{portable.tokenizer.vocabulary_size:,}",
+        training=_training(portable),
+        end_of_text=END_OF_TEXT,
+        longest=longest,
+        trust=trust,
+        reason=TRUST if trust else "",
+    )
+
+
+def _training(portable: Portable) -> str:
+    training = portable.training
+    stages = training.get("stages", [])
+    if not stages:
+        return "Nothing is known here about how it was trained.\n"
+    known = {key: training.get(key, "unknown") for key in ("backend", "device", "seed")}
+    preset = training.get("config", {}).get("preset", "unknown")
+    summary = known | {"preset": preset, "parameters": count_parameters(portable.model), "stages": stages}
+    return f"{run_line(summary)}\n\n{summary_markdown(summary)}"
+
+
+def _generation_config(portable: Portable) -> dict[str, Any]:
+    """Sampling as the run samples, so that a short prompt stays within the context."""
+    end_of_text, sample = portable.tokenizer.end_of_text, portable.training.get("config", {}).get("sample", {})
+    longest = min(sample.get("max_new_tokens", 32), portable.model.context // 2)
+    config = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "max_new_tokens": longest}
+    if sample.get("temperature"):
+        config |= {"do_sample": True} | {key: sample[key] for key in ("temperature", "top_k", "top_p") if key in sample}
+    return config
+
+
+def _tokenizer_config(portable: Portable) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        **{"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT},
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": portable.model.context,
+    }
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+TRUST = """`--trust-remote-code` runs `faisca_gpt2.py` of this folder: mlx-lm's own GPT-2 has a tied head, the tanh GELU and
+a feed-forward layer of four times the width only.
+
+"""
+
+CARD = """---
+language: pt
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2, mlx, faisca]
+---
+
+# A language model of headlines
+
+A GPT-2-style decoder with {parameters} parameters: {blocks} blocks of width {dim}, a context of {context} tokens, and a
+byte-level BPE of {tokens} tokens. Trained and exported with Faísca MLX; an educational model, not a source of facts.
+
+## Training
+
+{training}
+## Use
+
+In training every headline follows `{end_of_text}`, so begin prompts with it.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+ids = tokenizer("{end_of_text}Presidente", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={longest})[0], skip_special_tokens=True))
+```
+
+```
+python -m mlx_lm generate --model .{trust} --prompt "{end_of_text}Presidente" --max-tokens {longest}
+```
+
+{reason}The positional table has {context} rows: prompt and new tokens together must not be more.
+"""

@@ -1,0 +1,111 @@
+"""One port: read and check the source, write beside the target, verify, and only then give it its name."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from faisca.errors import FaiscaError, VerificationError
+from faisca.porting.folders import write_folder
+from faisca.porting.formats import FORMATS, Portable, check_portable
+from faisca.porting.huggingface import read_folder
+from faisca.porting.run_folders import read_run, write_run
+from faisca.porting.verify import Comparison, compare, source_reader, target_readers
+from faisca.porting.weight_files import PICKLES, SUFFIXES, read_weight_file, sidecar_of, write_weight_file
+
+
+@dataclass(frozen=True)
+class Port:
+    """What was ported, and how source and target compare; no comparisons where it was not verified."""
+
+    source: Portable
+    comparisons: list[Comparison]
+    notes: list[str]
+
+
+def port(source: Path, target: Path, format: str, *, verify: bool = True, num_heads: int | None = None) -> Port:
+    """Write the model at `source` to the new `target` in `format` (one of FORMATS).
+
+    FaiscaError for bad input, VerificationError where the target's own library gives other
+    answers; in both cases nothing is left at `target`.
+    """
+    assert format in FORMATS
+    _check_target(target, format)
+    portable = read_source(source, num_heads)
+    check_portable(portable, source)
+    with _workshop(target) as folder:
+        made = Path(folder) / target.name
+        _write(portable, made, format)
+        comparisons, notes = _verify(portable, source, made, format) if verify else ([], [])
+        _move(made, target)
+    return Port(portable, comparisons, [*portable.notes, *notes])
+
+
+def read_source(path: Path, num_heads: int | None = None) -> Portable:
+    """The model at `path`, whatever its format."""
+    if path.is_dir() and (path / "config.json").is_file():
+        return read_folder(path)
+    if path.is_dir():
+        return read_run(path)
+    if path.is_file() and path.suffix in (*SUFFIXES["mlx"], *PICKLES):
+        return read_weight_file(path, num_heads)
+    what = "is neither a folder nor a weights file" if path.exists() else "does not exist"
+    raise FaiscaError(
+        f"{path} {what}: name a run or checkpoint folder, a Hugging Face folder, or a "
+        f"{', '.join((*SUFFIXES['mlx'], *PICKLES))} file"
+    )
+
+
+def _check_target(target: Path, format: str) -> None:
+    suffixes = SUFFIXES.get(format)
+    if suffixes and target.suffix not in suffixes:
+        raise FaiscaError(f"{target} does not say that it is a weights file: end its name in {' or '.join(suffixes)}")
+    for path in [target] + [sidecar_of(target)] * bool(suffixes):
+        if path.exists() or path.is_symlink():
+            raise FaiscaError(f"{path} already exists: name another target, or remove it")
+
+
+def _workshop(target: Path) -> "tempfile.TemporaryDirectory[str]":
+    """A folder beside the target, so that moving to it is one step; it is removed whatever happens."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".porting-", dir=target.parent)
+    except OSError as error:
+        raise FaiscaError(f"{target} cannot be written ({error.strerror}): name another target") from error
+
+
+def _write(portable: Portable, made: Path, format: str) -> None:
+    try:
+        if format == "faisca":
+            write_run(portable, made)
+        elif format == "hf":
+            write_folder(portable, made)
+        else:
+            write_weight_file(portable, made, format)
+    except OSError as error:
+        raise FaiscaError(
+            f"{made.name} cannot be written ({error.strerror}): make room, or name another target"
+        ) from error
+
+
+def _verify(portable: Portable, source: Path, made: Path, format: str) -> tuple[list[Comparison], list[str]]:
+    """Compare the target with the source, library by library; VerificationError at the first that differs."""
+    openers, notes = target_readers(format, made, read_source)
+    reference = source_reader(portable, source)
+    comparisons = []
+    for opener in openers:
+        comparison = compare(reference, opener(), portable.model, portable.tokenizer)
+        if problem := comparison.problem():
+            raise VerificationError(
+                f"{comparison.library} reads another model from the target than {source} holds ({problem}): "
+                "the target was removed; please report this"
+            )
+        comparisons.append(comparison)
+    return comparisons, notes
+
+
+def _move(made: Path, target: Path) -> None:
+    """Give the finished target its name; the JSON beside a weights file goes first, as it is nothing alone."""
+    if made.is_file():
+        os.rename(sidecar_of(made), sidecar_of(target))
+    os.rename(made, target)

@@ -1,0 +1,88 @@
+"""Faísca's own run folders: the source is a checkpoint, the target a run with one finished checkpoint."""
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faisca.checkpoint import load_checkpoint, save_checkpoint
+from faisca.config import Config, TokenizerConfig
+from faisca.config_files import config_from_dict, config_to_dict, write_config
+from faisca.porting.formats import Portable, model_config
+
+TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages")
+"""what of a checkpoint's state goes along"""
+
+
+def read_run(path: Path) -> Portable:
+    """A checkpoint folder, or the newest good checkpoint of a run folder."""
+    from faisca.runs import checkpoint_tokenizer
+
+    notes: list[str] = []
+    checkpoint = load_checkpoint(path, say=notes.append)
+    if checkpoint.step:
+        notes.append("weights only: the optimiser's state stays behind")
+    return Portable(
+        format="faisca",
+        found=f"a faisca checkpoint ({checkpoint.stage}, step {checkpoint.step})",
+        model=model_config(checkpoint.state["model"], str(checkpoint.folder)),
+        parameters=checkpoint.parameters,
+        tokenizer=checkpoint_tokenizer(checkpoint),
+        training={key: checkpoint.state[key] for key in TRAINING_KEYS if key in checkpoint.state},
+        notes=tuple(notes),
+    )
+
+
+def write_run(portable: Portable, folder: Path) -> None:
+    """A run folder that `generate`, `evaluate`, `sft --from` and `grpo --from` take."""
+    folder.mkdir()
+    config, tokenizer = _config(portable), portable.tokenizer
+    write_config(config, folder / "config.toml")
+    tokenizer_json = tokenizer.json_text() if tokenizer.kind == "bpe" else None
+    if tokenizer_json is not None:
+        (folder / "tokenizer.json").write_bytes(tokenizer_json.encode())
+    save_checkpoint(
+        folder,
+        state=_state(portable, config),
+        parameters=portable.parameters,
+        optimizer={"step": np.array(0, np.int64)},
+        reference=None,
+        tokenizer_json=tokenizer_json,
+    )
+
+
+def _config(portable: Portable) -> Config:
+    """The training's own configuration, or the defaults, with this model and tokenizer."""
+    known = portable.training.get("config")
+    model = dataclasses.replace(portable.model, vocabulary_size=0)
+    window = min(Config().data.window, model.context)
+    narrow: Mapping[str, Any] = {"data": {"window": window, "stride": window}}
+    values = dict(known or narrow) | {"model": dataclasses.asdict(model)}
+    kind, tokens = portable.tokenizer.kind, portable.tokenizer.vocabulary_size
+    tokenizer = TokenizerConfig(kind, tokens)  # type: ignore[arg-type]
+    return config_from_dict(values | {"tokenizer": dataclasses.asdict(tokenizer)})
+
+
+def _state(portable: Portable, config: Config) -> dict[str, Any]:
+    from faisca.progress import Progress
+
+    training, tokenizer = portable.training, portable.tokenizer
+    stage, step = training.get("stage", "pretrain"), training.get("step", 0)
+    return {
+        **{"stage": stage, "step": step, "finished": True},
+        "progress": dataclasses.asdict(Progress(stage, step)),
+        "stages": training.get("stages", []),
+        "seed": training.get("seed", config.run.seed),
+        "config": config_to_dict(config),
+        "model": dataclasses.asdict(portable.model),
+        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
+        **{key: training.get(key, "imported") for key in ("backend", "device", "dtype")},
+        "versions": {"python": platform.python_version(), "faisca": version("faisca-mlx")},
+        "metrics_bytes": 0,
+        "seconds": training.get("seconds", 0.0),
+        "ported_from": portable.found,
+    }

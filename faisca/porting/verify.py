@@ -1,0 +1,204 @@
+"""Whether a port changed anything: source and target answer the same questions, each through its own library.
+
+Logits on texts and on a row of random tokens as long as the context; the likeliest tokens after
+each text; the end-of-text id; ids of hostile texts. A comparison of arrays would miss what goes
+wrong between arrays and answers: a transposed square matrix, another GELU, another epsilon.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from faisca.backend import Backend, Model, Sampling, choose_backend, load_backend
+from faisca.config import ModelConfig, RunConfig
+from faisca.errors import FaiscaError
+from faisca.generation import complete
+from faisca.parameters import Parameters
+from faisca.porting.formats import Portable
+from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exported, read_arrays
+from faisca.porting.weight_files import canonical_names
+from faisca.streams import generator
+from faisca.tokenizer import Tokenizer
+
+LIMIT = 1e-4
+"""largest difference of float32 logits of ordinary size"""
+ORDINARY_SIZE = 32.0
+"""rounding grows with the numbers: logits of 100, as GPT-2's, may differ by 3e-4"""
+NEW_TOKENS = 16
+LIBRARIES = {"faisca": ("torch", "mlx"), "torch": ("torch",), "mlx": ("mlx",), "hf": ("transformers", "mlx_lm")}
+"""who reads a format"""
+TEXTS = (
+    "Presidente da República visita o Porto",
+    "Benfica vence Sporting por 3-1 e é campeão",
+    "",
+    "   \t\r\n espaços  no\u00a0meio\u200b e no fim   ",
+    "<|endoftext|>não é<|endoftext|> o fim",
+    "ação AÇÃO açao c\u0327a\u0303o 'S 'll d'água",
+    "👩‍👩‍👧‍👦🇵🇹 𝔘𝔫𝔦 \u202eعربى\u202c 漢字かな",
+    "\x00\x01\x7f\ufeff\ufffd\U0010ffff",
+    "0123456789" * 5 + "€$%&!?…—“”«»" + "\n" * 5,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One library's answers beside the source's: a row of the table."""
+
+    library: str
+    largest_logit_difference: float
+    logit_limit: float
+    equal_tokens: int
+    tokens: int
+    ties: int
+    """prompts at which the likeliest two tokens were closer than the limit, and another one won"""
+    end_of_text_ids: Sequence[int]
+    end_of_text: int
+    equal_texts: int
+    texts: int
+
+    def problem(self) -> str:
+        """The first thing that does not hold; empty where all does."""
+        if not self.largest_logit_difference < self.logit_limit:  # also where it is not a number
+            return f"logits differ by {self.largest_logit_difference:.2g}, the limit is {self.logit_limit:.2g}"
+        if self.equal_tokens != self.tokens:
+            return f"{self.tokens - self.equal_tokens} of {self.tokens} greedy tokens differ"
+        if list(self.end_of_text_ids) != [self.end_of_text]:
+            return f"end of text is {self.end_of_text_ids} instead of {self.end_of_text}"
+        if self.equal_texts != self.texts:
+            return f"{self.texts - self.equal_texts} of {self.texts} texts have other tokens"
+        return ""
+
+
+class TwinReader:
+    """One of our twins, on the CPU in float32; it satisfies `Reader`."""
+
+    def __init__(self, twin: str, model: ModelConfig, parameters: Parameters, tokenizer: Tokenizer) -> None:
+        self.name, self.tokenizer = f"faisca_{twin}", tokenizer
+        self.end_of_text_ids = [tokenizer.end_of_text]
+        self.backend: Backend = load_backend(twin)
+        runtime = self.backend.open_runtime(config=RunConfig(device="cpu", dtype="float32", compile="off"))
+        self.model: Model = self.backend.make_model(config=model, parameters=parameters, runtime=runtime)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """T token ids -> float32 [T, V]."""
+        logits: np.ndarray = self.backend.logits(model=self.model, tokens=np.array([ids]))[0]
+        return logits
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """The likeliest `count` tokens after `ids`."""
+        likeliest = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=count)
+        end = self.tokenizer.end_of_text
+        return next(complete(self.backend, self.model, [ids], likeliest, end, seed=0, purpose="port"))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return self.tokenizer.decode(ids)
+
+
+def source_reader(portable: Portable, path: Path) -> Reader:
+    """The source through the library that it belongs to, or through any twin where that has no other reader."""
+    if portable.format == "hf":
+        libraries = [library for library in LIBRARIES["hf"] if missing_package(library) is None]
+        if not libraries:
+            raise _nobody("the source", "hf")
+        return open_exported(libraries[0], path)
+    twin = portable.format if portable.format != "faisca" else choose_backend("auto")[0]
+    if missing_package(twin) is not None:
+        twin = choose_backend("auto")[0]
+    return TwinReader(twin, portable.model, portable.parameters, portable.tokenizer)
+
+
+def target_readers(
+    format: str, path: Path, read: Callable[[Path], Portable]
+) -> tuple[list[Callable[[], Reader]], list[str]]:
+    """How to open the target with each library that is installed, and what to say of the others."""
+    missing = {library: package for library in LIBRARIES[format] if (package := missing_package(library))}
+    present = [library for library in LIBRARIES[format] if library not in missing]
+    if not present:
+        raise _nobody("the target", format)
+    said = [
+        f"not checked with {library}: {package} is not installed ({REMEDIES[library]})"
+        for library, package in missing.items()
+    ]
+    return [lambda library=library: _open(library, format, path, read) for library in present], said  # type: ignore[misc]
+
+
+def compare(source: Reader, target: Reader, model: ModelConfig, tokenizer: Tokenizer) -> Comparison:
+    """Ask both the same; see the module's docstring."""
+    count = min(NEW_TOKENS, model.context // 2)
+    end_of_text = tokenizer.end_of_text
+    prompts = [[end_of_text, *tokenizer.encode(text)][: model.context - count] for text in TEXTS]
+    difference, size = 0.0, 0.0
+    for row in [*prompts, _random_row(model)]:
+        ours, theirs = source.logits(row), target.logits(row)
+        size = max(size, float(np.abs(ours).max()))
+        difference = float(np.maximum(difference, np.abs(ours - theirs[:, : ours.shape[1]]).max()))  # keeps NaN
+    limit = LIMIT * max(1.0, size / ORDINARY_SIZE)
+    equal, tokens, ties = _compare_greedy(source, target, prompts, count, limit)
+    return Comparison(
+        library=target.name,
+        largest_logit_difference=difference,
+        logit_limit=limit,
+        equal_tokens=equal,
+        tokens=tokens,
+        ties=ties,
+        end_of_text_ids=list(target.end_of_text_ids),
+        end_of_text=end_of_text,
+        equal_texts=sum(_same_text(tokenizer, target, text) for text in TEXTS),
+        texts=len(TEXTS),
+    )
+
+
+def _open(library: str, format: str, path: Path, read: Callable[[Path], Portable]) -> Reader:
+    if format == "hf":
+        return open_exported(library, path)
+    portable = read(path)
+    parameters = portable.parameters
+    if format != "faisca":  # the arrays as the library itself reads them
+        parameters = canonical_names(read_arrays(library, path))
+    return TwinReader(library, portable.model, parameters, portable.tokenizer)
+
+
+def _compare_greedy(
+    source: Reader, target: Reader, prompts: list[list[int]], count: int, limit: float
+) -> tuple[int, int, int]:
+    """How many tokens are equal, of how many, and how many prompts end early at a tie."""
+    equal = tokens = ties = 0
+    for prompt in prompts:
+        ours, theirs = source.greedy(prompt, count), target.greedy(prompt, count)
+        pairs = list(zip(ours, theirs, strict=False))
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        tie = same < len(pairs) and _is_tie(source, [*prompt, *ours[:same]], pairs[same], limit)
+        equal, ties = equal + same, ties + tie
+        tokens += same if tie else max(len(ours), len(theirs))
+    return equal, tokens, ties
+
+
+def _is_tie(source: Reader, ids: list[int], pair: tuple[int, int], limit: float) -> bool:
+    last = source.logits(ids)[-1]
+    return bool(abs(last[pair[0]] - last[pair[1]]) < limit)
+
+
+def _same_text(tokenizer: Tokenizer, target: Reader, text: str) -> bool:
+    ids = tokenizer.encode(text)
+    return target.encode(text) == ids and target.decode(ids) == tokenizer.decode(ids)
+
+
+def _random_row(model: ModelConfig) -> list[int]:
+    """Random tokens at every position: no row of the positional table goes unseen."""
+    draws = generator(0, "tokens that faisca port compares")
+    return [int(token) for token in draws.integers(model.vocabulary_size, size=model.context)]
+
+
+def _nobody(side: str, format: str) -> FaiscaError:
+    package = missing_package(LIBRARIES[format][0])
+    return FaiscaError(
+        f"nothing here can load {side} to verify it, as {package} is not installed: "
+        f"{REMEDIES[LIBRARIES[format][0]]}, or leave the port unverified with --no-verify"
+    )

@@ -1,0 +1,34 @@
+"""A run's folder while a run writes there: for one run at a time, and with one clear line when storage fails."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from faisca.errors import FaiscaError
+
+STORAGE_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EEXIST", "ENOTDIR")
+    if hasattr(errno, name)  # Windows has no EDQUOT
+}
+"""what a full, read-only or broken disk raises; any other OSError is a bug of ours"""
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep `folder`, made if need be, for this run; FaiscaError where another has it or it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise FaiscaError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        saved = (folder / "checkpoints").is_dir()
+        remedy = f"mend that, then continue with --resume {folder}" if saved else "choose another --out"
+        raise FaiscaError(f"{error.filename or folder} cannot be written ({error.strerror}): {remedy}") from error

@@ -1,0 +1,81 @@
+"""What others make of our files: MLX's loader, and mlx-lm's models.
+
+`faisca port` compares with it what it wrote; nothing else imports mlx_lm.
+"""
+
+import logging
+from itertools import islice
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from faisca.errors import FaiscaError
+from faisca.porting import mlx_lm_model
+
+
+class Exported:
+    """A folder as mlx-lm loads it, in float32; it satisfies `faisca.porting.libraries.Reader`."""
+
+    name = "mlx_lm"
+
+    def __init__(self, folder: Path) -> None:
+        import mlx_lm
+
+        logging.getLogger("transformers").setLevel(logging.ERROR)  # its tokenizers warn of texts beyond the context
+        # the only code that is trusted is our own
+        file = folder / mlx_lm_model.FILE_NAME
+        trusted = file.is_file() and file.read_bytes() == mlx_lm_model.TEXT.encode()
+        self.model, self.tokenizer = mlx_lm.load(str(folder), trust_remote_code=trusted)[:2]
+        self.end_of_text_ids = sorted(self.tokenizer.eos_token_ids)
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """T token ids -> float32 [T, V]."""
+        with mx.stream(mx.cpu):
+            return np.array(self.model(mx.array([ids]))[0].astype(mx.float32))
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """The likeliest `count` tokens after `ids`, with the library's own generation and cache."""
+        from mlx_lm.generate import generate_step
+
+        tokens: list[int] = []
+        for token, _ in islice(generate_step(mx.array(ids), self.model, max_tokens=count), count):
+            tokens.append(int(token))
+            if tokens[-1] in self.end_of_text_ids:
+                break
+        return tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return str(self.tokenizer.decode(ids))
+
+
+def open_exported(*, folder: Path) -> Exported:
+    """A Hugging Face folder as mlx-lm loads it; FaiscaError where it does not."""
+    try:
+        return Exported(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise FaiscaError(f"mlx_lm cannot load {folder}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
+    """Arrays in .safetensors or .npz: float arrays by name."""
+    try:
+        arrays = mx.load(str(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FaiscaError(f"{path} cannot be read ({_first_line(error)}): check that it is whole") from error
+    if not isinstance(arrays, dict):
+        raise FaiscaError(f"{path} holds a single array: it should hold arrays by name")
+    return {name: _array(value) for name, value in arrays.items()}
+
+
+def _array(value: mx.array) -> np.ndarray:
+    return np.array(value.astype(mx.float32) if value.dtype == mx.bfloat16 else value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

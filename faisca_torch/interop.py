@@ -1,0 +1,97 @@
+"""What others make of our files, and we of theirs: torch's safe loader, and transformers' models.
+
+`faisca port` compares with it what it wrote; nothing else imports transformers.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from faisca.errors import FaiscaError
+
+
+class Exported:
+    """A folder as transformers loads it, in float32 on the CPU; it satisfies `faisca.porting.libraries.Reader`."""
+
+    name = "transformers"
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )  # in evaluation mode already
+        said = (self.tokenizer.eos_token_id, self.model.config.eos_token_id, self.model.generation_config.eos_token_id)
+        self.end_of_text_ids = sorted({-1 if stop is None else stop for stop in said})
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """T token ids -> float32 [T, V]."""
+        logits: np.ndarray = self.model(torch.tensor([ids])).logits[0].numpy()
+        return logits
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """The likeliest `count` tokens after `ids`, with the library's own generation and cache."""
+        prompt = torch.tensor([ids])
+        rows = self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=count,
+            pad_token_id=self.end_of_text_ids[-1],
+        )
+        return [int(token) for token in rows[0, len(ids) :]]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ordinary text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return str(self.tokenizer.decode(ids))
+
+
+def open_exported(*, folder: Path) -> Exported:
+    """A Hugging Face folder as transformers loads it; FaiscaError where it does not."""
+    try:
+        return Exported(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise FaiscaError(f"transformers cannot load {folder}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
+    """A state dict in .safetensors or in a pickle, of which nothing but tensors is taken: float arrays by name."""
+    try:
+        if path.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FaiscaError(
+            f"{path} is a pickle of more than tensors, which could run code: save a plain state dict, "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise FaiscaError(f"{path} cannot be read ({_first_line(error)}): check that it is whole") from error
+    if not isinstance(tensors, dict):
+        raise FaiscaError(f"{path} holds a {type(tensors).__name__}: it should hold a state dict")
+    return {str(name): _array(path, name, value) for name, value in tensors.items()}
+
+
+def _array(path: Path, name: object, value: object) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        raise FaiscaError(f"{path}: {name} is a {type(value).__name__}: a plain state dict has tensors only")
+    array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+    return array
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

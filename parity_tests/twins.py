@@ -1,0 +1,208 @@
+"""Both twins from the inside, for what the boundary does not show: hidden states, losses, samplers, dropout.
+
+Each class does the same with its framework: NumPy in, NumPy out.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from faisca.backend import Sampling
+from faisca.config import GRPOConfig
+
+Array = np.ndarray
+
+
+class Recorder:
+    """Calls a module, and keeps what it returned and whether it was training."""
+
+    def __init__(self, module: Any, outputs: list[Any]) -> None:
+        self.module, self.outputs = module, outputs
+
+    def __call__(self, *arguments: Any) -> Any:
+        out = self.module(*arguments)
+        self.outputs.append((arguments[0], out))
+        return out
+
+
+class TorchTwin:
+    """The PyTorch twin on a device."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        import torch
+
+        import faisca_torch.generate
+        import faisca_torch.grpo
+        import faisca_torch.losses
+
+        self.torch, self.device = torch, device
+        self.losses, self.grpo, self.generate = faisca_torch.losses, faisca_torch.grpo, faisca_torch.generate
+
+    def array(self, value: Array, gradient: bool = False) -> Any:
+        return self.torch.tensor(value, device=self.device, requires_grad=gradient)
+
+    def numpy(self, value: Any) -> Array:
+        return value.detach().cpu().numpy()
+
+    def record(self, model: Any, tokens: Array, names: str) -> list[tuple[Array, Array]]:
+        """Inputs and outputs of the modules that `names` ends, in the order of their calls."""
+        seen: list[Any] = []
+        hooks = [
+            module.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+            for name, module in model.named_modules()
+            if name.rpartition(".")[2] == names or (names == "blocks" and name.count(".") == 1 and "blocks." in name)
+        ]
+        final = model(self.array(tokens.astype(np.int64)))
+        for hook in hooks:
+            hook.remove()
+        return [(self.numpy(given), self.numpy(out)) for given, out in seen] + [(self.numpy(final),) * 2]
+
+    def hidden_states(self, model: Any, tokens: Array) -> list[Array]:
+        """[B, T, D] after each block, then after the final norm."""
+        return [out for _, out in self.record(model, tokens, "blocks")]
+
+    def cross_entropy(self, hidden: Array, head: Array, targets: Array, chunk: int) -> tuple[Array, Array, Array]:
+        """Loss, and its gradients with respect to hidden states and head."""
+        hidden, head = self.array(hidden, True), self.array(head, True)
+        loss = self.losses.linear_cross_entropy(hidden, head, self.array(targets.astype(np.int64)), chunk, True)
+        loss.backward()
+        return self.numpy(loss), self.numpy(hidden.grad), self.numpy(head.grad)
+
+    def log_probs(
+        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
+    ) -> tuple[Array, ...]:
+        """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
+        hidden, head = self.array(hidden, True), self.array(head, True)
+        targets = self.array(targets.astype(np.int64))
+        log_probs, entropies = self.losses.linear_log_probs(hidden, head, targets, temperature, chunk)
+        log_probs.backward(self.array(upstream))
+        return tuple(map(self.numpy, (log_probs, entropies, hidden.grad, head.grad)))
+
+    def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
+        """Loss, what is watched, and the gradient with respect to the log-probabilities."""
+        log_probs = self.array(fixture.log_probs, True)
+        others = map(self.array, (fixture.old, fixture.reference, fixture.advantages, fixture.mask))
+        loss, watched = self.grpo.policy_loss(log_probs, *others, config, fixture.step_tokens)
+        loss.backward()
+        return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(log_probs.grad)
+
+    def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
+        """Probabilities and ids that `filter_logits` leaves."""
+        found = self.generate.filter_logits(
+            self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p
+        )
+        return tuple(map(self.numpy, found))
+
+    def sample(self, logits: Array, uniforms: Array, sampling: Sampling) -> Array:
+        return self.numpy(self.generate.sample(self.array(logits), self.array(uniforms), sampling))
+
+    def seed(self, number: int) -> None:
+        self.torch.manual_seed(number)
+
+    def dropped(self, model: Any, ones: Array) -> Array:
+        """What the model's first dropout makes of these numbers."""
+        return self.numpy(model.dropout(self.array(ones)))
+
+    def attend(self, attention: Any, x: Array) -> Array:
+        """What an attention layer makes of [B, T, D]."""
+        return self.numpy(attention(self.array(x), None))
+
+
+class MlxTwin:
+    """The MLX twin on a device."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        import faisca_mlx.generate
+        import faisca_mlx.grpo
+        import faisca_mlx.losses
+        import mlx.core as mx
+
+        self.mx, self.device = mx, device
+        self.losses, self.grpo, self.generate = faisca_mlx.losses, faisca_mlx.grpo, faisca_mlx.generate
+
+    def array(self, value: Array) -> Any:
+        self.mx.set_default_device(self.mx.cpu if self.device == "cpu" else self.mx.gpu)
+        return self.mx.array(value)
+
+    def numpy(self, value: Any) -> Array:
+        return np.array(value)
+
+    def record(self, model: Any, tokens: Array, names: str) -> list[tuple[Array, Array]]:
+        """Inputs and outputs of the modules that `names` ends, in the order of their calls."""
+        seen: list[Any] = []
+        blocks = list(model.transformer_blocks)
+        places = [(model, names)] * (names == "dropout")
+        for block in blocks:
+            places += [(module, names) for module in (block.attention, block) if names in module]
+        for module, name in places:
+            setattr(module, name, Recorder(module[name], seen))
+        if names == "blocks":
+            model.transformer_blocks = [Recorder(block, seen) for block in blocks]
+        final = model(self.array(tokens.astype(np.int32)))
+        model.transformer_blocks = blocks
+        for module, name in places:
+            setattr(module, name, getattr(module, name).module)
+        return [(self.numpy(given), self.numpy(out)) for given, out in seen] + [(self.numpy(final),) * 2]
+
+    def hidden_states(self, model: Any, tokens: Array) -> list[Array]:
+        """[B, T, D] after each block, then after the final norm."""
+        return [out for _, out in self.record(model, tokens, "blocks")]
+
+    def cross_entropy(self, hidden: Array, head: Array, targets: Array, chunk: int) -> tuple[Array, Array, Array]:
+        """Loss, and its gradients with respect to hidden states and head."""
+        targets = self.array(targets.astype(np.int32))
+
+        def loss_of(hidden: Any, head: Any) -> Any:
+            return self.losses.linear_cross_entropy(hidden, head, targets, chunk, True)
+
+        loss, found = self.mx.value_and_grad(loss_of, argnums=(0, 1))(self.array(hidden), self.array(head))
+        return tuple(map(self.numpy, (loss, *found)))
+
+    def log_probs(
+        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
+    ) -> tuple[Array, ...]:
+        """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
+        targets = self.array(targets.astype(np.int32))
+
+        def both(hidden: Any, head: Any) -> Any:
+            return self.losses.linear_log_probs(hidden, head, targets, temperature, chunk)
+
+        primals = [self.array(hidden), self.array(head)]
+        values, found = self.mx.vjp(both, primals, [self.array(upstream), self.mx.zeros(len(upstream))])
+        return tuple(map(self.numpy, (*values, *found)))
+
+    def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
+        """Loss, what is watched, and the gradient with respect to the log-probabilities."""
+        others = [
+            self.array(value.astype(np.float32))
+            for value in (fixture.old, fixture.reference, fixture.advantages, fixture.mask)
+        ]
+
+        def loss_of(log_probs: Any) -> Any:
+            return self.grpo.policy_loss(log_probs, *others, config, self.array(fixture.step_tokens))
+
+        log_probs = self.array(fixture.log_probs.astype(np.float32))
+        (loss, watched), gradient = self.mx.value_and_grad(loss_of)(log_probs)
+        return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(gradient)
+
+    def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
+        """Probabilities and ids that `filter_logits` leaves."""
+        found = self.generate.filter_logits(
+            self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p
+        )
+        return tuple(map(self.numpy, found))
+
+    def sample(self, logits: Array, uniforms: Array, sampling: Sampling) -> Array:
+        return self.numpy(self.generate.sample(self.array(logits), self.array(uniforms), sampling))
+
+    def seed(self, number: int) -> None:
+        self.mx.random.seed(number)
+
+    def dropped(self, model: Any, ones: Array) -> Array:
+        """What the model's first dropout makes of these numbers."""
+        return self.numpy(model.dropout(self.array(ones)))
+
+    def attend(self, attention: Any, x: Array) -> Array:
+        """What an attention layer makes of [B, T, D]."""
+        return self.numpy(attention(self.array(x), None))

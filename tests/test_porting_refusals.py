@@ -1,0 +1,246 @@
+"""Porting: what is refused, and a comparison that can fail. Sound ports: test_porting.py."""
+
+# --- a comparison that can fail -------------------------------------------------------------------
+
+
+def one_matrix_is_not_transposed(portable: Portable) -> dict[str, np.ndarray]:
+    theirs = to_theirs(portable)
+    name = "transformer.h.0.attn.c_proj.weight"  # square: its shape tells nobody
+    return theirs | {name: np.ascontiguousarray(theirs[name].T)}
+
+
+BROKEN = {
+    "a matrix": ("to_theirs", one_matrix_is_not_transposed, "logits differ"),
+    "the GELU": ("config_json", lambda p: config_json(p) | {"activation_function": "gelu_new"}, "logits differ"),
+    "a NaN": ("to_theirs", lambda p: to_theirs(p) | {"transformer.ln_f.bias": np.full(64, np.nan, np.float32)}, "nan"),
+    "end of text": ("_generation_config", lambda p: {"eos_token_id": 3}, "end of text is"),
+    "tokenizer": ("_tokenizer_config", lambda p: {"tokenizer_class": "PreTrainedTokenizerFast"}, "end of text is"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_target_that_differs_is_an_error_and_is_removed(trained, tmp_path, monkeypatch, capsys, broken):
+    name, function, words = BROKEN[broken]
+    monkeypatch.setattr(folders, name, function)
+    line = complaint(capsys, trained, tmp_path / "hf", "--to", "hf", status=1)
+    assert words in line and "transformers" in line and "removed" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_with_other_tokens_are_an_error(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "json_text", lambda self: self.stored_json.replace('"e"', '"q q"').replace('"q q"', '"e"', 0))
+    with pytest.raises(FaiscaError):
+        port(trained, tmp_path / "hf", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_verify_is_loud(trained, tmp_path, capsys):
+    assert main(["port", str(trained), str(tmp_path / "x.npz"), "--to", "mlx", "--no-verify", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "NOT VERIFIED" in printed.err
+    said = json.loads(printed.out)
+    assert said["verified"] is False and said["comparisons"] == []
+
+
+def test_json_says_what_was_compared(trained, tmp_path, capsys):
+    assert main(["port", str(trained), str(tmp_path / "x.npz"), "--to", "mlx", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verified"] and said["source"]["format"] == "faisca" and said["comparisons"][0]["library"] == "faisca_mlx"
+
+
+def test_a_missing_library_is_an_error_with_a_way_out(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(libraries, "_installed", lambda name: name not in ("transformers", "mlx_lm"))
+    line = complaint(capsys, trained, tmp_path / "hf", "--to", "hf")
+    assert "pip install" in line and "--no-verify" in line and list(tmp_path.iterdir()) == []
+    assert main(["port", str(trained), str(tmp_path / "hf"), "--to", "hf", "--no-verify"]) == 0
+
+
+def test_one_library_of_two_is_enough_and_the_other_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(libraries, "_installed", lambda name: name != "mlx_lm")
+    done = port(trained, tmp_path / "hf", "hf")
+    assert [row.library for row in done.comparisons] == ["transformers"]
+    assert any("not checked with mlx_lm" in note for note in done.notes)
+
+
+# --- bad input: one line, and nothing written -----------------------------------------------------
+
+IN_PROJ = "transformer.h.0.attn.c_attn.weight"
+BAD_FOLDERS = {
+    "a wrong shape": (lambda f: edit_arrays(f / "model.safetensors", **{IN_PROJ: np.zeros((24, 71), np.float32)}),
+                      "h.0.attn.c_attn.weight has shape [24, 71], but config.json asks for [24, 72]"),
+    "a missing key": (lambda f: edit_arrays(f / "model.safetensors", **{"transformer.ln_f.bias": None}),
+                      "weight ln_f.bias is missing"),
+    "an extra key": (lambda f: edit_arrays(f / "model.safetensors", extra=np.zeros(3, np.float32)),
+                     "weight extra is unknown"),
+    "an integer weight": (lambda f: edit_arrays(f / "model.safetensors", **{IN_PROJ: np.zeros((24, 72), np.int32)}),
+                          f"{IN_PROJ} is int32"),
+    "more layers": (lambda f: edit_json(f / "config.json", n_layer=3), "weight h.2."),
+    "fewer layers": (lambda f: edit_json(f / "config.json", n_layer=1), "weight h.1."),
+    "another width": (lambda f: edit_json(f / "config.json", n_embd=48), "config.json asks for"),
+    "heads that do not divide": (lambda f: edit_json(f / "config.json", n_head=5), "num_heads 5"),
+    "a text for a number": (lambda f: edit_json(f / "config.json", n_head="3"), "num_heads '3'"),
+    "another architecture": (lambda f: edit_json(f / "config.json", model_type="llama"), "model_type 'llama'"),
+    "another activation": (lambda f: edit_json(f / "config.json", activation_function="relu"), "'relu'"),
+    "unscaled attention": (lambda f: edit_json(f / "config.json", scale_attn_weights=False), "scale_attn_weights"),
+    "no head": (lambda f: edit_json(f / "config.json", tie_word_embeddings=False), "lm_head.weight is missing"),
+    "another end of text": (lambda f: edit_json(f / "config.json", eos_token_id=7), "eos_token_id 7"),
+    "another tied head": (lambda f: edit_arrays(f / "model.safetensors", **{"lm_head.weight": np.ones((300, 24), np.float32)}),
+                          "lm_head.weight differs from wte.weight"),
+    "biases that are denied": (lambda f: edit_json(f / "config.json", attention_bias=False), "is not zero"),
+    "a broken config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "truncated weights": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+                          "model.safetensors cannot be read"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors cannot be read"),
+}
+
+
+@pytest.fixture(scope="module")
+def sound_folder(tmp_path_factory, small_tokenizer) -> Path:
+    return gpt2_folder(tmp_path_factory.mktemp("sound") / "gpt2", small_tokenizer)
+
+
+@pytest.mark.parametrize("bad", BAD_FOLDERS)
+def test_a_bad_folder_is_refused(sound_folder, tmp_path, capsys, bad):
+    folder = shutil.copytree(sound_folder, tmp_path / "bad")
+    spoil, words = BAD_FOLDERS[bad]
+    spoil(folder)
+    assert words in complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_tokenizer_of_another_size_is_refused(sound_folder, trained, tmp_path, capsys):
+    folder = shutil.copytree(sound_folder, tmp_path / "bad")
+    shutil.copy(trained / "tokenizer.json", folder / "tokenizer.json")
+    line = complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
+    assert "512 tokens" in line and "token_embedding.weight has 300 rows" in line
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("ported", ["torch"], indirect=True)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_layers": 3}, "missing transformer_blocks.2."),
+        ({"hidden_dim": 96}, "feed_forward.up.weight has shape"),
+        ({"vocabulary_size": 511}, "token_embedding.weight has shape"),
+        ({"wings": 2}, "model.wings is unknown"),
+        ({"num_heads": 0}, "model.num_heads 0"),
+    ],
+)
+def test_a_description_that_contradicts_the_weights_is_refused(ported, tmp_path, capsys, change, words):
+    sidecar = tmp_path / "x.safetensors.json"
+    model = json.loads(sidecar.read_text())["model"]
+    edit_json(sidecar, model=model | change)
+    assert words in complaint(capsys, ported, tmp_path / "run", "--to", "faisca")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ported", ["torch"], indirect=True)
+@pytest.mark.parametrize("training", [{"stage": "../../up"}, {"step": "x"}, {"stages": [{"stage": 3}]}, {"config": 1}])
+def test_a_strangers_description_of_the_training_is_checked(ported, tmp_path, capsys, training):
+    edit_json(tmp_path / "x.safetensors.json", training=training)
+    assert f"training.{next(iter(training))}" in complaint(capsys, ported, tmp_path / "run", "--to", "faisca")
+    assert not (tmp_path / "run").exists()
+
+
+class Attack:
+    """What a pickle can do to its reader."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights.bin"])
+def test_code_in_a_pickle_is_not_run(tmp_path, capsys, name):
+    marker, file = tmp_path / "marker", tmp_path / name
+    torch.save({"token_embedding.weight": Attack(marker)}, file)
+    assert "could run code" in complaint(capsys, file, tmp_path / "run", "--to", "faisca")
+    file.write_bytes(pickle.dumps(Attack(marker)))
+    complaint(capsys, file, tmp_path / "run", "--to", "faisca")
+    assert not marker.exists() and list(tmp_path.iterdir()) == [file]
+    pickle.loads(file.read_bytes())
+    assert marker.exists()  # the trap was a real one
+
+
+def test_code_in_an_npz_is_not_run(tmp_path, capsys):
+    marker, file = tmp_path / "marker", tmp_path / "weights.npz"
+    np.savez(file, **{"token_embedding.weight": np.array([Attack(marker)], dtype=object)})
+    assert "cannot be read" in complaint(capsys, file, tmp_path / "run", "--to", "faisca")
+    assert not marker.exists()
+
+
+def test_code_in_a_folder_is_not_run(sound_folder, tmp_path, monkeypatch, capsys):
+    """A stranger's model_file is no reason to trust it, where mlx_lm has to read the source."""
+    folder, marker = shutil.copytree(sound_folder, tmp_path / "bad"), tmp_path / "marker"
+    (folder / "faisca_gpt2.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
+    edit_json(folder / "config.json", model_file="faisca_gpt2.py")
+    monkeypatch.setattr(libraries, "_installed", lambda name: name != "transformers")
+    assert "mlx_lm cannot load" in complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
+    assert not marker.exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "no matrix token_embedding.weight"),
+        ({"token_embedding.weight": "text"}, "token_embedding.weight is a str"),
+        ([1, 2], "holds a list"),
+    ],
+)
+def test_a_pt_file_that_is_no_state_dict_is_refused(tmp_path, capsys, content, words):
+    torch.save(content, tmp_path / "model.pt")
+    assert words in complaint(capsys, tmp_path / "model.pt", tmp_path / "run", "--to", "faisca")
+
+
+def test_a_small_vocabulary_without_a_description_is_refused(tmp_path, gpt2, capsys):
+    torch.save(Original(300, 16, 8, 4).state_dict(), tmp_path / "model.pt")
+    line = complaint(capsys, tmp_path / "model.pt", tmp_path / "run", "--to", "faisca")
+    assert "50257 tokens" in line and "300 rows" in line
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.npz", "weights.pt"])
+def test_rubbish_is_refused(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"rubbish" * 9)
+    line = complaint(capsys, tmp_path / name, tmp_path / "run", "--to", "faisca")
+    assert name in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["missing", "notes.txt"])
+def test_a_source_that_is_none_is_refused(tmp_path, capsys, name):
+    (tmp_path / "notes.txt").write_text("notes")
+    assert name in complaint(capsys, tmp_path / name, tmp_path / "run", "--to", "faisca")
+
+
+@pytest.mark.parametrize("format", TARGETS)
+def test_an_existing_target_stays_as_it_is(trained, tmp_path, capsys, format):
+    target = tmp_path / TARGETS[format]
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("mine")
+    assert "already exists" in complaint(capsys, trained, target, "--to", format)
+    assert target.read_text() == "mine"
+
+
+def test_a_weights_file_has_to_be_called_one(trained, tmp_path, capsys):
+    for format, name in (("torch", "x.pt"), ("torch", "x.npz"), ("mlx", "x"), ("mlx", "x.pt")):
+        assert ".safetensors" in complaint(capsys, trained, tmp_path / name, "--to", format)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_not_ported(trained, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    for weights in run.glob("checkpoints/*/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-4])
+    assert "no good checkpoint" in complaint(capsys, run, tmp_path / "hf", "--to", "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_model_file_only_where_mlx_lm_needs_one():
+    plain = replace(Config().model, tie_embeddings=True, activation="gelu_tanh")
+    assert not needs_model_file(plain)
+    for change in ({"tie_embeddings": False}, {"activation": "gelu"}, {"hidden_dim": 100}):
+        assert needs_model_file(replace(plain, **change)), asdict(plain)
+    assert isinstance(Port, type) and issubclass(VerificationError, FaiscaError)

@@ -1,0 +1,296 @@
+"""GRPO in the core: packing, what the first pass must be, and when no weight may move."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
+
+from faisca.config import Config, GRPOConfig, RunConfig, SampleConfig
+from faisca.evaluation import Bench, kl_divergence
+from faisca.parameters import initial_parameters
+from faisca.reinforcement import Rollout, kl_to_reference, pack, roll_out, select, update_policy, watch, with_log_probs
+from faisca.rewards import group_advantages
+from faisca.tokenizer import Tokenizer
+
+EOT = 9
+GRPO = GRPOConfig(group_size=4, minibatch_size=4, epochs=1, max_new_tokens=6, prompts=("", "O "), prompts_per_step=2)
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def twin(request):
+    return open_twin(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["O vento sopra", "O Porto vence"] * 5, 270)
+
+
+@pytest.fixture
+def run(twin, tokenizer):
+    return make_run(twin, tokenizer)
+
+
+def make_run(twin, tokenizer, grpo: GRPOConfig = GRPO, **model) -> SimpleNamespace:
+    """As much of a `Run` as GRPO's functions ask for."""
+    config = Config(grpo=grpo, run=RunConfig(seed=1), sample=SampleConfig(counted=6))
+    model_config = dataclasses.replace(SMALL, context=32, vocabulary_size=tokenizer.vocabulary_size, **model)
+    bench = Bench(twin, tokenizer, model_config.context, 1, config.sample, grpo)
+    runtime = cpu_runtime(twin)
+    return SimpleNamespace(
+        config=config, backend=twin, tokenizer=tokenizer, model_config=model_config, bench=bench, runtime=runtime
+    )
+
+
+def packed(completions, prompts=None, *, context=64, **options):
+    prompts = prompts or [[EOT]] * len(completions)
+    rollout = Rollout([""] * len(completions), prompts, completions)
+    return pack(rollout, np.arange(len(completions), dtype=float), EOT, context, GRPOConfig(**options))
+
+
+# --- packing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "mask"),
+    [
+        ([EOT], [1, EOT], [1, 1, 0, 0]),
+        ([EOT], [1, 2, 3, 4], [1, 1, 1, 1]),
+        ([EOT], [EOT], [1, 0, 0, 0]),
+        ([EOT, 5], [1, EOT], [0, 1, 1, 0]),
+        ([EOT, 5, 6], [EOT], [0, 0, 1, 0]),
+    ],
+)
+def test_the_mask_is_the_completion_with_its_end_of_text(prompt, completion, mask):
+    rollouts = packed([completion], [prompt])
+    assert rollouts.mask.shape == (1, 16) and rollouts.mask[0].tolist() == mask + [0] * 12
+    row = prompt + completion
+    assert rollouts.tokens[0].tolist() == row + [EOT] * (17 - len(row))
+    assert (rollouts.tokens[0, 1:][rollouts.mask[0] > 0] == completion).all()  # what the mask says is predicted
+
+
+def test_truncated_completions_are_masked_if_asked():
+    completions = [[1, 2], [1, EOT], [1, 2, 3]]
+    kept, masked = packed(completions), packed(completions, mask_truncated=True)
+    assert kept.mask.sum(1).tolist() == [2, 2, 3] and kept.step_tokens == 7
+    assert masked.mask.sum(1).tolist() == [0, 2, 0] and masked.step_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("longest", "context", "inputs"),
+    [(2, 64, 16), (17, 64, 16), (18, 64, 32), (65, 64, 64), (20, 20, 20), (21, 20, 20)],
+)
+def test_lengths_are_padded_to_few_shapes_within_the_context(longest, context, inputs):
+    rollouts = packed([[1] * (longest - 1), [1, EOT]], context=context)
+    assert rollouts.tokens.shape == (2, inputs + 1) and rollouts.mask.shape == (2, inputs)
+    assert rollouts.mask.sum(1).tolist() == [longest - 1, 2]
+
+
+def test_types_are_those_of_the_boundary():
+    rollouts = packed([[1, EOT], [2, EOT]])
+    types = [getattr(rollouts, field.name) for field in dataclasses.fields(rollouts)]
+    assert [value.dtype.name for value in types[:-1]] == ["int32"] + ["float32"] * 4
+    assert rollouts.advantages.tolist() == [0, 1] and isinstance(rollouts.step_tokens, float)
+
+
+def test_selected_rows_count_their_own_tokens():
+    rollouts = packed([[1, EOT], [1, 2, 3, EOT], [4, EOT]])
+    part = select(rollouts, np.array([1, 2]))
+    assert part.tokens.tolist() == rollouts.tokens[1:].tolist() and part.advantages.tolist() == [1, 2]
+    assert part.step_tokens == 6
+
+
+# --- rollouts -----------------------------------------------------------------------------------
+
+
+def test_prompts_take_turns_and_rows_of_a_group_are_neighbours(twin, tokenizer):
+    grpo = dataclasses.replace(GRPO, prompts=("", "O ", "Porto"))
+    run = make_run(twin, tokenizer, grpo)
+    model = small_model(twin, run.model_config)
+    texts = [roll_out(run, model, step).texts for step in range(3)]
+    assert [row[::4] for row in texts] == [["", "O "], ["Porto", ""], ["O ", "Porto"]]
+    assert all(row[i] == row[i - i % 4] for row in texts for i in range(8))
+
+
+def test_each_row_and_step_is_a_draw_of_its_own(run, twin):
+    model = small_model(twin, run.model_config)
+    first, again, second = roll_out(run, model, 0), roll_out(run, model, 0), roll_out(run, model, 1)
+    assert first == again and first.completions != second.completions
+    assert len({tuple(row) for row in first.completions}) == 8
+
+
+def rolled_out(run, model, advantages=None, step=0):
+    """The rollout of a step, packed, with log-probabilities (the reference is another model)."""
+    rollout = roll_out(run, model, step)
+    values = np.linspace(-1, 1, 8) if advantages is None else advantages
+    rollouts = pack(rollout, values, run.tokenizer.end_of_text, run.model_config.context, run.config.grpo)
+    reference = small_model(run.backend, run.model_config, seed=9)
+    return rollout, with_log_probs(run, rollouts, model, reference)
+
+
+def test_padding_has_no_say(run, twin):
+    model = small_model(twin, run.model_config)
+    _, rollouts = rolled_out(run, model)
+    garbage = rollouts.tokens.copy()
+    last = rollouts.mask.shape[1] - rollouts.mask[:, ::-1].argmax(1)  # index of each row's last token
+    for row, end in enumerate(last):
+        garbage[row, end + 1 :] = (garbage[row, end + 1 :] + 1 + row) % run.model_config.vocabulary_size
+    assert not np.array_equal(garbage, rollouts.tokens)
+    found = twin.token_log_probs(model=model, tokens=garbage, temperature=GRPO.temperature)
+    kept = rollouts.mask > 0
+    assert np.allclose(found[kept], rollouts.old_log_probs[kept], atol=1e-6)
+
+
+def test_log_probs_are_at_the_sampling_temperature(twin, tokenizer):
+    run = make_run(twin, tokenizer, dataclasses.replace(GRPO, temperature=0.5))
+    model = small_model(twin, run.model_config)
+    _, rollouts = rolled_out(run, model)
+    cold = twin.token_log_probs(model=model, tokens=rollouts.tokens, temperature=0.5)
+    warm = twin.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0)
+    assert np.allclose(rollouts.old_log_probs, cold, atol=1e-6) and not np.allclose(cold, warm, atol=0.1)
+    assert not np.allclose(rollouts.reference_log_probs, cold, atol=0.1)
+
+
+# --- updates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_in_the_first_pass_the_ratio_is_one(twin, tokenizer, dropout):
+    """One minibatch, so no update comes before it; dropout would make the ratio differ."""
+    run = make_run(twin, tokenizer, dataclasses.replace(GRPO, minibatch_size=8), dropout=dropout)
+    model = small_model(twin, run.model_config)
+    learner = twin.make_learner(model=model, config=run.config.grpo)
+    _, rollouts = rolled_out(run, model)
+    (first,) = update_policy(run, learner, rollouts, step=0, rate=0.1)
+    assert first["ratio_mean"] == pytest.approx(1, abs=1e-6) and first["ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert first["clip_low_share"] == first["clip_high_share"] == 0
+    expected = kl_divergence(rollouts.old_log_probs, rollouts.reference_log_probs, rollouts.mask)
+    assert first["kl"] == pytest.approx(expected, rel=1e-4)
+    (second,) = update_policy(run, learner, rollouts, step=1, rate=0.1)
+    assert second["ratio_max"] > 1.1  # so the comparison above can fail
+
+
+def test_dropout_is_never_active(twin, tokenizer):
+    """A model that has dropout in training makes the same steps as one that has none."""
+    after = []
+    for dropout in (0.0, 0.5):
+        run = make_run(twin, tokenizer, dropout=dropout, attention_dropout=dropout)
+        model = small_model(twin, run.model_config)
+        learner = twin.make_learner(model=model, config=run.config.grpo)
+        if dropout:
+            inputs = np.zeros((2, 4), np.int32)  # a step of pre-training leaves the model in training mode
+            arguments = {"inputs": inputs, "targets": inputs, "micro_batch_size": 0, "dropout_seed": 0}
+            twin.train_step(learner=learner, **arguments, learning_rate=0.0)
+            learner = twin.make_learner(model=model, config=run.config.grpo)
+        for step in range(2):
+            update_policy(run, learner, rolled_out(run, model, step=step)[1], step, rate=1e-2)
+        after.append(twin.get_parameters(model=model))
+    assert same_arrays(*after)
+    assert not same_arrays(after[0], initial_parameters(run.model_config, 0))
+
+
+def test_every_completion_is_learnt_from_once_an_epoch(run, twin):
+    seen = []
+
+    def grpo_step(*, learner, rollouts, config, learning_rate):
+        seen.append(rollouts.advantages.tolist())
+        return len(seen)
+
+    fake = SimpleNamespace(grpo_step=grpo_step, read_metrics=lambda metrics: metrics)
+    rollouts = packed([[1, EOT]] * 8)
+    grpo = dataclasses.replace(GRPO, epochs=3)
+    run = SimpleNamespace(backend=fake, config=dataclasses.replace(run.config, grpo=grpo))
+    assert update_policy(run, None, rollouts, step=0, rate=0.1) == [1, 2, 3, 4, 5, 6]
+    epochs = [seen[i] + seen[i + 1] for i in range(0, 6, 2)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_with_everything_truncated_no_weight_moves(twin, tokenizer):
+    run = make_run(twin, tokenizer, dataclasses.replace(GRPO, mask_truncated=True, weight_decay=0.1))
+    model = small_model(twin, run.model_config)
+    learner = twin.make_learner(model=model, config=run.config.grpo)
+    rollout, _ = rolled_out(run, model)
+    end = run.tokenizer.end_of_text
+
+    def update(completions) -> list[dict[str, float]]:
+        rollouts = pack(dataclasses.replace(rollout, completions=completions), np.ones(8), end, 32, run.config.grpo)
+        return update_policy(run, learner, with_log_probs(run, rollouts, model, model), 0, 1e-2)
+
+    assert len(update([[1, 2, end]] * 8)) == 2  # the moments are no longer zero
+    before, state = twin.get_parameters(model=model), twin.get_optimizer_state(learner=learner)
+    assert update([[1, 2, 3]] * 8) == []
+    assert same_arrays(twin.get_parameters(model=model), before)
+    assert same_arrays(twin.get_optimizer_state(learner=learner), state)
+    assert len(update([[1, 2, 3]] * 7 + [[1, end]])) == 1  # the one minibatch that has something to learn
+
+
+def test_without_advantage_and_kl_no_weight_moves(twin, tokenizer):
+    run = make_run(twin, tokenizer, dataclasses.replace(GRPO, kl_weight=0.0))
+    model = small_model(twin, run.model_config)
+    learner = twin.make_learner(model=model, config=run.config.grpo)
+    before = twin.get_parameters(model=model)
+    updates = update_policy(run, learner, rolled_out(run, model, np.zeros(8))[1], 0, 1e-2)
+    assert len(updates) == 2 and all(update["grad_norm"] == 0 for update in updates)
+    assert same_arrays(twin.get_parameters(model=model), before)
+
+
+def test_the_rewarded_token_becomes_likelier():
+    """A bandit: completions of one token among 12, one of them rewarded."""
+    twin = open_twin(TWINS[0])
+    tokenizer = SimpleNamespace(end_of_text=11, encode=lambda text: [], vocabulary_size=12)
+    grpo = GRPOConfig(group_size=16, minibatch_size=16, epochs=1, max_new_tokens=1, kl_weight=0.0)
+    run = make_run(twin, tokenizer, grpo)
+    model = small_model(twin, run.model_config)
+    learner = twin.make_learner(model=model, config=grpo)
+    hits = []
+    for step in range(60):
+        rollout = roll_out(run, model, step)
+        rewards = np.array([float(ids == [7]) for ids in rollout.completions])
+        advantages = group_advantages(rewards, 16, "group")
+        rollouts = with_log_probs(run, pack(rollout, advantages, 11, 32, grpo), model, model)
+        update_policy(run, learner, rollouts, step, 5e-3)
+        hits.append(rewards.mean())
+    assert np.mean(hits[:3]) < 0.4 and np.mean(hits[-5:]) > 0.9
+
+
+# --- what is logged -----------------------------------------------------------------------------
+
+
+def watched(run, rewards, updates=(), completions=None) -> dict:
+    end = run.tokenizer.end_of_text
+    completions = completions or [[1, end], [1, 2], [1, 2, 3], [end], [1, end], [1, 2], [1, 2, 3], [end]]
+    rollout = Rollout(["", "O "] * 4, [[end]] * 8, completions)
+    answers = ["golo", "a", "b", "c", "golo", "a", "b", "d"]
+    return watch(run, rollout, answers, np.array(rewards, float), list(updates))
+
+
+def test_a_step_is_watched(run):
+    updates = [{"skipped": s, "ratio_max": 1.0 + s, "kl": 0.1 * s, "loss": 1.0} for s in (0.0, 1.0, 0.0)]
+    measured = watched(run, [0, 0, 0, 0, 1, 0, 0, 0], updates)
+    assert (measured["updates"], measured["skipped"], measured["ratio_max"]) == (2, 1, 2.0)
+    assert measured["kl"] == pytest.approx(0.1 / 3) and measured["equal_groups_share"] == 0.5
+    assert measured["reward_mean"] == 1 / 8 and measured["reward_std"] == pytest.approx(np.sqrt(1 / 8))
+    assert measured["football_share"] == 0.25 and measured["distinct_share"] == 5 / 8
+    lengths = [measured[f"completion_length_{name}"] for name in ("mean", "min", "max")]
+    assert lengths == [2.0, 1, 3] and measured["truncated_share"] == 0.5
+    assert measured["sample"] == run.tokenizer.decode([1])  # that of the highest reward
+
+
+@pytest.mark.parametrize(
+    ("rewards", "mean", "deviation"), [([np.nan] * 8, None, None), ([np.nan] * 7 + [2], 2.0, None)]
+)
+def test_what_cannot_be_measured_is_unknown(run, rewards, mean, deviation):
+    measured = watched(run, rewards)
+    assert (measured["reward_mean"], measured["reward_std"]) == (mean, deviation)
+    assert measured["updates"] == 0 and measured["kl"] is None and measured["ratio_max"] is None
+
+
+@pytest.mark.parametrize("mask_truncated", [False, True])
+def test_the_final_divergence_is_measured_over_all_counted_tokens(twin, tokenizer, mask_truncated):
+    run = make_run(twin, tokenizer, dataclasses.replace(GRPO, mask_truncated=mask_truncated, max_new_tokens=2))
+    model, reference = (small_model(twin, run.model_config, seed=seed) for seed in (0, 1))
+    assert kl_to_reference(run, model, model) == 0
+    assert kl_to_reference(run, model, reference) > 0.1
