@@ -2,7 +2,8 @@
 
 Both twins draw by the inverse of the cumulative distribution in the order of token ids, from the
 same uniform numbers. Rounding decides where the number falls on an edge between two tokens, where
-the k-th and the next logit are equal, or where two logits share the maximum. The rule: a row may
+the last candidate that top-k or top-p keeps and the next have equal logits, where the likelier
+candidates reach top-p exactly, or where two logits share the maximum. The rule: a row may
 part from the other side at a token whose margin, the distance to the nearest such edge, is below
 `TIE`; it is counted, and what follows in the row is not compared. Margins and draws are computed
 here in float64, from logits of the whole row at once: without a key-value cache.
@@ -85,7 +86,10 @@ def draw(logits_V: np.ndarray, uniform: float, sampling: Sampling) -> tuple[int,
     if sampling.top_p < 1:
         before = probs.cumsum() - probs
         margins.append(np.abs(before - sampling.top_p).min())
-        order, probs = order[before < sampling.top_p], probs[before < sampling.top_p]
+        kept = int((before < sampling.top_p).sum())
+        if kept < len(order):
+            margins.append((logits[order[kept - 1]] - logits[order[kept]]) / scale)
+        order, probs = order[:kept], probs[:kept]
     by_id = np.argsort(order)
     ids, edges = order[by_id], probs[by_id].cumsum()
     threshold = uniform * edges[-1]
@@ -102,7 +106,7 @@ def agreement(side: Side, other: Side, case: Case, sampling: Sampling, rows: int
     for i, expected in enumerate(expected_rows(side, case, prompts, draws, one, sampling)):
         parts = [n for n, (token, _) in enumerate(expected) if token != one[i][n]]
         at = first_difference(one[i], two[i])
-        parts += [] if at is None else [at]
+        parts += [] if at is None or at in parts else [at]
         margins = [expected[n][1] if n < len(expected) else np.inf for n in parts]
         ties += any(margin < TIE for margin in margins)
         wrong += [f"row {i}, token {n}: margin {m:.2g}" for n, m in zip(parts, margins, strict=True) if m >= TIE]

@@ -34,10 +34,10 @@ class Progress:
     tokens: int = 0
     """trained on, or sampled in GRPO"""
     peak_memory_bytes: int = 0
-    validation_loss: float | None = None
-    """the last one measured along the way, on the stage's own validation titles"""
-    validation_step: int = 0
-    """where it was measured"""
+    measured: dict[str, float] = field(default_factory=dict)
+    """the last losses along the way: `validation_loss`, `portugal_validation_loss`"""
+    measured_step: int = 0
+    """where they were measured"""
     skipped: int = 0
     """steps left out because their loss or gradient was not finite"""
     skipped_in_a_row: int = 0
@@ -51,11 +51,12 @@ class Progress:
 def best_of(best: dict[str, Any] | None, progress: Progress) -> dict[str, Any] | None:
     """The run's best checkpoint once this moment is saved: `checkpoint`, `stage`, `validation_loss`.
 
-    It is the one with the lowest validation loss in the newest stage that measures one on its way.
+    It is the one with the lowest loss on the stage's own validation titles, in the newest stage that
+    measures it on its way (GRPO does not).
     """
-    loss = progress.validation_loss
-    if loss is None or not 0 < progress.validation_step == progress.step:
+    if not 0 < progress.measured_step == progress.step:
         return best
+    loss = progress.measured["portugal_validation_loss" if progress.stage == "sft" else "validation_loss"]
     if best is not None and best["stage"] == progress.stage and best["validation_loss"] <= loss:
         return best
     return {"checkpoint": f"checkpoints/{progress.name}", "stage": progress.stage, "validation_loss": loss}

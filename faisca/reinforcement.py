@@ -126,6 +126,8 @@ def with_log_probs(run: Run, rollouts: Rollouts, model: Model, reference: Model)
 def update_policy(run: Run, learner: Learner, rollouts: Rollouts, step: int, rate: float) -> list[dict[str, float]]:
     """`grpo.epochs` passes over the rollouts in minibatches; a minibatch with nothing to learn from is left out."""
     config, metrics = run.config.grpo, []
+    if not has_signal(rollouts, config):
+        return []
     for epoch in range(config.epochs):
         turn = step * config.epochs + epoch
         order = permutation(run.config.run.seed, "order of grpo completions", len(rollouts.tokens), turn)
@@ -134,6 +136,15 @@ def update_policy(run: Run, learner: Learner, rollouts: Rollouts, step: int, rat
             if part.step_tokens:  # with an empty mask, Adam's momentum alone would move the weights
                 metrics.append(run.backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
     return run.backend.read_metrics(metrics=metrics)
+
+
+def has_signal(rollouts: Rollouts, config: GRPOConfig) -> bool:
+    """Whether there is a gradient: some advantage, or a policy that has left its reference.
+
+    Else it is rounding noise, at which Adam would take full steps.
+    """
+    drift = np.where(rollouts.mask > 0, rollouts.old_log_probs - rollouts.reference_log_probs, 0.0)
+    return bool(rollouts.advantages.any() or (config.kl_weight and drift.any()))
 
 
 def select(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:

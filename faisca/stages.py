@@ -154,7 +154,8 @@ def evaluate_along(run: Run, progress: Progress, model: Model, an_epoch: int) ->
     config: TrainConfig = getattr(run.config, progress.stage)
     loss, bits = measure_loss(run.bench, model, run.yardsticks["validation"], config.evaluation_batches)
     portugal, _ = measure_loss(run.bench, model, run.yardsticks["portugal"], config.evaluation_batches)
-    progress.validation_loss, progress.validation_step = portugal if progress.stage == "sft" else loss, progress.step
+    progress.measured = {"validation_loss": loss, "portugal_validation_loss": portugal}
+    progress.measured_step = progress.step
     run.log.record(
         stage=progress.stage,
         step=progress.step,

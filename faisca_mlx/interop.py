@@ -59,7 +59,7 @@ def open_exported(*, folder: Path) -> Exported:
     try:
         return Exported(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FaiscaError(f"mlx_lm cannot load {folder}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise FaiscaError(f"mlx_lm cannot load {folder}: {_first_line(error)}") from error
 
 
 def read_arrays(*, path: Path) -> dict[str, np.ndarray]:

@@ -53,7 +53,8 @@ def linear_log_probs(
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        return _log_probs_gradients(*primals, targets_N, cotangents[0], temperature, chunk)
+        hidden_ND, head_VD = primals
+        return _log_probs_gradients(hidden_ND, head_VD, targets_N, cotangents[0], temperature, chunk)
 
     log_probs_N, entropies_N = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
     return log_probs_N, mx.stop_gradient(entropies_N)
@@ -96,7 +97,8 @@ def _loss_and_gradients(
 def _log_probs_and_entropies(
     hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
 ) -> tuple[mx.array, mx.array]:
-    picked, entropies = [], []
+    picked: list[mx.array] = []
+    entropies: list[mx.array] = []
     for rows in _chunks(len(targets_N), chunk):
         hidden = hidden_ND[rows]
         if entropies:

@@ -5,6 +5,7 @@ so that `parameters()` has the canonical names of `faisca.parameters`.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,6 +43,19 @@ class KeyValueCache:
         self.layers = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in self.layers]
 
 
+class _Dropout(nn.Module):
+    """Dropout that can draw from a key of its own: a block that is recomputed must drop the same again."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def __call__(self, x: mx.array, random_key: mx.array | None = None) -> mx.array:
+        if not self.training or not self.rate:
+            return x
+        return mx.random.bernoulli(1 - self.rate, x.shape, key=random_key) * x * (1 / (1 - self.rate))
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection to queries, keys and values."""
 
@@ -50,9 +64,9 @@ class Attention(nn.Module):
         self.config, self.layer = config, layer
         self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
-        self.dropout = nn.Dropout(config.attention_dropout)
+        self.dropout = _Dropout(config.attention_dropout)
 
-    def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None) -> mx.array:
+    def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None, random_key: mx.array | None = None) -> mx.array:
         B, T, D = x_BTD.shape
         qkv = self.in_proj(x_BTD).reshape(B, T, 3, self.config.num_heads, self.config.head_dim)
         query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, K]
@@ -61,7 +75,7 @@ class Attention(nn.Module):
         scale, mask = self.config.head_dim**-0.5, "causal" if T > 1 else None
         if self.training and self.config.attention_dropout:  # the fused kernel has no dropout
             scores_BHTT = (scale * query) @ key.swapaxes(2, 3) + _causal_bias(T, query.dtype)
-            attended_BHTK = self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True)) @ value
+            attended_BHTK = self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True), random_key) @ value
         else:
             attended_BHTK = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
         return self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, D))
@@ -89,11 +103,14 @@ class TransformerBlock(nn.Module):
         self.attention = Attention(config, layer)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = _Dropout(config.dropout)
 
-    def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None = None) -> mx.array:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), cache))
-        return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD)))
+    def __call__(
+        self, x_BTD: mx.array, cache: KeyValueCache | None = None, random_key: mx.array | None = None
+    ) -> mx.array:
+        keys = [None] * 3 if random_key is None else mx.random.split(random_key, 3)
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), cache, keys[0]), keys[1])
+        return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD)), keys[2])
 
 
 class GPT(nn.Module):
@@ -104,7 +121,7 @@ class GPT(nn.Module):
         self.config, self.runtime = config, runtime
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.dim)
         self.positional_embedding = nn.Embedding(config.context, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = _Dropout(config.dropout)
         self.transformer_blocks = [TransformerBlock(config, i) for i in range(config.num_layers)]
         self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
         if not config.tie_embeddings:
@@ -125,7 +142,8 @@ class GPT(nn.Module):
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
             if self.runtime.gradient_checkpointing and self.training:
-                x_BTD = nn.utils.checkpoint(block)(x_BTD)
+                key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+                x_BTD = nn.utils.checkpoint(block, partial(block, cache=None, random_key=key))(x_BTD)
             else:
                 x_BTD = block(x_BTD, cache)
         if cache is not None:

@@ -149,7 +149,8 @@ def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
 
 def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learning_rate: mx.array) -> Metrics:
     """The whole step over M micro-batches of R rows; each waits for the gradients of the one before."""
-    loss_and_grad = nn.value_and_grad(learner.model, lambda *batch: _summed_loss(learner.model, *batch, True))
+    loss_of = partial(_summed_loss, learner.model, with_gradients=True)
+    loss_and_grad = nn.value_and_grad(learner.model, loss_of)
     total, gradients = mx.array(0.0), None
     for inputs, targets in zip(inputs_MRT, targets_MRT, strict=True):
         if gradients is not None:

@@ -4,11 +4,11 @@
 """
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 
@@ -25,9 +25,11 @@ class Exported:
 
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         )  # in evaluation mode already
         said = (self.tokenizer.eos_token_id, self.model.config.eos_token_id, self.model.generation_config.eos_token_id)
         self.end_of_text_ids = sorted({-1 if stop is None else stop for stop in said})
@@ -64,26 +66,28 @@ def open_exported(*, folder: Path) -> Exported:
     try:
         return Exported(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FaiscaError(f"transformers cannot load {folder}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise FaiscaError(f"transformers cannot load {folder}: {_first_line(error)}") from error
 
 
 def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
     """A state dict in .safetensors or in a pickle, of which nothing but tensors is taken: float arrays by name."""
     try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError as error:
         raise FaiscaError(
             f"{path} is a pickle of more than tensors, which could run code: save a plain state dict, "
             "torch.save(model.state_dict(), FILE)"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+    except Exception as error:  # in rubbish, the safe unpickler trips over anything
         raise FaiscaError(f"{path} cannot be read ({_first_line(error)}): check that it is whole") from error
     if not isinstance(tensors, dict):
         raise FaiscaError(f"{path} holds a {type(tensors).__name__}: it should hold a state dict")
     return {str(name): _array(path, name, value) for name, value in tensors.items()}
+
+
+def _unpickle(path: Path) -> Any:
+    with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write: the error says enough
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _array(path: Path, name: object, value: object) -> np.ndarray:

@@ -46,17 +46,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
     ) -> Tensor:
         N = len(hidden_ND)
-        losses_N = torch.empty(N, device=hidden_ND.device)
+        wide = _wide(hidden_ND)
+        losses_N = torch.empty(N, dtype=wide, device=hidden_ND.device)
         d_hidden_ND = torch.empty_like(hidden_ND) if with_gradients else None
         d_head_VD = torch.zeros_like(head_VD) if with_gradients else None
         buffer = hidden_ND.new_empty(min(chunk, N), len(head_VD))
         for rows in _chunks(N, chunk):
             hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
             logits = torch.mm(hidden, head_VD.T, out=buffer[: len(hidden)])
-            picked = logits.gather(1, target[:, None]).float()
+            picked = logits.gather(1, target[:, None]).to(wide)
             peak = logits.amax(1, keepdim=True)
             exps = logits.sub_(peak).exp_()  # in place: the one pass over the chunk that costs
-            sums = exps.sum(1, keepdim=True, dtype=torch.float32)
+            sums = exps.sum(1, keepdim=True, dtype=wide)
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
             if d_hidden_ND is not None and d_head_VD is not None:
                 share = (valid / sums).to(hidden.dtype)  # p = exps / sums, applied to the narrow side
@@ -78,7 +79,7 @@ class _LinearLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        log_probs_N = torch.empty(len(hidden_ND), device=hidden_ND.device)
+        log_probs_N = torch.empty(len(hidden_ND), dtype=_wide(hidden_ND), device=hidden_ND.device)
         entropies_N = torch.empty_like(log_probs_N)
         for rows in _chunks(len(hidden_ND), chunk):
             log_p = _log_softmax(hidden_ND[rows], head_VD, temperature)
@@ -103,7 +104,12 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 def _log_softmax(hidden_nD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    return ((hidden_nD @ head_VD.T).float() / temperature).log_softmax(1)  # [n, V]
+    return ((hidden_nD @ head_VD.T).to(_wide(hidden_nD)) / temperature).log_softmax(1)  # [n, V]
+
+
+def _wide(hidden_nD: Tensor) -> torch.dtype:
+    """What sums are kept in: float32, or the float64 in which tests check gradients."""
+    return torch.promote_types(hidden_nD.dtype, torch.float32)
 
 
 def _chunks(size: int, chunk: int) -> Iterator[slice]:

@@ -1,74 +1,21 @@
-"""The sides that are compared, the models that they compute with, and real windows to train on."""
+"""Fixtures: the sides that are compared, and real windows to train on."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from faisca.backend import load_backend
-from faisca.batches import Windows, tokenise
-from faisca.config import ModelConfig, RunConfig
-from faisca.config_files import load_preset
-from faisca.headlines import load_headlines, stage_titles
-from faisca.parity_rungs import Case, Side, uneven_parameters
-from faisca.tokenizer import Tokenizer, load_tokenizer
-
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read when MLX starts: products in full float32
 
+import pytest
+from cases import COMPILED, PAIRED, TWINS, Twin
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-def torch_devices() -> list[str]:
-    if not installed("torch"):
-        return []
-    import torch
-
-    return ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-
-
-def mlx_devices() -> list[str]:
-    if not installed("mlx"):
-        return []
-    from faisca.fast_blas import load_fast_blas
-
-    load_fast_blas()
-    import mlx.core as mx
-
-    return ["cpu"] + ["gpu"] * (mx.metal.is_available() or mx.cuda.is_available())
-
-
-@dataclass(frozen=True)
-class Twin:
-    """A twin on a device: through the boundary as a `side`, and from the inside."""
-
-    name: str
-    device: str
-    compile: str = "off"
-
-    @property
-    def side(self) -> Side:
-        return Side(load_backend(self.name), RunConfig(device=self.device, dtype="float32", compile=self.compile))
-
-    @property
-    def inside(self) -> Any:
-        from twins import MlxTwin, TorchTwin
-
-        return (TorchTwin if self.name == "torch" else MlxTwin)(self.device)
-
-    def __str__(self) -> str:
-        return f"{self.name}-{self.device}" + ("-compiled" if self.compile == "on" else "")
-
-
-TWINS = [Twin("torch", device) for device in torch_devices()] + [Twin("mlx", device) for device in mlx_devices()]
-PAIRED = [twin for twin in TWINS[1:] if TWINS[0].name == "torch"]
-COMPILED = [Twin("mlx", twin.device, "on") for twin in PAIRED if twin.name == "mlx"]
+from faisca.batches import Windows, tokenise
+from faisca.config_files import load_preset
+from faisca.headlines import load_headlines, stage_titles
+from faisca.parity_rungs import Side
+from faisca.tokenizer import Tokenizer, load_tokenizer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -88,33 +35,6 @@ def yardstick() -> Side:
     """The torch twin on the CPU."""
     pytest.importorskip("torch", reason="the torch twin is the yardstick, and torch is not installed")
     return Twin("torch", "cpu").side
-
-
-def model_config(**options: Any) -> ModelConfig:
-    """A small model; `options` are those of ModelConfig."""
-    small = {"context": 32, "dim": 24, "num_layers": 2, "num_heads": 2, "hidden_dim": 40, "vocabulary_size": 101}
-    return ModelConfig(**(small | options))
-
-
-def make_case(seed: int = 0, *, rows: int = 4, length: int = 20, steps: int = 20, **options: Any) -> Case:
-    """A case on a small model with uneven weights."""
-    config = model_config(**options)
-    return Case(config, uneven_parameters(config, seed), 0, rows=rows, length=length, steps=steps, seed=seed)
-
-
-GPT2 = {"activation": "gelu_tanh", "tie_embeddings": True, "attention_bias": True, "num_heads": 4}
-OPTIONS = [
-    {"activation": activation, "tie_embeddings": tie, "attention_bias": bias, "num_heads": heads}
-    for activation in ("gelu", "gelu_tanh")
-    for tie in (False, True)
-    for bias in (False, True)
-    for heads in (1, 2, 4)
-] + [{"norm_epsilon": 0.1}, {"attention_dropout": 1e-9}, {"num_layers": 1, "dim": 9, "num_heads": 3}]
-"""every choice of architecture, together; attention dropout so rare that it only chooses the other path"""
-
-
-def option_id(options: dict[str, Any]) -> str:
-    return "-".join(f"{name}={value}" for name, value in options.items())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -177,8 +177,14 @@ def adamw(
 
 
 def policy_loss(
-    log_probs: Array, old: Array, reference: Array, advantages: Array, mask: Array, config: GRPOConfig,
-    step_tokens: float, weighing: Array | None = None,
+    log_probs: Array,
+    old: Array,
+    reference: Array,
+    advantages: Array,
+    mask: Array,
+    config: GRPOConfig,
+    step_tokens: float,
+    weighing: Array | None = None,
 ) -> float:
     """GRPO's loss as docs/parity.md's sources state it; `weighing`: CISPO's weights are taken at these log-probs."""
     at = log_probs if weighing is None or config.objective == "clip" else weighing

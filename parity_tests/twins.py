@@ -3,6 +3,7 @@
 Each class does the same with its framework: NumPy in, NumPy out.
 """
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,12 +33,10 @@ class TorchTwin:
     def __init__(self, device: str = "cpu") -> None:
         import torch
 
-        import faisca_torch.generate
-        import faisca_torch.grpo
-        import faisca_torch.losses
-
         self.torch, self.device = torch, device
-        self.losses, self.grpo, self.generate = faisca_torch.losses, faisca_torch.grpo, faisca_torch.generate
+        self.losses, self.grpo, self.generate = (
+            import_module(f"faisca_torch.{name}") for name in ("losses", "grpo", "generate")
+        )
 
     def array(self, value: Array, gradient: bool = False) -> Any:
         return self.torch.tensor(value, device=self.device, requires_grad=gradient)
@@ -89,9 +88,7 @@ class TorchTwin:
 
     def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         """Probabilities and ids that `filter_logits` leaves."""
-        found = self.generate.filter_logits(
-            self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p
-        )
+        found = self.generate.filter_logits(self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p)
         return tuple(map(self.numpy, found))
 
     def sample(self, logits: Array, uniforms: Array, sampling: Sampling) -> Array:
@@ -113,13 +110,12 @@ class MlxTwin:
     """The MLX twin on a device."""
 
     def __init__(self, device: str = "cpu") -> None:
-        import faisca_mlx.generate
-        import faisca_mlx.grpo
-        import faisca_mlx.losses
         import mlx.core as mx
 
         self.mx, self.device = mx, device
-        self.losses, self.grpo, self.generate = faisca_mlx.losses, faisca_mlx.grpo, faisca_mlx.generate
+        self.losses, self.grpo, self.generate = (
+            import_module(f"faisca_mlx.{name}") for name in ("losses", "grpo", "generate")
+        )
 
     def array(self, value: Array) -> Any:
         self.mx.set_default_device(self.mx.cpu if self.device == "cpu" else self.mx.gpu)
@@ -188,9 +184,7 @@ class MlxTwin:
 
     def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         """Probabilities and ids that `filter_logits` leaves."""
-        found = self.generate.filter_logits(
-            self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p
-        )
+        found = self.generate.filter_logits(self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p)
         return tuple(map(self.numpy, found))
 
     def sample(self, logits: Array, uniforms: Array, sampling: Sampling) -> Array:

@@ -101,5 +101,3 @@ class Original(torch.nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.token_embedding(ids) + self.positional_embedding.weight[: ids.shape[1]]
         return self.out_head(self.final_layer_norm(self.transformer_blocks(x)))
-
-

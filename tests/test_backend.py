@@ -242,6 +242,28 @@ def test_dropout_follows_its_seed(twin):
     assert trained(twin, SMALL, steps=1)[1]["loss"] not in losses
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_that_of_the_loss_with_dropout_and_recomputed_blocks(twin, checkpointing):
+    """Along the gradient, the loss rises by its norm; a block recomputed with other dropout would not fit."""
+    config = dataclasses.replace(SMALL, dropout=0.3, attention_dropout=0.2)
+
+    def learner_at(parameters):
+        runtime = cpu_runtime(twin, gradient_checkpointing=checkpointing)
+        model = twin.make_model(config=config, parameters=parameters, runtime=runtime)
+        return twin.make_learner(model=model, config=PLAIN)
+
+    start = initial_parameters(config, 0)
+    learner = learner_at(start)
+    norm = step(twin, learner, learning_rate=0.0, dropout_seed=5)["grad_norm"]
+    moments = twin.get_optimizer_state(learner=learner)
+    direction = {name: moments[f"first_moment.{name}"] / ((1 - PLAIN.beta1) * norm) for name in start}
+    losses = []
+    for distance in (-1e-2, 1e-2):
+        moved = {name: (value + distance * direction[name]).astype(np.float32) for name, value in start.items()}
+        losses.append(step(twin, learner_at(moved), learning_rate=0.0, dropout_seed=5)["loss"])
+    assert (losses[1] - losses[0]) / 2e-2 == pytest.approx(norm, rel=0.01)
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 3e38])
 def test_a_step_that_is_not_finite_changes_nothing(twin, poison):
     learner, _ = trained(twin, optimizer=dataclasses.replace(PLAIN, clip_norm=1.0, weight_decay=0.1))

@@ -13,7 +13,7 @@ from faisca.streams import uniforms
 from faisca.tokenizer import Tokenizer
 
 FREE = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=10)
-MIXED = [[END], [END, 1, 2, 3, 4], [END, 5], [END, 6, 7, 8, 9, 10, 0, 1, 2], [END, 1, 2, 3, 4]]
+MIXED = [[END], [END, 1, END, 3, 4], [END, 5], [END, 6, 7, 8, 9, 10, 0, 1, 2], [END, 1, 2, 3, 4]]
 
 
 @pytest.fixture(scope="module", params=TWINS)
@@ -187,6 +187,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(twin, model):
 
     many = rows(ROWS_AT_A_TIME + 7)
     assert rows(3) == many[:3] and len(many) == ROWS_AT_A_TIME + 7
+    numbers = uniforms(3, "rows", step=0, rows=len(many), columns=FREE.max_new_tokens)
+    assert many == completions(twin, model, [MIXED[i % len(MIXED)] for i in range(len(many))], FREE, numbers)
     assert len({tuple(row) for row in many}) > ROWS_AT_A_TIME / 2
 
 

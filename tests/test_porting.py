@@ -1,35 +1,34 @@
-"""Porting: every direction, its verification, and what is refused. Downstream tools: test_porting_downstream.py."""
+"""Porting: every direction, what comes in, and what other tools make of it. Refusals: test_porting_refusals.py."""
 
 import json
-import pickle
+import os
+import re
 import shutil
-from dataclasses import asdict, replace
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
+from small_ports import TARGETS, Original, gpt2_folder, same_model, small_run, small_tokenizer, torch, transformers
 
 import faisca
 from faisca.checkpoint import load_checkpoint
 from faisca.cli import main
-from faisca.config import Config
-from faisca.errors import FaiscaError, VerificationError
-from faisca.parameters import initial_parameters
-from faisca.porting import folders, libraries
-from faisca.porting import port as porting
-from faisca.porting.formats import Portable, model_config
-from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
-from faisca.porting.port import Port, port, read_source
+from faisca.porting import bits
+from faisca.porting.port import port, read_source
 from faisca.porting.verify import TEXTS
 from faisca.tokenizer import Tokenizer
 
-torch = pytest.importorskip("torch", reason="torch is missing")
-transformers = pytest.importorskip("transformers", reason="transformers is missing")
 pytest.importorskip("mlx_lm", reason="mlx_lm is missing")
 pytestmark = pytest.mark.xdist_group("porting")
 
-TARGETS = {"torch": "x.safetensors", "mlx": "y.safetensors", "hf": "z", "faisca": "runs/again"}
 READERS = {
     "torch": ["faisca_torch"],
     "mlx": ["faisca_mlx"],
@@ -38,12 +37,25 @@ READERS = {
 }
 
 
-@pytest.fixture
-def ported(trained: Path, tmp_path: Path, request) -> Path:
-    """The trained run, unverified, in the format that the test names."""
-    target = tmp_path / TARGETS[request.param]
-    port(trained, target, request.param, verify=False)
-    return target
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all three stages; its matrices are wide enough to be quantised."""
+    folder = tmp_path_factory.mktemp("porting") / "trained"
+    options = ["--preset", "tiny", "--model.dim", "64", "--backend", "torch", "--device", "cpu"]
+    assert main(["run", *options, "--pretrain.max-steps", "30", "--pretrain.epochs", "3", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    """The run as a Hugging Face folder."""
+    port(trained, trained.parent / "exported", "hf", verify=False)
+    return trained.parent / "exported"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
 
 
 # --- every direction ------------------------------------------------------------------------------
@@ -76,11 +88,15 @@ def test_a_round_trip_through_every_format_is_bit_identical(trained, tmp_path):
     assert first.tokenizer_json == last.tokenizer_json and last.state["finished"]
 
 
-@pytest.mark.parametrize("ported", ["torch", "mlx", "hf"], indirect=True)
-def test_the_source_format_is_detected_and_said(ported, tmp_path, capsys):
-    words = {"x.safetensors": "a torch state dict", "y.safetensors": "MLX arrays", "z": "a Hugging Face GPT-2 folder"}
-    assert main(["port", str(ported), str(tmp_path / "back"), "--to", "faisca", "--no-verify"]) == 0
-    assert f"{ported}: {words[ported.name]}\n" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("format", "words"),
+    [("torch", "a torch state dict"), ("mlx", "MLX arrays"), ("hf", "a Hugging Face GPT-2 folder")],
+)
+def test_the_source_format_is_detected_and_said(tmp_path, tokenizer, capsys, format, words):
+    source = tmp_path / TARGETS[format]
+    port(small_run(tmp_path / "run", tokenizer), source, format, verify=False)
+    assert main(["port", str(source), str(tmp_path / "back"), "--to", "faisca", "--no-verify"]) == 0
+    assert f"{source}: {words}\n" in capsys.readouterr().out
 
 
 def test_a_torch_file_is_a_state_dict_of_the_twin(trained, tmp_path):
@@ -106,10 +122,9 @@ def test_a_port_of_a_port_of_a_checkpoint_is_a_run(trained, tmp_path):
 # --- Hugging Face ---------------------------------------------------------------------------------
 
 
-def test_transformers_writes_what_faisca_writes(trained, tmp_path):
-    port(trained, tmp_path / "hf", "hf", verify=False)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+def test_transformers_writes_what_faisca_writes(trained, exported):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported)
     ids = tokenizer("<|endoftext|>Presidente", return_tensors="pt")
     rows = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     text = " ".join(tokenizer.decode(rows[0], skip_special_tokens=True).split())
@@ -117,17 +132,16 @@ def test_transformers_writes_what_faisca_writes(trained, tmp_path):
     assert [text] == ours
 
 
-def test_the_model_card_has_the_training_table(trained, tmp_path):
-    port(trained, tmp_path / "hf", "hf", verify=False)
-    card = (tmp_path / "hf" / "README.md").read_text()
+def test_the_model_card_has_the_training_table(exported):
+    card = (exported / "README.md").read_text()
     assert "| validation loss (nats) |" in card and "--trust-remote-code" in card and "tiny on torch (cpu)" in card
-    assert not {"{", "}"} & set(card.replace("**ids", "").replace("{prompt}", ""))
+    assert "{" not in card and "}" not in card
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("gelu", ["gelu", "gelu_new"])
-def test_gpt2_comes_in_and_goes_out_again(tmp_path, small_tokenizer, tied, gelu):
-    folder = gpt2_folder(tmp_path / "in", small_tokenizer, tie_word_embeddings=tied, activation_function=gelu)
+def test_gpt2_comes_in_and_goes_out_again(tmp_path, tokenizer, tied, gelu):
+    folder = gpt2_folder(tmp_path / "in", tokenizer, tie_word_embeddings=tied, activation_function=gelu)
     done = port(folder, tmp_path / "run", "faisca")
     assert [row.library for row in done.comparisons] == READERS["faisca"]
     model = done.source.model
@@ -140,9 +154,9 @@ def test_gpt2_comes_in_and_goes_out_again(tmp_path, small_tokenizer, tied, gelu)
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
-def test_an_imported_gpt2_is_fine_tuned_and_reinforced(tmp_path, small_tokenizer, backend, monkeypatch, capsys):
+def test_an_imported_gpt2_is_fine_tuned_and_reinforced(tmp_path, tokenizer, backend, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    gpt2_folder(tmp_path / "gpt2", small_tokenizer)
+    gpt2_folder(tmp_path / "gpt2", tokenizer)
     port(tmp_path / "gpt2", tmp_path / "run", "faisca", verify=False)
     common = ["--preset", "tiny", "--backend", backend, "--device", "cpu"]
     assert main(["sft", "--from", "run", "--out", "tuned", *common]) == 0
@@ -156,21 +170,21 @@ def test_an_imported_gpt2_is_fine_tuned_and_reinforced(tmp_path, small_tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_comes_in_exactly(tmp_path, small_tokenizer, dtype):
-    folder = gpt2_folder(tmp_path / "half", small_tokenizer, dtype=dtype)
+def test_half_precision_comes_in_exactly(tmp_path, tokenizer, dtype):
+    folder = gpt2_folder(tmp_path / "half", tokenizer, dtype=dtype)
     tensors = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).state_dict()
     ours = read_source(folder).parameters["transformer_blocks.1.attention.in_proj.weight"]
     assert np.array_equal(ours, tensors["transformer.h.1.attn.c_attn.weight"].numpy().T)
 
 
-def test_old_and_large_folders_come_in(tmp_path, small_tokenizer):
-    folder = gpt2_folder(tmp_path / "one", small_tokenizer)
+def test_old_and_large_folders_come_in(tmp_path, tokenizer):
+    folder = gpt2_folder(tmp_path / "one", tokenizer)
     whole = read_source(folder)
     arrays = safetensors.numpy.load_file(folder / "model.safetensors")
     names = list(arrays)
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
-    buffers = {"h.0.attn.bias": torch.ones(1, 1, 32, 32), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    buffers = {"h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool), "h.0.attn.masked_bias": torch.tensor(-1e4)}
     torch.save({k: torch.tensor(v) for k, v in arrays.items()} | buffers, pickled / "pytorch_model.bin")
     sharded = shutil.copytree(folder, tmp_path / "sharded")
     (sharded / "model.safetensors").unlink()
@@ -184,16 +198,11 @@ def test_old_and_large_folders_come_in(tmp_path, small_tokenizer):
 
 
 def test_a_checkpoint_of_the_gpt2_tokenizer_is_exported_with_its_tokenizer_json(tmp_path, gpt2):
-    sizes = {"dim": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "context": 12}
-    model = model_config(sizes | {"vocabulary_size": gpt2.vocabulary_size}, "test")
-    parameters = {name: array / 4 for name, array in initial_parameters(model, 0).items()}
-    run = tmp_path / "run"
-    write = porting.write_run if hasattr(porting, "write_run") else None
-    assert write is not None
-    write(Portable("faisca", "made here", model, parameters, gpt2, {}), run)
+    run = small_run(tmp_path / "run", gpt2)
+    assert not (run / "tokenizer.json").exists()
     done = port(run, tmp_path / "hf", "hf")
-    assert all(row.problem() == "" for row in done.comparisons)
-    assert (tmp_path / "run" / "config.toml").is_file() and not (run / "tokenizer.json").exists()
+    assert [row.problem() for row in done.comparisons] == ["", ""]
+    same_model(read_source(run), read_source(tmp_path / "hf"))
 
 
 # --- the original script --------------------------------------------------------------------------
@@ -214,3 +223,99 @@ def test_a_pt_file_of_the_original_script_computes_the_same(tmp_path, gpt2, head
     assert np.abs(ours - theirs).max() < 1e-5
 
 
+# --- downstream: mlx-lm as its users call it ------------------------------------------------------
+
+
+def mlx_lm(*argv: object) -> str:
+    """Output of `python -m mlx_lm ARGV`."""
+    command = [sys.executable, "-m", "mlx_lm", *map(str, argv)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def quantised(exported: Path) -> Path:
+    """The folder in 4 bits."""
+    target = exported.parent / "quantised"
+    said = mlx_lm("convert", "--hf-path", exported, "--mlx-path", target, "-q", "--trust-remote-code")
+    (width,) = re.findall(r"([\d.]+) bits per weight", said)
+    assert 4 < float(width) < 8
+    return target
+
+
+def test_mlx_lm_generates_what_faisca_writes(trained, exported):
+    prompt = ["--prompt", "<|endoftext|>Presidente", "--temp", "0", "--max-tokens", "8"]
+    said = mlx_lm("generate", "--model", exported, "--trust-remote-code", *prompt)
+    (ours,) = faisca.load(trained, backend="mlx").generate("Presidente", temperature=0, max_new_tokens=8)
+    text = " ".join(said.split("=" * 10)[1].split())
+    assert text and text == ours.removeprefix("Presidente").lstrip()  # mlx-lm drops a space at the start
+
+
+def test_four_bits_cost_little(exported, quantised, capsys):
+    assert bits.main([str(exported), str(quantised), "--count", "40", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    plain, small = measured[str(exported)], measured[str(quantised)]
+    assert plain != small and abs(small - plain) < 0.1  # measured: +0.006
+
+
+def test_bits_per_byte_are_those_of_the_summary(trained, exported):
+    """Another definition of the same: windows of a packed text there, titles one by one here."""
+    stages = json.loads((trained / "summary.json").read_text())["stages"]
+    assert bits.main([str(exported), "--library", "transformers", "--count", "60"]) == 0
+    titles = bits.validation_titles("sample", 60)
+    ours = bits.bits_per_byte(bits.open_exported("transformers", exported), titles, 32)
+    assert ours == pytest.approx(stages[-1]["bits_per_byte_after"], rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def server(quantised: Path) -> Iterator[str]:
+    """The address of an mlx_lm server of the folder in 4 bits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port_number = free.getsockname()[1]
+    options = ["--model", str(quantised), "--trust-remote-code", "--host", "127.0.0.1", "--port", str(port_number)]
+    with (quantised.parent / "server.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", *options], stdout=log, stderr=log)
+        address = f"http://127.0.0.1:{port_number}"
+        try:
+            for _ in range(600):
+                assert process.poll() is None, (quantised.parent / "server.log").read_text()
+                if answers(address):
+                    break
+                time.sleep(0.2)
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def complete(address: str, **request: object) -> dict:
+    body = json.dumps({"prompt": "<|endoftext|>Presidente", "temperature": 0} | request).encode()
+    question = urllib.request.Request(f"{address}/v1/completions", body, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(question, timeout=60))
+
+
+def test_the_server_answers_a_completion(server, quantised):
+    said = complete(server, max_tokens=6)
+    assert said["object"] == "text_completion" and said["usage"]["completion_tokens"] <= 6
+    reader = bits.open_exported("mlx_lm", quantised)
+    ids = [reader.end_of_text_ids[0], *reader.encode("Presidente")]
+    assert said["usage"]["prompt_tokens"] == len(ids)
+    text = reader.decode([token for token in reader.greedy(ids, 6) if token != ids[0]])
+    assert text and said["choices"][0]["text"] == text.lstrip()
+
+
+def test_the_server_stops_where_the_context_ends(server):
+    """mlx-lm itself would read beyond the positional table, silently."""
+    said = complete(server, max_tokens=100)
+    usage = said["usage"]
+    assert said["choices"][0]["finish_reason"] == "stop" and usage["total_tokens"] <= 32 + 2

@@ -1,5 +1,63 @@
 """Porting: what is refused, and a comparison that can fail. Sound ports: test_porting.py."""
 
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_ports import (
+    TARGETS,
+    Original,
+    complaint,
+    edit_arrays,
+    edit_json,
+    gpt2_folder,
+    small_run,
+    small_tokenizer,
+    torch,
+)
+
+from faisca.cli import main
+from faisca.config import Config
+from faisca.porting import folders, libraries, verify
+from faisca.porting.formats import Portable
+from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
+from faisca.porting.port import port
+
+pytest.importorskip("mlx_lm", reason="mlx_lm is missing")
+pytestmark = pytest.mark.xdist_group("refusals")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run`, a run, and `gpt2`, a folder that transformers wrote."""
+    folder = tmp_path_factory.mktemp("sources")
+    small_run(folder / "run", small_tokenizer())
+    gpt2_folder(folder / "gpt2", small_tokenizer())
+    return folder
+
+
+@pytest.fixture
+def run(sources: Path) -> Path:
+    return sources / "run"
+
+
+@pytest.fixture
+def bad(sources: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to be spoilt."""
+    return shutil.copytree(sources / "gpt2", tmp_path / "bad")
+
+
+@pytest.fixture
+def weights(run: Path, tmp_path: Path) -> Path:
+    """A torch state dict of the run."""
+    port(run, tmp_path / "x.safetensors", "torch", verify=False)
+    return tmp_path / "x.safetensors"
+
+
 # --- a comparison that can fail -------------------------------------------------------------------
 
 
@@ -12,52 +70,78 @@ def one_matrix_is_not_transposed(portable: Portable) -> dict[str, np.ndarray]:
 BROKEN = {
     "a matrix": ("to_theirs", one_matrix_is_not_transposed, "logits differ"),
     "the GELU": ("config_json", lambda p: config_json(p) | {"activation_function": "gelu_new"}, "logits differ"),
-    "a NaN": ("to_theirs", lambda p: to_theirs(p) | {"transformer.ln_f.bias": np.full(64, np.nan, np.float32)}, "nan"),
+    "a NaN": ("to_theirs", lambda p: to_theirs(p) | {"transformer.ln_f.bias": np.full(16, np.nan, np.float32)}, "nan"),
     "end of text": ("_generation_config", lambda p: {"eos_token_id": 3}, "end of text is"),
     "tokenizer": ("_tokenizer_config", lambda p: {"tokenizer_class": "PreTrainedTokenizerFast"}, "end of text is"),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_target_that_differs_is_an_error_and_is_removed(trained, tmp_path, monkeypatch, capsys, broken):
+def test_a_target_that_differs_is_an_error_and_is_removed(run, tmp_path, monkeypatch, capsys, broken):
     name, function, words = BROKEN[broken]
     monkeypatch.setattr(folders, name, function)
-    line = complaint(capsys, trained, tmp_path / "hf", "--to", "hf", status=1)
+    line = complaint(capsys, run, tmp_path / "hf", "--to", "hf", status=1)
     assert words in line and "transformers" in line and "removed" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_with_other_tokens_are_an_error(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(Tokenizer, "json_text", lambda self: self.stored_json.replace('"e"', '"q q"').replace('"q q"', '"e"', 0))
-    with pytest.raises(FaiscaError):
-        port(trained, tmp_path / "hf", "hf")
+def test_a_target_that_its_library_cannot_load_is_an_error_and_is_removed(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(folders, "config_json", lambda p: config_json(p) | {"model_type": "no such"})
+    line = complaint(capsys, run, tmp_path / "hf", "--to", "hf", status=1)
+    assert "transformers cannot load" in line and "removed" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_verify_is_loud(trained, tmp_path, capsys):
-    assert main(["port", str(trained), str(tmp_path / "x.npz"), "--to", "mlx", "--no-verify", "--json"]) == 0
+def test_texts_with_other_tokens_are_an_error(run, tmp_path, monkeypatch, capsys):
+    class Lowercase(verify.TwinReader):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text.lower())
+
+    monkeypatch.setattr(verify, "TwinReader", Lowercase)
+    assert "texts have other tokens" in complaint(capsys, run, tmp_path / "again", "--to", "faisca", status=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_greedy_tokens_are_an_error_but_for_ties(run, tmp_path, monkeypatch, capsys):
+    greedy = verify.TwinReader.greedy
+
+    def second_differs(self, ids, count):
+        tokens = greedy(self, ids, count)
+        return [tokens[0], tokens[1] - 1, *tokens[2:]] if self.name == "faisca_mlx" else tokens
+
+    monkeypatch.setattr(verify.TwinReader, "greedy", second_differs)
+    assert "greedy tokens differ" in complaint(capsys, run, tmp_path / "x.npz", "--to", "mlx", status=1)
+    monkeypatch.setattr(verify, "_is_tie", lambda source, ids, pair, limit: len(pair) == 2)
+    (row,) = port(run, tmp_path / "x.npz", "mlx").comparisons
+    assert row.ties == verify.PROMPTS and row.tokens == row.equal_tokens == row.ties
+
+
+def test_no_verify_is_loud(run, tmp_path, capsys):
+    assert main(["port", str(run), str(tmp_path / "x.npz"), "--to", "mlx", "--no-verify", "--json"]) == 0
     printed = capsys.readouterr()
     assert "NOT VERIFIED" in printed.err
     said = json.loads(printed.out)
     assert said["verified"] is False and said["comparisons"] == []
 
 
-def test_json_says_what_was_compared(trained, tmp_path, capsys):
-    assert main(["port", str(trained), str(tmp_path / "x.npz"), "--to", "mlx", "--json"]) == 0
+def test_json_says_what_was_compared(run, tmp_path, capsys):
+    assert main(["port", str(run), str(tmp_path / "x.npz"), "--to", "mlx", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["verified"] and said["source"]["format"] == "faisca" and said["comparisons"][0]["library"] == "faisca_mlx"
+    assert (
+        said["verified"] and said["source"]["format"] == "faisca" and said["comparisons"][0]["library"] == "faisca_mlx"
+    )
 
 
-def test_a_missing_library_is_an_error_with_a_way_out(trained, tmp_path, monkeypatch, capsys):
+def test_a_missing_library_is_an_error_with_a_way_out(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(libraries, "_installed", lambda name: name not in ("transformers", "mlx_lm"))
-    line = complaint(capsys, trained, tmp_path / "hf", "--to", "hf")
+    line = complaint(capsys, run, tmp_path / "hf", "--to", "hf")
     assert "pip install" in line and "--no-verify" in line and list(tmp_path.iterdir()) == []
-    assert main(["port", str(trained), str(tmp_path / "hf"), "--to", "hf", "--no-verify"]) == 0
+    assert main(["port", str(run), str(tmp_path / "hf"), "--to", "hf", "--no-verify"]) == 0
 
 
-def test_one_library_of_two_is_enough_and_the_other_is_named(trained, tmp_path, monkeypatch):
+def test_one_library_of_two_is_enough_and_the_other_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(libraries, "_installed", lambda name: name != "mlx_lm")
-    done = port(trained, tmp_path / "hf", "hf")
+    done = port(run, tmp_path / "hf", "hf")
     assert [row.library for row in done.comparisons] == ["transformers"]
     assert any("not checked with mlx_lm" in note for note in done.notes)
 
@@ -65,15 +149,24 @@ def test_one_library_of_two_is_enough_and_the_other_is_named(trained, tmp_path, 
 # --- bad input: one line, and nothing written -----------------------------------------------------
 
 IN_PROJ = "transformer.h.0.attn.c_attn.weight"
+ONES = {"lm_head.weight": np.ones((300, 24), np.float32)}
 BAD_FOLDERS = {
-    "a wrong shape": (lambda f: edit_arrays(f / "model.safetensors", **{IN_PROJ: np.zeros((24, 71), np.float32)}),
-                      "h.0.attn.c_attn.weight has shape [24, 71], but config.json asks for [24, 72]"),
-    "a missing key": (lambda f: edit_arrays(f / "model.safetensors", **{"transformer.ln_f.bias": None}),
-                      "weight ln_f.bias is missing"),
-    "an extra key": (lambda f: edit_arrays(f / "model.safetensors", extra=np.zeros(3, np.float32)),
-                     "weight extra is unknown"),
-    "an integer weight": (lambda f: edit_arrays(f / "model.safetensors", **{IN_PROJ: np.zeros((24, 72), np.int32)}),
-                          f"{IN_PROJ} is int32"),
+    "a wrong shape": (
+        lambda f: edit_arrays(f / "model.safetensors", **{IN_PROJ: np.zeros((24, 71), np.float32)}),
+        "h.0.attn.c_attn.weight has shape [24, 71], but config.json asks for [24, 72]",
+    ),
+    "a missing key": (
+        lambda f: edit_arrays(f / "model.safetensors", **{"transformer.ln_f.bias": None}),
+        "weight ln_f.bias is missing",
+    ),
+    "an extra key": (
+        lambda f: edit_arrays(f / "model.safetensors", extra=np.zeros(3, np.float32)),
+        "weight extra is unknown",
+    ),
+    "an integer weight": (
+        lambda f: edit_arrays(f / "model.safetensors", **{IN_PROJ: np.zeros((24, 72), np.int32)}),
+        f"{IN_PROJ} is int32",
+    ),
     "more layers": (lambda f: edit_json(f / "config.json", n_layer=3), "weight h.2."),
     "fewer layers": (lambda f: edit_json(f / "config.json", n_layer=1), "weight h.1."),
     "another width": (lambda f: edit_json(f / "config.json", n_embd=48), "config.json asks for"),
@@ -84,63 +177,58 @@ BAD_FOLDERS = {
     "unscaled attention": (lambda f: edit_json(f / "config.json", scale_attn_weights=False), "scale_attn_weights"),
     "no head": (lambda f: edit_json(f / "config.json", tie_word_embeddings=False), "lm_head.weight is missing"),
     "another end of text": (lambda f: edit_json(f / "config.json", eos_token_id=7), "eos_token_id 7"),
-    "another tied head": (lambda f: edit_arrays(f / "model.safetensors", **{"lm_head.weight": np.ones((300, 24), np.float32)}),
-                          "lm_head.weight differs from wte.weight"),
+    "another tied head": (
+        lambda f: edit_arrays(f / "model.safetensors", **ONES),
+        "lm_head.weight differs from wte.weight",
+    ),
     "biases that are denied": (lambda f: edit_json(f / "config.json", attention_bias=False), "is not zero"),
     "a broken config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
-    "truncated weights": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
-                          "model.safetensors cannot be read"),
+    "truncated weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+        "model.safetensors cannot be read",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors cannot be read"),
 }
 
 
-@pytest.fixture(scope="module")
-def sound_folder(tmp_path_factory, small_tokenizer) -> Path:
-    return gpt2_folder(tmp_path_factory.mktemp("sound") / "gpt2", small_tokenizer)
+@pytest.mark.parametrize(("spoil", "words"), BAD_FOLDERS.values(), ids=BAD_FOLDERS)
+def test_a_bad_folder_is_refused(bad, tmp_path, capsys, spoil, words):
+    spoil(bad)
+    assert words in complaint(capsys, bad, tmp_path / "run", "--to", "faisca")
+    assert list(tmp_path.iterdir()) == [bad]
 
 
-@pytest.mark.parametrize("bad", BAD_FOLDERS)
-def test_a_bad_folder_is_refused(sound_folder, tmp_path, capsys, bad):
-    folder = shutil.copytree(sound_folder, tmp_path / "bad")
-    spoil, words = BAD_FOLDERS[bad]
-    spoil(folder)
-    assert words in complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
-    assert list(tmp_path.iterdir()) == [folder]
+@pytest.mark.parametrize("tokens", [290, 310])
+def test_a_tokenizer_of_another_size_is_refused(bad, tmp_path, capsys, tokens):
+    (bad / "tokenizer.json").write_text(small_tokenizer(tokens).json_text(), encoding="utf-8")
+    line = complaint(capsys, bad, tmp_path / "run", "--to", "faisca")
+    assert f"{tokens} tokens" in line and "token_embedding.weight has 300 rows" in line
+    assert list(tmp_path.iterdir()) == [bad]
 
 
-def test_a_tokenizer_of_another_size_is_refused(sound_folder, trained, tmp_path, capsys):
-    folder = shutil.copytree(sound_folder, tmp_path / "bad")
-    shutil.copy(trained / "tokenizer.json", folder / "tokenizer.json")
-    line = complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
-    assert "512 tokens" in line and "token_embedding.weight has 300 rows" in line
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize("ported", ["torch"], indirect=True)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"num_layers": 3}, "missing transformer_blocks.2."),
         ({"hidden_dim": 96}, "feed_forward.up.weight has shape"),
-        ({"vocabulary_size": 511}, "token_embedding.weight has shape"),
+        ({"vocabulary_size": 299}, "token_embedding.weight has shape"),
         ({"wings": 2}, "model.wings is unknown"),
         ({"num_heads": 0}, "model.num_heads 0"),
     ],
 )
-def test_a_description_that_contradicts_the_weights_is_refused(ported, tmp_path, capsys, change, words):
+def test_a_description_that_contradicts_the_weights_is_refused(weights, tmp_path, capsys, change, words):
     sidecar = tmp_path / "x.safetensors.json"
     model = json.loads(sidecar.read_text())["model"]
     edit_json(sidecar, model=model | change)
-    assert words in complaint(capsys, ported, tmp_path / "run", "--to", "faisca")
+    assert words in complaint(capsys, weights, tmp_path / "run", "--to", "faisca")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("ported", ["torch"], indirect=True)
 @pytest.mark.parametrize("training", [{"stage": "../../up"}, {"step": "x"}, {"stages": [{"stage": 3}]}, {"config": 1}])
-def test_a_strangers_description_of_the_training_is_checked(ported, tmp_path, capsys, training):
+def test_a_strangers_description_of_the_training_is_checked(weights, tmp_path, capsys, training):
     edit_json(tmp_path / "x.safetensors.json", training=training)
-    assert f"training.{next(iter(training))}" in complaint(capsys, ported, tmp_path / "run", "--to", "faisca")
+    assert f"training.{next(iter(training))}" in complaint(capsys, weights, tmp_path / "run", "--to", "faisca")
     assert not (tmp_path / "run").exists()
 
 
@@ -173,13 +261,13 @@ def test_code_in_an_npz_is_not_run(tmp_path, capsys):
     assert not marker.exists()
 
 
-def test_code_in_a_folder_is_not_run(sound_folder, tmp_path, monkeypatch, capsys):
+def test_code_in_a_folder_is_not_run(bad, tmp_path, monkeypatch, capsys):
     """A stranger's model_file is no reason to trust it, where mlx_lm has to read the source."""
-    folder, marker = shutil.copytree(sound_folder, tmp_path / "bad"), tmp_path / "marker"
-    (folder / "faisca_gpt2.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
-    edit_json(folder / "config.json", model_file="faisca_gpt2.py")
+    marker = tmp_path / "marker"
+    (bad / "faisca_gpt2.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
+    edit_json(bad / "config.json", model_file="faisca_gpt2.py")
     monkeypatch.setattr(libraries, "_installed", lambda name: name != "transformers")
-    assert "mlx_lm cannot load" in complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
+    assert "mlx_lm cannot load" in complaint(capsys, bad, tmp_path / "run", "--to", "faisca")
     assert not marker.exists() and not (tmp_path / "run").exists()
 
 
@@ -216,22 +304,22 @@ def test_a_source_that_is_none_is_refused(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("format", TARGETS)
-def test_an_existing_target_stays_as_it_is(trained, tmp_path, capsys, format):
+def test_an_existing_target_stays_as_it_is(run, tmp_path, capsys, format):
     target = tmp_path / TARGETS[format]
     target.parent.mkdir(exist_ok=True)
     target.write_text("mine")
-    assert "already exists" in complaint(capsys, trained, target, "--to", format)
+    assert "already exists" in complaint(capsys, run, target, "--to", format)
     assert target.read_text() == "mine"
 
 
-def test_a_weights_file_has_to_be_called_one(trained, tmp_path, capsys):
+def test_a_weights_file_has_to_be_called_one(run, tmp_path, capsys):
     for format, name in (("torch", "x.pt"), ("torch", "x.npz"), ("mlx", "x"), ("mlx", "x.pt")):
-        assert ".safetensors" in complaint(capsys, trained, tmp_path / name, "--to", format)
+        assert ".safetensors" in complaint(capsys, run, tmp_path / name, "--to", format)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_checkpoint_is_not_ported(trained, tmp_path, capsys):
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_a_damaged_checkpoint_is_not_ported(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run")
     for weights in run.glob("checkpoints/*/model.safetensors"):
         weights.write_bytes(weights.read_bytes()[:-4])
     assert "no good checkpoint" in complaint(capsys, run, tmp_path / "hf", "--to", "hf")
@@ -242,5 +330,4 @@ def test_a_model_file_only_where_mlx_lm_needs_one():
     plain = replace(Config().model, tie_embeddings=True, activation="gelu_tanh")
     assert not needs_model_file(plain)
     for change in ({"tie_embeddings": False}, {"activation": "gelu"}, {"hidden_dim": 100}):
-        assert needs_model_file(replace(plain, **change)), asdict(plain)
-    assert isinstance(Port, type) and issubclass(VerificationError, FaiscaError)
+        assert needs_model_file(replace(plain, **change))

@@ -121,12 +121,12 @@ def test_each_row_and_step_is_a_draw_of_its_own(run, twin):
     assert len({tuple(row) for row in first.completions}) == 8
 
 
-def rolled_out(run, model, advantages=None, step=0):
-    """The rollout of a step, packed, with log-probabilities (the reference is another model)."""
+def rolled_out(run, model, advantages=None, step=0, reference=None):
+    """The rollout of a step, packed, with log-probabilities; the reference is another model if none is given."""
     rollout = roll_out(run, model, step)
     values = np.linspace(-1, 1, 8) if advantages is None else advantages
     rollouts = pack(rollout, values, run.tokenizer.end_of_text, run.model_config.context, run.config.grpo)
-    reference = small_model(run.backend, run.model_config, seed=9)
+    reference = reference or small_model(run.backend, run.model_config, seed=9)
     return rollout, with_log_probs(run, rollouts, model, reference)
 
 
@@ -227,13 +227,25 @@ def test_with_everything_truncated_no_weight_moves(twin, tokenizer):
     assert len(update([[1, 2, 3]] * 7 + [[1, end]])) == 1  # the one minibatch that has something to learn
 
 
-def test_without_advantage_and_kl_no_weight_moves(twin, tokenizer):
+@pytest.mark.parametrize(("kl_weight", "seed", "moves"), [(0.0, 9, False), (0.02, 0, False), (0.02, 9, True)])
+def test_without_advantage_only_a_distance_to_the_reference_moves_weights(twin, tokenizer, kl_weight, seed, moves):
+    run = make_run(twin, tokenizer, dataclasses.replace(GRPO, kl_weight=kl_weight))
+    model, reference = (small_model(twin, run.model_config, seed=seed) for seed in (0, seed))
+    learner = twin.make_learner(model=model, config=run.config.grpo)
+    before = twin.get_parameters(model=model)
+    _, rollouts = rolled_out(run, model, np.zeros(8), reference=reference)
+    assert bool(update_policy(run, learner, rollouts, 0, 1e-2)) == moves
+    assert same_arrays(twin.get_parameters(model=model), before) != moves
+
+
+def test_without_advantage_and_kl_the_gradient_is_zero(twin, tokenizer):
     run = make_run(twin, tokenizer, dataclasses.replace(GRPO, kl_weight=0.0))
     model = small_model(twin, run.model_config)
     learner = twin.make_learner(model=model, config=run.config.grpo)
     before = twin.get_parameters(model=model)
-    updates = update_policy(run, learner, rolled_out(run, model, np.zeros(8))[1], 0, 1e-2)
-    assert len(updates) == 2 and all(update["grad_norm"] == 0 for update in updates)
+    _, rollouts = rolled_out(run, model, np.zeros(8))
+    step = twin.grpo_step(learner=learner, rollouts=rollouts, config=run.config.grpo, learning_rate=1e-2)
+    assert twin.read_metrics(metrics=[step])[0]["grad_norm"] == 0
     assert same_arrays(twin.get_parameters(model=model), before)
 
 

@@ -30,11 +30,11 @@ class PortOptions:
     target: Annotated[Positional[Path], arg(metavar="TARGET", help="what to write: it must not exist yet")]
     to: Annotated[
         Literal["faisca", "torch", "mlx", "hf"],
-        arg(help="torch writes .safetensors, mlx .safetensors or .npz, the others a folder"),
+        arg(help="faisca or hf: a folder; torch: a .safetensors file; mlx: a .safetensors or .npz file"),
     ]
     no_verify: FlagCreatePairsOff[bool] = False
     """write without comparing: for where the target's library is not installed"""
-    num_heads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 4, the original's)")] = None
+    num_heads: Annotated[int | None, arg(metavar="HEADS", help_behavior_hint="(default: 4, the original's)")] = None
     """attention heads of a state dict that has no JSON beside it"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""

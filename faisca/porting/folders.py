@@ -86,8 +86,8 @@ def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-TRUST = """`--trust-remote-code` runs `faisca_gpt2.py` of this folder: mlx-lm's own GPT-2 has a tied head, the tanh GELU and
-a feed-forward layer of four times the width only.
+TRUST = """`--trust-remote-code` runs `faisca_gpt2.py` of this folder: mlx-lm's own GPT-2 has a tied head, the tanh GELU
+and a feed-forward layer of four times the width only.
 
 """
 

@@ -39,7 +39,7 @@ BLOCK_NAMES = {
 """our modules of a block, and theirs; c_ matrices are transposed"""
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 OTHER_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
-BUFFERS = re.compile(r"attn\.(bias|masked_bias)$")
+BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$")
 """causal masks that older folders hold"""
 UNSUPPORTED = {
     "scale_attn_weights": (True, "attention without its scale"),
@@ -107,7 +107,7 @@ def to_theirs(portable: Portable) -> Parameters:
 
 
 def _to_ours(theirs: Parameters, model: ModelConfig, folder: Path) -> Parameters:
-    theirs = {name.removeprefix(PREFIX): array for name, array in theirs.items() if not BUFFERS.search(name)}
+    theirs = {name.removeprefix(PREFIX): array for name, array in theirs.items()}
     head = theirs.pop("lm_head.weight", None)
     known = {_their_name(name, ""): (name, shape) for name, shape in _shapes(model).items()}
     extra, missing = [name for name in theirs if name not in known], [name for name in known if name not in theirs]
@@ -220,7 +220,8 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
         names = sorted(set(weight_map.values()))
     elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
         names = ["pytorch_model.bin"]
-    return {name: array for file in names for name, array in read_file(folder / file)[0].items()}
+    arrays = {name: array for file in names for name, array in read_file(folder / file)[0].items()}
+    return {name: array for name, array in arrays.items() if not BUFFERS.search(name)}
 
 
 def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:

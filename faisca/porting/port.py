@@ -94,7 +94,10 @@ def _verify(portable: Portable, source: Path, made: Path, format: str) -> tuple[
     reference = source_reader(portable, source)
     comparisons = []
     for opener in openers:
-        comparison = compare(reference, opener(), portable.model, portable.tokenizer)
+        try:
+            comparison = compare(reference, opener(), portable.model, portable.tokenizer)
+        except FaiscaError as error:
+            raise VerificationError(f"the target cannot be loaded, and was removed: {error}") from error
         if problem := comparison.problem():
             raise VerificationError(
                 f"{comparison.library} reads another model from the target than {source} holds ({problem}): "

@@ -1,0 +1,52 @@
+"""One picture of a benchmark: training, sampling, GRPO and memory, a bar for each backend and baseline."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from faisca.bench_results import LESS_IS_BETTER, Row, format_value
+from faisca.files import write_atomically
+from faisca.plots import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE
+
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#999999")
+SHOWN = ("pretrain", "peak_resident", "rollout", "grpo_full", "generate_1", "generate_64")
+
+
+def draw_chart(table: list[Row], columns: list[str], title: str, path: Path) -> None:
+    """Write a PNG of the measures in SHOWN that were taken."""
+    shown = [row for key in SHOWN for row in table if row.key == key]
+    if not shown:
+        return
+    style: Any = STYLE | {"font.size": 10, "axes.titlesize": 11}
+    with matplotlib.rc_context(style):
+        lines = -(-len(shown) // 2)
+        figure = Figure(figsize=(9, 0.9 + lines * (0.8 + 0.32 * len(columns))), layout="constrained")
+        panels = figure.subplots(lines, min(2, len(shown)), squeeze=False).flatten()
+        for axes, row in zip(panels, shown, strict=False):
+            _bars(axes, row, columns)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        figure.suptitle(title, x=0.01, ha="left", size=13, weight="bold")
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=DPI)
+    write_atomically(path, image.getvalue())
+
+
+def _bars(axes: Axes, row: Row, columns: list[str]) -> None:
+    names = [name for name in columns if name in row.values]
+    values = [row.values[name] for name in names]
+    errors = [row.spreads.get(name, 0.0) * row.values[name] for name in names]
+    colours = [COLOURS[columns.index(name) % len(COLOURS)] for name in names]
+    bars = axes.barh(names, values, color=colours, xerr=errors, error_kw={"elinewidth": 1, "ecolor": "#444444"})
+    axes.bar_label(bars, [format_value(value, row.unit) for value in values], padding=6, fontsize=9)
+    better = "less is better" if row.unit in LESS_IS_BETTER else "more is better"
+    axes.set_title(f"{row.title} ({better})")
+    axes.set_xlim(0, max(values) * 1.3)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)

@@ -1,0 +1,133 @@
+"""The numbers of a benchmark: medians and spread over rounds, what follows from them, and comparisons."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faisca.bench_work import CASES, Work, training_flops
+from faisca.errors import FaiscaError
+
+FORMAT = "faisca bench 1"
+Results = dict[str, Any]
+
+LESS_IS_BETTER = ("s", "bytes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a measure, and its value for each column that has it."""
+
+    key: str
+    title: str
+    unit: str
+    values: dict[str, float]
+    spreads: dict[str, float]
+    """half the range of the rounds, as a share of the median"""
+
+    def ratio(self, column: str, base: str) -> float | None:
+        """How many times better than the base; None where either was not measured."""
+        if column not in self.values or not self.values.get(base):
+            return None
+        ratio = self.values[column] / self.values[base]
+        return 1 / ratio if self.unit in LESS_IS_BETTER else ratio
+
+
+FRESH = {
+    "first_step": ("first training step, process fresh", "s"),
+    "peak_resident": ("peak memory of training, resident", "bytes"),
+    "peak_device": ("peak memory of training, device", "bytes"),
+}
+DERIVED = {
+    "utilisation": ("model FLOPs utilisation", "%"),
+    "products_share": ("matrix products' share of the step", "%"),
+}
+TITLES = {key: (case.title, case.unit) for key, case in CASES.items()} | FRESH | DERIVED
+
+
+def summarise(work: Work, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Seconds of the rounds by case -> median, low, high and rounds in the case's unit, and what is derived."""
+    measured: dict[str, Any] = {}
+    for case, rounds in seconds.items():
+        values = [CASES[case].value(work, value) for value in rounds]
+        measured[case] = {
+            "median": statistics.median(values),
+            "low": min(values),
+            "high": max(values),
+            "rounds": values,
+        }
+    if {"pretrain", "peak"} <= seconds.keys():
+        step = statistics.median(seconds["pretrain"])
+        flops = training_flops(work) / step
+        measured["utilisation"] = {"median": 100 * flops / measured["peak"]["high"]}
+    if {"pretrain", "products"} <= seconds.keys():
+        share = statistics.median(seconds["products"]) / statistics.median(seconds["pretrain"])
+        measured["products_share"] = {"median": 100 * share}
+    return measured
+
+
+def rows(columns: dict[str, dict[str, Any]]) -> list[Row]:
+    """The lines of the table, in the order of TITLES; measures that no column has are left out."""
+    table = []
+    for key, (title, unit) in TITLES.items():
+        found = {name: measured[key] for name, measured in columns.items() if measured.get(key) is not None}
+        if found:
+            values = {name: value["median"] for name, value in found.items()}
+            spreads = {name: _spread(value) for name, value in found.items() if "low" in value}
+            table.append(Row(key, title, unit, values, spreads))
+    return table
+
+
+def read_results(path: Path) -> Results:
+    """The JSON file of a benchmark, or a FaiscaError."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FaiscaError(f"{path} cannot be read ({str(error).partition(':')[0]}): name a file of faisca bench") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise FaiscaError(f"{path} is no result of this version's faisca bench: it lacks format {FORMAT!r}")
+    return results
+
+
+def merge(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """The columns of several results, as FILE BACKEND; FaiscaError where they measured other work."""
+    found = {path: read_results(path) for path in paths}
+    first = found[paths[0]]["work"]
+    for path, results in found.items():
+        for place, mine, theirs in _different(first, results["work"]):
+            raise FaiscaError(
+                f"{path} measured other work than {paths[0]}: {place} is {theirs}, not {mine}; "
+                "compare results of the same preset, both quick or both not"
+            )
+    return {
+        f"{path.stem} {name}": subject["measured"]
+        for path, results in found.items()
+        for name, subject in results["subjects"].items()
+    }
+
+
+def format_value(value: float, unit: str) -> str:
+    """A number with three digits or so, in a unit that fits."""
+    if unit == "bytes":
+        return f"{value / 1e9:.2f} GB"
+    if unit == "FLOP/s":
+        return f"{value / 1e9:,.0f} GFLOP/s" if value < 1e13 else f"{value / 1e12:,.0f} TFLOP/s"
+    if unit == "s":
+        return f"{1000 * value:.1f} ms" if value < 1 else f"{value:.2f} s"
+    if unit == "%":
+        return f"{value:.0f} %"
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:,.{digits}f}/s"
+
+
+def _spread(value: dict[str, float]) -> float:
+    return (value["high"] - value["low"]) / 2 / value["median"]
+
+
+def _different(left: Any, right: Any, place: str = "work") -> list[tuple[str, Any, Any]]:
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = list(dict.fromkeys([*left, *right]))
+        return [d for key in keys for d in _different(left.get(key), right.get(key), f"{place}.{key}")]
+    return [] if left == right else [(place, left, right)]

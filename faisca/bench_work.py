@@ -1,0 +1,205 @@
+"""What `faisca bench` measures: the work, the same for every backend and baseline, and how it is counted.
+
+Everything is made of numbers that the preset names and of seeded random ones, so no headlines,
+tokenizer or network are needed. Weights are initial values, except that end-of-text gets a
+logit of its own: never, or as often as it comes after a headline's tokens.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from faisca.backend import Sampling
+from faisca.config import Config, ModelConfig, TrainConfig
+from faisca.config_files import load_preset
+from faisca.parameters import Parameters, initial_parameters, parameter_shapes
+from faisca.streams import generator
+
+GPT2_TOKENS = 50_257
+HEADLINE_TOKENS = 20
+"""tokens in a headline, its end-of-text included: what rows that end are as long as, on average"""
+PROMPT_TOKENS = 4
+QUICK = {"windows": 8, "completions": 8, "new_tokens": 32}
+"""the largest sizes of `--quick`"""
+PEAK_SIZE = 2048
+"""side of the square matrices whose product is the peak; --quick takes half"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One preset's work, full or quick."""
+
+    config: Config
+    model: ModelConfig
+    quick: bool
+
+    def describe(self) -> dict[str, Any]:
+        """The numbers that two results must share to be comparable."""
+        train = {
+            stage: {
+                name: getattr(getattr(self.config, stage), name)
+                for name in ("batch_size", "micro_batch_size", "decay", "clip_norm")
+            }
+            for stage in ("pretrain", "sft")
+        }
+        grpo, sample = self.config.grpo, self.config.sample
+        return {
+            "preset": self.config.preset,
+            "quick": self.quick,
+            "model": asdict(self.model),
+            "window": self.config.data.window,
+            **train,
+            "grpo": {
+                name: getattr(grpo, name)
+                for name in ("group_size", "prompts_per_step", "max_new_tokens", "epochs", "minibatch_size", "top_k")
+            },
+            "sample": {name: getattr(sample, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")},
+        }
+
+    @property
+    def end_of_text(self) -> int:
+        """Its token id: the last."""
+        return self.model.vocabulary_size - 1
+
+    @property
+    def completions(self) -> int:
+        """Rows of a rollout."""
+        return self.config.grpo.group_size * self.config.grpo.prompts_per_step
+
+    def batch(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of a training step: int32 [B, T] random ids."""
+        train: TrainConfig = getattr(self.config, stage)
+        shape = (train.batch_size, self.config.data.window + 1)
+        ids = generator(0, f"bench {stage}").integers(self.model.vocabulary_size, size=shape, dtype=np.int32)
+        return ids[:, :-1], ids[:, 1:]
+
+    def prompts(self, rows: int) -> list[list[int]]:
+        """The same short prompt for each row, end-of-text first."""
+        return [[self.end_of_text, *range(1, PROMPT_TOKENS)]] * rows
+
+    def sampling(self) -> Sampling:
+        """As `faisca generate` samples, no further than the context."""
+        sample = self.config.sample
+        most = min(sample.max_new_tokens, self.model.context - PROMPT_TOKENS)
+        return Sampling(sample.temperature, sample.top_k, sample.top_p, most)
+
+    def parameters(self, *, rows_end: bool = False) -> Parameters:
+        """Initial weights; rows never end, or with `rows_end` after HEADLINE_TOKENS on average.
+
+        The final norm's first output is always 1, and only end-of-text's row of the head reads it.
+        """
+        parameters = initial_parameters(replace(self.model, tie_embeddings=False), 0)
+        parameters["final_layer_norm.weight"][0], parameters["final_layer_norm.bias"][0] = 0.0, 1.0
+        head = parameters["out_head.weight"]
+        head[:, 0], head[-1] = 0.0, 0.0
+        others = len(head) * math.exp(head.var() * self.model.dim / 2)  # sum of exp x, the logits x normal
+        head[-1, 0] = math.log(others / (HEADLINE_TOKENS - 1)) if rows_end else -30.0
+        if self.model.tie_embeddings:
+            parameters["token_embedding.weight"] = parameters.pop("out_head.weight")
+        return {name: parameters[name] for name in parameter_shapes(self.model)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that is timed. With an amount it is reported as amount a second, else in seconds."""
+
+    title: str
+    unit: str
+    amount: Callable[[Work], float] | None = None
+
+    def value(self, work: Work, seconds: float) -> float:
+        """What is reported of a run that took so long."""
+        return self.amount(work) / seconds if self.amount else seconds
+
+
+def make_work(preset: str, *, quick: bool) -> Work:
+    """The work of a preset; `quick` cuts its batches and lengths to QUICK."""
+    config = load_preset(preset)
+    if quick:
+        config = _quick(config)
+    tokens = GPT2_TOKENS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocabulary_size
+    model = replace(config.model, vocabulary_size=config.model.vocabulary_size or tokens)
+    most = min(config.grpo.max_new_tokens, model.context - PROMPT_TOKENS)
+    return Work(replace(config, grpo=replace(config.grpo, max_new_tokens=most)), model, quick)
+
+
+def training_tokens(work: Work, stage: str) -> int:
+    """Tokens in one training step."""
+    train: TrainConfig = getattr(work.config, stage)
+    return train.batch_size * work.config.data.window
+
+
+def peak_size(work: Work) -> int:
+    """Side of the square matrices that are multiplied for the peak."""
+    return PEAK_SIZE // 2 if work.quick else PEAK_SIZE
+
+
+def training_flops(work: Work) -> float:
+    """Operations of the matrix products that a training step needs, forward and backward.
+
+    6 a token and weight, 12 · layers · window · width a token for attention (Chowdhery et al. 2022,
+    arXiv 2204.02311, appendix B); what a backend computes twice does not count.
+    """
+    shapes = parameter_shapes(replace(work.model, tie_embeddings=False))
+    weights = sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and "embedding" not in name)
+    attention = 12 * work.model.num_layers * work.config.data.window * work.model.dim
+    return training_tokens(work, "pretrain") * (6.0 * weights + attention)
+
+
+def training_products(work: Work, chunk: int) -> list[tuple[int, int, int, int]]:
+    """The matrix products of one training step as they are computed: (batch, m, k, n), forward and backward."""
+    model, T = work.model, work.config.data.window
+    rows = work.config.pretrain.micro_batch_size or work.config.pretrain.batch_size
+    N, D, heads = rows * T, model.dim, rows * model.num_heads
+    layers = [(D, 3 * D), (D, D), (D, model.hidden_dim), (model.hidden_dim, D)]
+    block = [product for into, out in layers for product in _linear(N, into, out)]
+    block += [(heads, T, model.head_dim, T), (heads, T, T, model.head_dim)] * 3  # one forward, two backward
+    head = [p for start in range(0, N, chunk) for p in _linear(min(chunk, N - start), D, model.vocabulary_size)]
+    return (block * model.num_layers + head) * (work.config.pretrain.batch_size // rows)
+
+
+def _linear(N: int, into: int, out: int) -> list[tuple[int, int, int, int]]:
+    """Forward, gradient of the input, gradient of the weight."""
+    return [(1, N, into, out), (1, N, out, into), (1, out, N, into)]
+
+
+def _quick(config: Config) -> Config:
+    def smaller(train: TrainConfig) -> TrainConfig:
+        windows = min(train.batch_size, QUICK["windows"])
+        return replace(train, batch_size=windows, micro_batch_size=min(train.micro_batch_size, windows))
+
+    grpo = config.grpo
+    group = min(grpo.group_size, QUICK["completions"])
+    return replace(
+        config,
+        pretrain=smaller(config.pretrain),
+        sft=smaller(config.sft),
+        grpo=replace(
+            grpo,
+            group_size=group,
+            minibatch_size=min(grpo.minibatch_size, group // 2),
+            max_new_tokens=min(grpo.max_new_tokens, QUICK["new_tokens"]),
+        ),
+        sample=replace(config.sample, max_new_tokens=min(config.sample.max_new_tokens, QUICK["new_tokens"])),
+    )
+
+
+CASES = {
+    "pretrain": Case("pre-training step", "tokens/s", lambda work: training_tokens(work, "pretrain")),
+    "sft": Case("SFT step", "tokens/s", lambda work: training_tokens(work, "sft")),
+    "rollout": Case(
+        "rollout, rows of full length", "tokens/s", lambda work: work.completions * work.config.grpo.max_new_tokens
+    ),
+    "grpo_full": Case("GRPO step, rows of full length", "s"),
+    "grpo_ending": Case("GRPO step, rows that end", "s"),
+    "generate_1": Case("generation, 1 row", "tokens/s", lambda work: work.sampling().max_new_tokens),
+    "generate_24": Case("generation, 24 rows", "tokens/s", lambda work: 24 * work.sampling().max_new_tokens),
+    "generate_64": Case("generation, 64 rows", "tokens/s", lambda work: 64 * work.sampling().max_new_tokens),
+    "first_token": Case("time to the first token", "s"),
+    "peak": Case("matrix product, peak", "FLOP/s", lambda work: 2.0 * peak_size(work) ** 3),
+    "products": Case("matrix products of the step alone", "s"),
+}
+"""What is timed in interleaved rounds, in the order of the table."""

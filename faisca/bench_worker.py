@@ -1,0 +1,180 @@
+"""The processes of `faisca bench`: one for each backend and baseline, told what to time through a pipe.
+
+In a process of its own, a library's threads, allocator and environment disturb nobody else's. The
+worker waits while others are timed, so rounds can be interleaved. Memory and the first step are
+measured in yet another process, which does nothing else.
+"""
+
+import importlib.util
+import math
+import multiprocessing
+import time
+import traceback
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+import faisca
+from faisca.backend import PACKAGES
+from faisca.bench_twin import CaseFunction, Twin, timed
+from faisca.bench_work import Work
+from faisca.config import RunConfig
+from faisca.errors import FaiscaError
+from faisca.memory import peak_resident_bytes
+
+BASELINES = Path(faisca.__file__).parent.parent / "benchmarks" / "baselines"
+SHORTEST_ROUND = 0.2
+"""seconds: shorter cases are repeated within a round"""
+
+
+class Subject(Protocol):
+    """What is timed: a twin, or a baseline, which may lack cases."""
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and the like."""
+
+    def loss(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        """Mean cross-entropy (nats) of [B, T] ids without dropout."""
+
+    def cases(self) -> dict[str, CaseFunction]:
+        """Functions that do a case's work once, to the end, and return the seconds."""
+
+    def training(self, stage: str) -> CaseFunction:
+        """The training step alone."""
+
+    def device_memory(self) -> int | None:
+        """Peak bytes on the device, where it has a counter."""
+
+
+@dataclass(frozen=True)
+class SubjectSpec:
+    """Which subject to open, in another process."""
+
+    name: str
+    work: Work
+    options: RunConfig
+
+    def open(self) -> Subject:
+        """Import its framework and make it."""
+        if self.name in PACKAGES:
+            return Twin(self.name, self.work, replace(self.options, backend=self.name))  # type: ignore[arg-type]
+        subject: Subject = load_baseline(self.name).open_baseline(self.work, self.options.device)
+        return subject
+
+
+def baseline_names() -> list[str]:
+    """The baselines of this checkout."""
+    return sorted(path.stem for path in BASELINES.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_baseline(name: str) -> ModuleType:
+    """The module benchmarks/baselines/NAME.py."""
+    path = BASELINES / f"{name}.py"
+    if not path.is_file():
+        known = ", ".join(baseline_names()) or "none: they are in a checkout of the repository, not in the package"
+        raise FaiscaError(f"peer {name!r} is unknown: choose among {known}")
+    spec = importlib.util.spec_from_file_location(f"faisca_baseline_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Worker:
+    """A subject in a process of its own."""
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        self.name = spec.name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(spec, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, question: str, *arguments: Any) -> Any:
+        """Call `_Server.QUESTION` over there; its error is raised here."""
+        self._pipe.send((question, arguments))
+        try:
+            kind, answer = self._pipe.recv()
+        except EOFError:
+            raise FaiscaError(f"{self.name}: its process died in {question}: is there enough memory?") from None
+        if kind == "user":
+            raise FaiscaError(f"{self.name}: {answer}")
+        if kind == "bug":
+            raise RuntimeError(f"{self.name} failed in {question}:\n{answer}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Server:
+    """The other end of a Worker's pipe."""
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        self.spec, self.subject = spec, spec.open()
+        self._cases: dict[str, CaseFunction] = {}
+        self._repeats: dict[str, int] = {}
+
+    def describe(self) -> dict[str, Any]:
+        return self.subject.describe()
+
+    def loss(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        return self.subject.loss(inputs, targets)
+
+    def cases(self) -> list[str]:
+        self._cases = self.subject.cases()
+        return list(self._cases)
+
+    def warm_up(self, case: str) -> float:
+        """Do a case once, twice where it is short, and choose how often makes a round: seconds a round."""
+        seconds = self._cases[case]()
+        if seconds < 5 * SHORTEST_ROUND:
+            seconds = self._cases[case]()
+        self._repeats[case] = max(1, math.ceil(SHORTEST_ROUND / seconds))
+        return self._repeats[case] * seconds
+
+    def measure(self, case: str) -> float:
+        """Mean seconds of a case in one round."""
+        return sum(self._cases[case]() for _ in range(self._repeats[case])) / self._repeats[case]
+
+    def fresh(self) -> dict[str, Any]:
+        """The first training step of this process, and its peak memory after another."""
+        began = time.perf_counter()
+        step = self.subject.training("pretrain")
+        made = time.perf_counter() - began
+        first = timed(step)
+        step()
+        memory = {"peak_resident": peak_resident_bytes(), "peak_device": self.subject.device_memory()}
+        return {"first_step": made + first, **memory}
+
+
+def _serve(spec: SubjectSpec, pipe: Connection) -> None:
+    server: _Server | None = None
+    while True:
+        try:
+            question, arguments = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            server = server or _Server(spec)
+            pipe.send(("answer", getattr(server, question)(*arguments)))
+        except FaiscaError as error:
+            pipe.send(("user", str(error)))
+        except Exception:  # it is raised again where the question came from
+            pipe.send(("bug", traceback.format_exc()))

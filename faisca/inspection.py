@@ -1,0 +1,186 @@
+"""`faisca runs` and `faisca inspect`: what lies in a folder of runs, and what is inside a checkpoint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from faisca.checkpoint import LATEST, checkpoint_folders, find_checkpoint, read_pointer, read_state
+from faisca.checkpoint_files import MANIFEST, read_files
+from faisca.cli import parse
+from faisca.errors import FaiscaError, VerificationError
+from faisca.memory import format_bytes
+
+DEPTH = 3
+"""how deep below the folder `faisca runs` looks for runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsOptions:
+    """Options of `faisca runs`."""
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR", help_behavior_hint="(default: runs)")] = Path("runs")
+    """a folder with runs in it, or a run"""
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON list instead of a table"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Options of `faisca inspect`."""
+
+    checkpoint: Annotated[
+        Positional[Path], arg(metavar="CHECKPOINT", help="a checkpoint folder, or a run folder (its latest checkpoint)")
+    ]
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead of tables"""
+
+
+def runs(argv: list[str]) -> int:
+    """List the runs in a folder: how far each is, its losses on validation titles (all, and those
+    from Portugal), what computed it, its size, and whether it can be resumed.
+
+    examples:
+      faisca runs
+      faisca runs experiments --json
+    """
+    options = parse(RunsOptions, argv, command="runs", help=runs.__doc__)
+    found = [describe_run(folder) for folder in find_runs(options.folder)]
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print_runs(found, options.folder)
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """Show what is inside a checkpoint and verify its checksums; the exit status is 1 where it is damaged.
+
+    examples:
+      faisca inspect runs/spark
+      faisca inspect runs/spark/checkpoints/pretrain-000300 --json
+    """
+    options = parse(InspectOptions, argv, command="inspect", help=inspect.__doc__)
+    folder = named_checkpoint(options.checkpoint)
+    described = describe_checkpoint(folder)
+    print(json.dumps(described, indent=2)) if options.json else _print_checkpoint(described)
+    if described["damage"]:
+        raise VerificationError(f"checkpoint {folder} is damaged ({described['damage'][0]}): use an earlier one")
+    return 0
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders at and below `folder`, by name; FaiscaError where there is no such folder."""
+    if not folder.is_dir():
+        raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs runs")
+    below = (path for depth in range(DEPTH) for path in folder.glob("*/" * depth + "checkpoints"))
+    return sorted(path.parent for path in below if path.is_dir())
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """What `faisca runs` says of a run; `resumable` is yes, finished, or why not; numbers unknown are None."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    known: dict[str, Any] = {"run": str(folder), "bytes": size}
+    try:
+        state = read_state(find_checkpoint(folder, say=lambda _: None))
+    except FaiscaError:
+        return known | dict.fromkeys(ROW) | {"resumable": "no good checkpoint"}
+    stages = state["config"]["run"]["stages"]
+    done = state["finished"] and state["stage"] == stages[-1]
+    return known | {
+        **{"stage": state["stage"], "step": state["step"], "total_steps": state["schedule"]["total_steps"]},
+        **_losses(state),
+        **{"backend": state["backend"], "device": state["device"], "dtype": state["dtype"]},
+        "resumable": "finished" if done else "yes",
+    }
+
+
+def named_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names, good or not: of a run the one that `latest` names, else its newest."""
+    if not (path / "checkpoints").is_dir():
+        if not (path / MANIFEST).is_file() and not (path / "state.json").is_file():
+            raise FaiscaError(
+                f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders"
+            )
+        return path
+    folders, latest = checkpoint_folders(path), path / read_pointer(path / LATEST)
+    if not folders:
+        raise FaiscaError(f"{path} has no checkpoints yet")
+    return latest if latest in folders else folders[-1]
+
+
+def describe_checkpoint(folder: Path) -> dict[str, Any]:
+    """What `faisca inspect` says: every file with its size and check, and the state of an undamaged state.json."""
+    files, problems = read_files(folder)
+    listed = {
+        name: {"bytes": len(files[name]) if name in files else None, "check": problems.get(name, "ok")}
+        for name in sorted(files.keys() | problems.keys())
+    }
+    readable = "state.json" in files and "state.json" not in problems
+    state = read_state(folder) if readable else {}
+    return {"checkpoint": str(folder), "damage": list(problems.values()), "files": listed, "state": state}
+
+
+ROW = ("stage", "step", "total_steps", "validation_loss", "portugal_validation_loss", "backend", "device", "dtype")
+
+
+def _losses(state: dict[str, Any]) -> dict[str, float | None]:
+    """The newest validation losses: of a stage under way, else those after the last that has finished."""
+    names = ("validation_loss", "portugal_validation_loss")
+    measured = state["progress"].get("measured") or {}
+    last = state["stages"][-1] if state["stages"] else {}
+    return {name: measured.get(name, last.get(f"{name}_after")) for name in names}
+
+
+def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "stage", "step", "loss", ".pt loss", "backend", "size", "resumable"):
+        table.add_column(name, justify="right" if name in ("step", "loss", ".pt loss", "size") else "left")
+    for run in found:
+        steps = f"{run['step']}/{run['total_steps']}" if run["total_steps"] else str(run["step"] or "–")
+        losses = [
+            "–" if run[name] is None else f"{run[name]:.3f}" for name in ("validation_loss", "portugal_validation_loss")
+        ]
+        where = f"{run['backend']} {run['device']}" if run["backend"] else "–"
+        name = Path(run["run"]).relative_to(folder).as_posix()
+        cells = [name if name != "." else run["run"], run["stage"] or "–", steps, *losses, where]
+        table.add_row(*(Text(cell) for cell in [*cells, format_bytes(run["bytes"]), run["resumable"]]))
+    console = Console()
+    console.print(table if found else Text(f"no runs in {folder}"), soft_wrap=not found)
+
+
+def _print_checkpoint(described: dict[str, Any]) -> None:
+    console, files, state = Console(highlight=False), described["files"], described["state"]
+    console.print(Text(described["checkpoint"], style="bold"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in _facts(state).items():
+        table.add_row(name, Text(value))
+    table.add_row()
+    for name, file in files.items():
+        size = "–" if file["bytes"] is None else format_bytes(file["bytes"])
+        table.add_row(name, Text(f"{size:>8}  {file['check']}"))
+    console.print(table)
+
+
+def _facts(state: dict[str, Any]) -> dict[str, str]:
+    if not state:
+        return {}
+    progress, model, total = state["progress"], state["model"], state.get("schedule", {}).get("total_steps")
+    losses = {name.replace("_", " "): f"{loss:.4f}" for name, loss in _losses(state).items() if loss is not None}
+    return {
+        "stage": f"{state['stage']}, step {state['step']}" + (f" of {total}" if total else ""),
+        "finished": "yes" if state["finished"] else "no",
+        **losses,
+        "best": f"{state['best']['checkpoint']}" if state.get("best") else "–",
+        "skipped steps": str(progress["skipped"]),
+        "computed with": f"{state['backend']} on {state['device']}, {state['dtype']}",
+        "seed": str(state["seed"]),
+        "model": ", ".join(f"{name} {value}" for name, value in model.items()),
+        "tokenizer": state["tokenizer"]["kind"],
+        "versions": ", ".join(f"{name} {value}" for name, value in state["versions"].items()),
+    }
