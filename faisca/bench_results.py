@@ -9,6 +9,7 @@ from typing import Any
 
 from faisca.bench_work import CASES, Work, training_flops
 from faisca.errors import FaiscaError
+from faisca.memory import format_bytes
 
 FORMAT = "faisca bench 1"
 Results = dict[str, Any]
@@ -85,7 +86,9 @@ def read_results(path: Path) -> Results:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FaiscaError(f"{path} cannot be read ({str(error).partition(':')[0]}): name a file of faisca bench") from error
+        raise FaiscaError(
+            f"{path} cannot be read ({str(error).partition(':')[0]}): name a file of faisca bench"
+        ) from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise FaiscaError(f"{path} is no result of this version's faisca bench: it lacks format {FORMAT!r}")
     return results
@@ -111,7 +114,7 @@ def merge(paths: list[Path]) -> dict[str, dict[str, Any]]:
 def format_value(value: float, unit: str) -> str:
     """A number with three digits or so, in a unit that fits."""
     if unit == "bytes":
-        return f"{value / 1e9:.2f} GB"
+        return format_bytes(value)
     if unit == "FLOP/s":
         return f"{value / 1e9:,.0f} GFLOP/s" if value < 1e13 else f"{value / 1e12:,.0f} TFLOP/s"
     if unit == "s":
@@ -119,7 +122,7 @@ def format_value(value: float, unit: str) -> str:
     if unit == "%":
         return f"{value:.0f} %"
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:,.{digits}f}/s"
+    return f"{value:,.{digits}f}"
 
 
 def _spread(value: dict[str, float]) -> float:

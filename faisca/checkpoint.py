@@ -71,7 +71,7 @@ def save_checkpoint(
     tokenizer_json: str | None,
     best: str | None = None,
 ) -> Path:
-    """Write `checkpoints/{stage}-{step:06d}` and make it the latest; `best` names the best one, relative to the run.
+    """Write `checkpoints/{stage}-{step:06d}` and make it the latest; `best` names the best one.
 
     A FaiscaError leaves the earlier checkpoints as they were.
     """
@@ -86,13 +86,10 @@ def save_checkpoint(
         files["tokenizer.json"] = tokenizer_json.encode()
     target = run_folder / "checkpoints" / f"{state['stage']}-{state['step']:06d}"
     temporary = target.with_name(f".saving-{target.name}-{os.getpid()}")
-    pointers = {LATEST: f"checkpoints/{target.name}"} | ({} if best is None else {BEST: best})
     try:
         write_files(temporary, files)
         _swap(temporary, target)
-        for name, content in pointers.items():
-            write_atomically(run_folder / name, f"{content}\n".encode())
-        flush_folder(run_folder)
+        write_pointers(run_folder, target.name, best)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise FaiscaError(
@@ -160,6 +157,14 @@ def prune_checkpoints(run_folder: Path, keep: int, ends: set[Path], newest: Path
         doomed = folder.with_name(f".deleting-{folder.name}")
         folder.replace(doomed)  # a half-deleted checkpoint must not look like one
         shutil.rmtree(doomed)
+
+
+def write_pointers(run_folder: Path, latest: str, best: str | None) -> None:
+    """Name the latest checkpoint and the best one, where there is one, in the run folder."""
+    pointers = {LATEST: latest} | ({} if best is None else {BEST: best})
+    for name, checkpoint in pointers.items():
+        write_atomically(run_folder / name, f"checkpoints/{checkpoint}\n".encode())
+    flush_folder(run_folder)
 
 
 def read_pointer(path: Path) -> str:

@@ -93,7 +93,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, bias-corrected); with weight_decay 0 it is Adam."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 3e-3
     """peak learning rate"""
     schedule: Literal["constant", "cosine"] = "cosine"
     """learning rate after the warm-up"""
@@ -143,11 +143,11 @@ class TrainConfig(OptimizerConfig):
 class GRPOConfig(OptimizerConfig):
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
 
-    learning_rate: Positive = 3e-4
+    learning_rate: Positive = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: CountOrOff = 0
+    warmup_steps: CountOrOff = 5
     weight_decay: NotNegative = 0.0
-    steps: Count = 30
+    steps: Count = 40
     """rollout-and-update rounds"""
     prompts: tuple[str, ...] = ("",)
     """what rollouts begin with; an empty prompt starts a headline"""
@@ -181,7 +181,7 @@ class GRPOConfig(OptimizerConfig):
     """and at 1 + clip_high"""
     cispo_cap: Positive = 5.0
     """largest importance weight of CISPO"""
-    kl_weight: NotNegative = 0.02
+    kl_weight: NotNegative = 0.05
     """weight of the k3 KL divergence to the reference model"""
     mask_truncated: bool = False
     """leave completions that never reached end-of-text out of the loss"""
@@ -249,7 +249,7 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pretrain: TrainConfig = field(default_factory=TrainConfig)
-    sft: TrainConfig = field(default_factory=lambda: TrainConfig(url_contains=".pt/"))
+    sft: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=1e-3, url_contains=".pt/"))
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)

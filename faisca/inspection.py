@@ -83,17 +83,17 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """What `faisca runs` says of a run; `resumable` is yes, finished, or why not; numbers unknown are None."""
+    """What `faisca runs` says of a run; `resumable` is yes, finished or no (no good checkpoint); unknown is None."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     known: dict[str, Any] = {"run": str(folder), "bytes": size}
     try:
         state = read_state(find_checkpoint(folder, say=lambda _: None))
     except FaiscaError:
-        return known | dict.fromkeys(ROW) | {"resumable": "no good checkpoint"}
+        return known | dict.fromkeys(ROW) | {"resumable": "no"}
     stages = state["config"]["run"]["stages"]
     done = state["finished"] and state["stage"] == stages[-1]
     return known | {
-        **{"stage": state["stage"], "step": state["step"], "total_steps": state["schedule"]["total_steps"]},
+        **{"stage": state["stage"], "step": state["step"], "total_steps": state.get("schedule", {}).get("total_steps")},
         **_losses(state),
         **{"backend": state["backend"], "device": state["device"], "dtype": state["dtype"]},
         "resumable": "finished" if done else "yes",
@@ -139,8 +139,10 @@ def _losses(state: dict[str, Any]) -> dict[str, float | None]:
 
 def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "stage", "step", "loss", ".pt loss", "backend", "size", "resumable"):
-        table.add_column(name, justify="right" if name in ("step", "loss", ".pt loss", "size") else "left")
+    table.add_column("run", overflow="fold")
+    for name in ("stage", "step", "loss", ".pt loss", "backend", "size", "resumable"):
+        numbers = name in ("step", "loss", ".pt loss", "size")
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for run in found:
         steps = f"{run['step']}/{run['total_steps']}" if run["total_steps"] else str(run["step"] or "–")
         losses = [
@@ -176,7 +178,7 @@ def _facts(state: dict[str, Any]) -> dict[str, str]:
         "stage": f"{state['stage']}, step {state['step']}" + (f" of {total}" if total else ""),
         "finished": "yes" if state["finished"] else "no",
         **losses,
-        "best": f"{state['best']['checkpoint']}" if state.get("best") else "–",
+        "best": state["best"]["checkpoint"] if state.get("best") else "–",
         "skipped steps": str(progress["skipped"]),
         "computed with": f"{state['backend']} on {state['device']}, {state['dtype']}",
         "seed": str(state["seed"]),

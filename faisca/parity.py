@@ -17,6 +17,7 @@ from faisca.backend import Runtime, load_backend
 from faisca.cli import parse
 from faisca.config import ModelConfig, RunConfig
 from faisca.differences import differences
+from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.parity_rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
 from faisca.parity_sampling import agreement, settings
@@ -89,7 +90,10 @@ def find_sides() -> dict[str, Side]:
     """The yardstick, then every other twin and device, by name; FaiscaError where a twin is not installed."""
     sides = {}
     for name in ("torch", "mlx"):
-        backend = load_backend(name)
+        try:
+            backend = load_backend(name)
+        except FaiscaError as error:
+            raise FaiscaError(f"parity compares both backends, and {error}") from error
         best = backend.open_runtime(config=RunConfig()).device
         for device in dict.fromkeys(("cpu", best)):
             config = RunConfig(device=device, dtype="float32", compile="off")  # type: ignore[arg-type]

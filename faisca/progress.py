@@ -59,7 +59,7 @@ def best_of(best: dict[str, Any] | None, progress: Progress) -> dict[str, Any] |
     loss = progress.measured["portugal_validation_loss" if progress.stage == "sft" else "validation_loss"]
     if best is not None and best["stage"] == progress.stage and best["validation_loss"] <= loss:
         return best
-    return {"checkpoint": f"checkpoints/{progress.name}", "stage": progress.stage, "validation_loss": loss}
+    return {"checkpoint": progress.name, "stage": progress.stage, "validation_loss": loss}
 
 
 def run_state(

@@ -71,6 +71,11 @@ class Run:
             "stages": self.stages,
         }
 
+    @property
+    def best_name(self) -> str | None:
+        """The name of the best checkpoint so far."""
+        return None if self.best is None else str(self.best["checkpoint"])
+
     def windows(self, stage: str) -> Windows:
         """Training windows of pre-training or SFT."""
         titles, _ = stage_titles(self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage)
@@ -113,11 +118,15 @@ class Run:
             optimizer=self.backend.get_optimizer_state(learner=learner),
             reference=reference,
             tokenizer_json=self.tokenizer.json_text() if self.tokenizer.kind == "bpe" else None,
-            best=None if self.best is None else self.best["checkpoint"],
+            best=self.best_name,
         )
-        ends = {self.folder / "checkpoints" / f"{entry['stage']}-{entry['steps']:06d}" for entry in self.stages}
-        prune_checkpoints(self.folder, self.config.run.keep, ends=ends, newest=folder)
+        self.tidy(folder)
         return folder
+
+    def tidy(self, newest: Path) -> None:
+        """Delete the checkpoints that need not stay now that `newest` is there."""
+        ends = {self.folder / "checkpoints" / f"{entry['stage']}-{entry['steps']:06d}" for entry in self.stages}
+        prune_checkpoints(self.folder, self.config.run.keep, ends=ends, newest=newest)
 
     def peak_memory(self) -> int:
         """Peak bytes since it was last asked: of the device where it has memory of its own, else resident."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from faisca.backend import Model
 from faisca.batches import Windows, steps_per_epoch, training_batch
-from faisca.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
+from faisca.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state, write_pointers
 from faisca.checkpoint_checks import check_resumable
 from faisca.checkpoint_files import sha256
 from faisca.config import STAGES, Config, TrainConfig
@@ -53,7 +53,7 @@ def resume(folder: Path, config: Config) -> dict[str, Any]:
             model = _make_model(opened, checkpoint.parameters)
             first = STAGES.index(checkpoint.stage) + state["finished"]
             to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= first]
-            _show_stages(opened)  # the run may have died between a stage's last checkpoint and its summary
+            _complete(opened, checkpoint)
             return _run_stages(opened, model, to_do, None if state["finished"] else checkpoint)
 
 
@@ -64,6 +64,14 @@ def saved_config(folder: Path) -> Config:
 
 def _make_model(run: Run, parameters: dict[str, Any]) -> Model:
     return run.backend.make_model(config=run.model_config, parameters=parameters, runtime=run.runtime)
+
+
+def _complete(run: Run, checkpoint: Checkpoint) -> None:
+    """What follows the writing of a checkpoint, for the run may have died right after that."""
+    newest = run.folder / "checkpoints" / f"{checkpoint.stage}-{checkpoint.step:06d}"
+    write_pointers(run.folder, newest.name, run.best_name)
+    run.tidy(newest)
+    _show_stages(run)
 
 
 def _note_change(run: Run, checkpoint: Checkpoint) -> None:

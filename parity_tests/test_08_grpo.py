@@ -251,7 +251,7 @@ def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=reference)
         for order in np.arange(config.epochs * config.group_size).reshape(-1, config.minibatch_size):
             part = select(rollouts, order % config.group_size)
-            learnt = backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=1e-2)
+            learnt = backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=3e-3)
             history["metrics"].append(learnt)
         history["completions"].append(rows)
         history["rewards"].append(rewards)
@@ -262,11 +262,11 @@ def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[
 def test_whole_steps_give_the_same_completions_rewards_and_weights(yardstick: Side, trained: Twin):
     """Ten steps: the same reward curve, token for token; then the same weights."""
     case = make_case(context=24)
-    config = GRPOConfig(epsilon=1e-6, group_size=16, minibatch_size=8, max_new_tokens=12)
+    config = GRPOConfig(epsilon=1e-6, group_size=32, minibatch_size=16, max_new_tokens=12)
     one, two = (whole_steps(side, case, config, steps=10) for side in (yardstick, trained.side))
     assert one["completions"] == two["completions"]
     assert np.array_equal(one["rewards"], two["rewards"])
-    assert np.mean(one["rewards"][-3:]) > np.mean(one["rewards"][:3]) + 0.1, "it learns"
+    assert np.mean(one["rewards"][-3:]) > np.mean(one["rewards"][:3]) + 0.05, "it learns"
     for a, b in zip(one["metrics"], two["metrics"], strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
     changes = [

@@ -381,13 +381,13 @@ def test_generate_prints_a_headline_a_line(monkeypatch, capsys):
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
-    def evaluate_checkpoint(path, source, *, backend, device):
-        assert (path, source, backend, device) == (Path("runs/x"), "titles.csv", "mlx", "auto")
-        return {"validation_loss": 3.961234, "titles": 12345}
+    def load(path, *, backend, device):
+        assert (path, backend, device) == (Path("runs/x"), "mlx", "auto")
+        return SimpleNamespace(evaluate=lambda source: {"validation_loss": 3.961234, source: 12345})
 
-    monkeypatch.setitem(sys.modules, "faisca.evaluation", SimpleNamespace(evaluate_checkpoint=evaluate_checkpoint))
+    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=load))
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0
     table = capsys.readouterr().out
     assert "validation loss" in table and "3.9612" in table and "12,345" in table
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"validation_loss": 3.961234, "titles": 12345}
+    assert json.loads(capsys.readouterr().out) == {"validation_loss": 3.961234, "titles.csv": 12345}

@@ -1,4 +1,4 @@
-"""Real faults: killed processes, flipped bits, full disks, two writers. Nothing is lost, or one clear line says what is.
+"""Real faults: killed processes, flipped bits, full disks, two writers. Nothing is lost, or one clear line says so.
 
 `--full` runs the long version: more than 100 SIGKILLs and 200 damaged files.
 """
@@ -30,7 +30,7 @@ from small_runs import (
     write_material,
 )
 
-from faisca import cli, run_log
+from faisca import cli, run_log, stages
 from faisca.checkpoint import checkpoint_folders, load_checkpoint
 from faisca.run_log import read_records
 
@@ -55,43 +55,46 @@ def unbroken(material, tmp_path_factory) -> Path:
 # --- killed -------------------------------------------------------------------------------------
 
 
-def kill_until_it_is_done(material: Path, folder: Path, chance: random.Random) -> tuple[int, int]:
-    """Start a run, kill it at a random moment or in the middle of a write, resume it, and so on to its end.
+def kill_until_it_is_done(material: Path, folder: Path, chance: random.Random, span: float) -> tuple[int, int]:
+    """Start a run, kill it at a random moment of `span` seconds or in the middle of a write, resume it, until it ends.
 
-    Returns how many kills there were, and how many of them left a checkpoint half-written.
+    Returns how many kills there were, and how many of them caught a checkpoint half-written.
     """
     kills = torn = 0
-    errors = folder.with_suffix(".errors")
     while True:
-        begun = (folder / "checkpoints").is_dir() and checkpoint_folders(folder)
+        begun = (folder / "checkpoints").is_dir() and bool(checkpoint_folders(folder))
         if not begun:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # it died before its first checkpoint: nothing to go on from
         new = ["run", *arguments(material, "torch", *EVERY_STEP), "--out", str(folder)]
-        process = begin(["run", "--resume", str(folder)] if begun else new, errors)
-        deadline = time.monotonic() + chance.uniform(0.2, 3.0)
+        process = begin(["run", "--resume", str(folder)] if begun else new, folder.with_suffix(".errors"))
+        moment = time.monotonic() + chance.uniform(0, span)
         in_a_write = chance.random() < 0.5
-        while process.is_alive() and time.monotonic() < deadline:
-            if in_a_write and time.monotonic() > deadline - 2 and any(folder.glob("checkpoints/.*")):
+        while process.is_alive():
+            if time.monotonic() > moment and (not in_a_write or any(folder.glob("checkpoints/.*"))):
                 break
+            time.sleep(0.0005)
         process.kill()
         process.join()
         if process.exitcode != -signal.SIGKILL:
-            assert process.exitcode == 0, errors.read_text()
+            assert process.exitcode == 0, folder.with_suffix(".errors").read_text()
             return kills, torn
-        kills += 1
-        torn += any(folder.glob("checkpoints/.*"))
+        kills, torn = kills + 1, torn + any(folder.glob("checkpoints/.*"))
+        span *= 1.1  # however slow the machine, it must come to an end
 
 
 def killed_many_times(material: Path, unbroken: Path, folder: Path, wanted: int) -> tuple[int, int]:
-    chance = random.Random(0)
-    kills = torn = runs = 0
+    """Runs that are killed and resumed until they end as the unbroken one, until there were enough kills."""
+    chance, kills, torn, runs = random.Random(0), 0, 0, 0
+    began = time.monotonic()
+    assert finish(["run", *arguments(material, "torch"), "--out", str(folder / "timed")], folder / "errors")[0] == 0
+    span = time.monotonic() - began
     while kills < wanted:
         runs += 1
-        more, half_written = kill_until_it_is_done(material, folder / f"run{runs}", chance)
+        more, half_written = kill_until_it_is_done(material, folder / f"run{runs}", chance, span)
         kills, torn = kills + more, torn + half_written
         same_outcome(outcome(folder / f"run{runs}"), outcome(unbroken))
     print(
-        f"{kills} kills, {torn} in the middle of writing or deleting a checkpoint, {runs} runs equal to the unbroken one"
+        f"{kills} kills, {torn} inside the writing or deleting of a checkpoint, {runs} runs equal to the unbroken one"
     )
     return kills, torn
 
@@ -130,8 +133,11 @@ def damage(file: Path, chance: random.Random) -> str:
     return f"{file} flipped at {place}"
 
 
-def damaged_many_times(template: Path, unbroken: Path, folder: Path, wanted: int, capsys) -> dict[int, int]:
-    """Damage one file of a copy of the run, and resume it: the unbroken run's end, or one clear line; counts of each."""
+def damaged_many_times(
+    template: Path, unbroken: Path, folder: Path, wanted: int, capsys, monkeypatch
+) -> dict[int, int]:
+    """Damage one file of a copy of the run and resume it: the unbroken run's end, or a clear line; counts by status."""
+    monkeypatch.setattr(stages, "draw_charts", lambda folder: None)  # most of the time that a resumed run takes
     chance, expected, ends = random.Random(1), outcome(unbroken), {0: 0, 2: 0}
     files = sorted(path.relative_to(template) for path in template.rglob("*") if path.is_file() and path.stat().st_size)
     for trial in range(wanted):
@@ -151,14 +157,14 @@ def damaged_many_times(template: Path, unbroken: Path, folder: Path, wanted: int
     return ends
 
 
-def test_a_damaged_file_costs_nothing_or_is_named(broken_off, unbroken, tmp_path, capsys):
-    ends = damaged_many_times(broken_off, unbroken, tmp_path, 40, capsys)
-    assert ends[0] >= 30 and ends[2] >= 1
+def test_a_damaged_file_costs_nothing_or_is_named(broken_off, unbroken, tmp_path, capsys, monkeypatch):
+    ends = damaged_many_times(broken_off, unbroken, tmp_path, 60, capsys, monkeypatch)
+    assert ends[0] >= 50 and ends[2] >= 1
 
 
 @pytest.mark.full
-def test_two_hundred_damages(broken_off, unbroken, tmp_path, capsys):
-    ends = damaged_many_times(broken_off, unbroken, tmp_path, 210, capsys)
+def test_two_hundred_damages(broken_off, unbroken, tmp_path, capsys, monkeypatch):
+    ends = damaged_many_times(broken_off, unbroken, tmp_path, 210, capsys, monkeypatch)
     assert ends[0] >= 150 and ends[2] >= 5
 
 
@@ -325,7 +331,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_its_
 ):
     open_twin(backend)
     run = tmp_path / "run"
-    wild = ("--pretrain.learning-rate", "1e38", "--pretrain.clip-norm", "0", "--run.max-bad-steps", "3")
+    wild = ("--pretrain.learning-rate", "1e30", "--pretrain.clip-norm", "0", "--run.max-bad-steps", "3")
     assert cli.main(["run", *arguments(material, backend, *wild), "--out", str(run)]) == 2
     text = capsys.readouterr().err
     assert is_one_clear_line(text) and "3 steps in a row" in text and "--pretrain.learning-rate" in text
@@ -334,7 +340,3 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_its_
     assert len(skipped) >= 3 and saved.state["progress"]["skipped"] == len(skipped)
     assert all((abs(array) < float("inf")).all() for array in saved.parameters.values())
     assert int(saved.optimizer["step"]) == saved.step - len(skipped)
-    assert cli.main(["run", "--resume", str(run), "--pretrain.learning-rate", "1e-9", "--run.max-bad-steps", "99"]) in (
-        0,
-        2,
-    )

@@ -19,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from faisca.cli import parse
 from faisca.config import DataConfig
 from faisca.errors import FaiscaError
+from faisca.porting.formats import read_json
 from faisca.porting.libraries import Reader, open_exported
 
 
@@ -68,7 +69,9 @@ def main(argv: list[str]) -> int:
     titles = validation_titles(options.data, options.count)
     measured = {}
     for folder in options.folders:
-        context = json.loads((folder / "config.json").read_text(encoding="utf-8"))["n_positions"]
+        context = read_json(folder / "config.json").get("n_positions")
+        if not isinstance(context, int):
+            raise FaiscaError(f"{folder / 'config.json'} has no n_positions: name a folder that faisca port exported")
         measured[str(folder)] = bits_per_byte(open_exported(options.library, folder), titles, context)
     if options.json:
         print(json.dumps(measured, indent=2))
@@ -83,4 +86,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except FaiscaError as error:
-        sys.exit(f"faisca: {error}")
+        print(f"faisca: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,18 +1,18 @@
 """Faísca's own run folders: the source is a checkpoint, the target a run with one finished checkpoint."""
 
 import dataclasses
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from faisca.backend import Runtime
 from faisca.checkpoint import load_checkpoint, save_checkpoint
 from faisca.config import Config, TokenizerConfig
-from faisca.config_files import config_from_dict, config_to_dict, write_config
+from faisca.config_files import config_from_dict, write_config
 from faisca.porting.formats import Portable, model_config
+from faisca.progress import Progress, run_state
 
 TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages")
 """what of a checkpoint's state goes along"""
@@ -68,21 +68,18 @@ def _config(portable: Portable) -> Config:
 
 
 def _state(portable: Portable, config: Config) -> dict[str, Any]:
-    from faisca.progress import Progress
-
     training, tokenizer = portable.training, portable.tokenizer
     stage, step = training.get("stage", "pretrain"), training.get("step", 0)
-    return {
-        **{"stage": stage, "step": step, "finished": True},
-        "progress": dataclasses.asdict(Progress(stage, step)),
-        "stages": training.get("stages", []),
-        "seed": training.get("seed", config.run.seed),
-        "config": config_to_dict(config),
-        "model": dataclasses.asdict(portable.model),
-        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
-        **{key: training.get(key, "imported") for key in ("backend", "device", "dtype")},
-        "versions": {"python": platform.python_version(), "faisca": version("faisca-mlx")},
-        "metrics_bytes": 0,
-        "seconds": training.get("seconds", 0.0),
-        "ported_from": portable.found,
-    }
+    computed = {key: training.get(key, "imported") for key in ("backend", "device", "dtype")}
+    return run_state(
+        Progress(stage, step, total_steps=step),
+        finished=True,
+        config=config,
+        model=portable.model,
+        runtime=Runtime(**computed, compile=False),
+        stages=training.get("stages", []),
+        tokenizer={"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
+        metrics_bytes=0,
+        seconds=training.get("seconds", 0.0),
+        ported_from=portable.found,
+    )

@@ -1,0 +1,141 @@
+"""mlx-lm with our weights: its trainer's loss and compiled step, its `generate_step` and batch generation.
+
+Its GPT-2 has no dropout, so its training step does less than ours where the preset has any.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import faisca_mlx  # first: it puts a fast BLAS in place before MLX is loaded
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import safetensors.numpy
+from mlx_lm.generate import BatchGenerator, generate_step
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tuner.trainer import default_loss
+from mlx_lm.utils import load_model
+
+from faisca.bench_twin import timed
+from faisca.bench_work import Work
+from faisca.config import RunConfig
+from faisca.porting import mlx_lm_model
+from faisca.porting.formats import Portable
+from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
+
+
+class MlxLm:
+    """mlx-lm's model, trainer and generators."""
+
+    def __init__(self, work: Work, device: str) -> None:
+        self.work = work
+        self.runtime = faisca_mlx.open_runtime(config=RunConfig(backend="mlx", device=device))
+        self.model = self.make_model()
+
+    def describe(self) -> dict[str, Any]:
+        return {"device": self.runtime.device, "dtype": "float32", "mlx_lm": version("mlx-lm")} | dict(
+            self.runtime.details
+        )
+
+    def make_model(self) -> Any:
+        """A folder as `faisca port --to hf` writes it, without a tokenizer, loaded by mlx-lm."""
+        tokenizer: Any = SimpleNamespace(end_of_text=self.work.end_of_text)
+        portable = Portable("faisca", "the benchmark's weights", self.work.model, self.work.parameters(), tokenizer, {})
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            safetensors.numpy.save_file(to_theirs(portable), folder / "model.safetensors", {"format": "pt"})
+            (folder / "config.json").write_text(json.dumps(config_json(portable)), encoding="utf-8")
+            own_file = needs_model_file(portable.model)
+            if own_file:
+                (folder / mlx_lm_model.FILE_NAME).write_text(mlx_lm_model.TEXT, encoding="utf-8")
+            return load_model(folder, trust_remote_code=own_file)[0]
+
+    def loss(self, inputs: np.ndarray, targets: np.ndarray) -> float:
+        return default_loss(self.model.eval(), *batch_of(inputs, targets))[0].item()
+
+    def cases(self) -> dict[str, Callable[[], float]]:
+        most = self.work.sampling().max_new_tokens
+        return {
+            "pretrain": self.training("pretrain"),
+            "rollout": self.batch_generation(self.work.completions, self.work.config.grpo.max_new_tokens),
+            "generate_1": self.generation(most),
+            "generate_24": self.batch_generation(24, most),
+            "generate_64": self.batch_generation(64, most),
+            "first_token": self.generation(1),
+        }
+
+    def training(self, stage: str) -> Callable[[], float]:
+        """The step of its trainer, which compiles it."""
+        config, model = getattr(self.work.config, stage), self.make_model().train()
+        optimizer = optim.AdamW(config.learning_rate, weight_decay=config.weight_decay)
+        batch = batch_of(*self.work.batch(stage))
+        loss_and_grad = nn.value_and_grad(model, default_loss)
+        state = [model.state, optimizer.state, mx.random.state]
+
+        @partial(mx.compile, inputs=state, outputs=state)
+        def update(tokens: mx.array, lengths: mx.array) -> mx.array:
+            (loss, _), gradients = loss_and_grad(model, tokens, lengths)
+            optimizer.update(model, gradients)
+            return loss
+
+        def step() -> None:
+            mx.eval(state, update(*batch))
+
+        return lambda: timed(step)
+
+    def generation(self, new_tokens: int) -> Callable[[], float]:
+        prompt = mx.array(self.work.prompts(1)[0])
+
+        def generate() -> None:
+            tokens = [
+                token for token, _ in generate_step(prompt, self.model, max_tokens=new_tokens, sampler=self.sampler)
+            ]
+            assert len(tokens) == new_tokens
+
+        return lambda: timed(generate)
+
+    def batch_generation(self, rows: int, new_tokens: int) -> Callable[[], float]:
+        prompts = self.work.prompts(rows)
+
+        def generate() -> None:
+            generator = BatchGenerator(
+                self.model,
+                max_tokens=new_tokens,
+                sampler=self.sampler,
+                completion_batch_size=rows,
+                prefill_batch_size=rows,
+            )
+            generator.insert(prompts)
+            count = 0
+            while found := generator.next_generated():
+                count += len(found)
+            generator.close()
+            assert count == rows * new_tokens, f"{count} tokens, not {rows} x {new_tokens}"
+
+        return lambda: timed(generate)
+
+    @property
+    def sampler(self) -> Any:
+        sample = self.work.config.sample
+        return make_sampler(temp=sample.temperature, top_k=sample.top_k)
+
+    def device_memory(self) -> int | None:
+        return mx.get_peak_memory()
+
+
+def batch_of(inputs: np.ndarray, targets: np.ndarray) -> tuple[mx.array, mx.array]:
+    """Rows with their last target, and from which to which position each counts, as the trainer wants them."""
+    rows = np.concatenate([inputs, targets[:, -1:]], axis=1)
+    return mx.array(rows), mx.array([[1, inputs.shape[1]]] * len(rows))
+
+
+def open_baseline(work: Work, device: str) -> MlxLm:
+    """`device` as in `faisca bench --device`."""
+    return MlxLm(work, device)

@@ -1,0 +1,76 @@
+"""`faisca parity`: the ladder's core on the user's machine, its table, its JSON and its exit status."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import PAIRED, Twin
+
+import faisca.parity
+from faisca import backend
+from faisca.cli import main
+from faisca.config_files import load_preset
+from faisca.parity_rungs import Arrays, Case, Rung, Side
+from faisca.stages import run
+
+pytestmark = pytest.mark.skipif(not PAIRED, reason="it compares the two twins, and only one is installed")
+
+
+def test_a_table_and_exit_status_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["parity"]) == 0
+    printed = capsys.readouterr().out
+    assert "compared with torch cpu, on a model of 169,344 parameters" in printed
+    assert "FAIL" not in printed and "…" not in printed and "comparisons pass" in printed
+
+
+def test_json_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = load_preset("tiny")
+    once = dataclasses.replace(config.pretrain, max_steps=1)
+    only = dataclasses.replace(config.run, stages=("pretrain",), backend="torch", device="cpu")
+    run(dataclasses.replace(config, pretrain=once, run=only), tmp_path / "run")
+    capsys.readouterr()
+    assert main(["parity", str(tmp_path / "run"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is True and report["yardstick"] == "torch cpu"
+    assert report["model"]["vocabulary_size"] == 512 and report["parameters"] == 50_688
+    assert {rung["rung"] for rung in report["rungs"]} == {1, 2, 3, 4, 5, 6, 7, 8, 10}
+    assert all(rung["difference"] <= rung["tolerance"] for rung in report["rungs"])
+
+
+def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """A rung that measures what is not equal, and nothing else."""
+
+    def its_own_name(side: Side, case: Case) -> Arrays:
+        return {"name": np.array([0.0, len(side.backend.__name__)])}
+
+    monkeypatch.setattr(faisca.parity, "RUNGS", (Rung(1, "length of the name", its_own_name, 1e-3),))
+    monkeypatch.setattr(faisca.parity, "BFLOAT16_RUNGS", ())
+    monkeypatch.setattr(faisca.parity, "settings", lambda new_tokens: [])
+    monkeypatch.setattr(
+        faisca.parity,
+        "find_sides",
+        lambda: {"torch cpu": Twin("torch", "cpu").side, "mlx cpu": Twin("mlx", "cpu").side},
+    )
+    assert main(["parity"]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 2 comparisons FAILED" in printed
+    assert "name[1]: 10 instead of 12; largest difference 2" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("missing", ["torch", "mlx"])
+def test_one_backend_alone_is_one_line_with_the_remedy(
+    missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend, "_installed", lambda name: name != missing)
+    assert main(["parity"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("faisca: parity compares both backends") and error.count("\n") == 1
+    assert f"pip install 'faisca-mlx[{missing}" in error
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["parity", str(tmp_path)]) == 2
+    assert "is no checkpoint" in capsys.readouterr().err

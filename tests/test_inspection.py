@@ -1,0 +1,117 @@
+"""`faisca runs`, `faisca inspect`, and the page that specifies the format."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_models import open_twin
+from small_runs import killed_in, start, write_material
+
+from faisca import cli
+from faisca.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a finished run, one that died in SFT, one that has lost everything, and no run."""
+    open_twin("torch")
+    folder = tmp_path_factory.mktemp("runs")
+    material = write_material(tmp_path_factory.mktemp("material"))
+    start(material, folder / "done", "torch", "--stages", "pretrain", "--pretrain.max-steps", "4")
+    killed_in("torch", "train_step", 14, lambda: start(material, folder / "nested" / "died", "torch"))
+    (folder / "empty" / "checkpoints").mkdir(parents=True)
+    (folder / "notes").mkdir()
+    return folder
+
+
+def test_runs_lists_what_there_is(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["runs", str(folder)]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "stage", "step", "loss", ".pt", "loss", "backend", "size", "resumable"]
+    done, empty, died = (row.split() for row in rows)
+    assert done[:3] == ["done", "pretrain", "4/4"] and done[-1] == "finished" and "torch" in done
+    assert empty[0] == "empty" and empty[-1] == "no"
+    assert died[:3] == ["nested/died", "sft", "4/7"] and died[-1] == "yes"
+    assert all(re.fullmatch(r"\d\.\d{3}", number) for number in (*done[3:5], *died[3:5]))
+    assert max(map(len, [header, *rows])) <= 80
+
+
+def test_runs_as_json_has_the_numbers_of_the_checkpoints(folder, capsys):
+    assert cli.main(["runs", str(folder), "--json"]) == 0
+    done, empty, died = json.loads(capsys.readouterr().out)
+    state = load_checkpoint(folder / "done").state
+    assert done["validation_loss"] == state["progress"]["measured"]["validation_loss"]
+    assert (died["stage"], died["step"], died["total_steps"], died["resumable"]) == ("sft", 4, 7, "yes")
+    assert died["bytes"] == sum(p.stat().st_size for p in (folder / "nested/died").rglob("*") if p.is_file())
+    assert empty["step"] is None and empty.keys() == done.keys() == died.keys()
+
+
+def test_runs_of_no_folder_and_of_an_empty_one(tmp_path, capsys):
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    assert cli.main(["runs", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err
+
+
+def test_inspect_shows_and_verifies(folder, capsys):
+    assert cli.main(["inspect", str(folder / "nested/died")]) == 0
+    text = capsys.readouterr().out
+    assert "sft-000004" in text and "step 4 of 7" in text and "torch on cpu, float32" in text
+    assert text.count("  ok") == 4  # model, optimiser, state, tokenizer
+    assert cli.main(["inspect", str(folder / "nested/died"), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["damage"] == [] and described["state"]["model"]["dim"] == 32
+    assert {file["check"] for file in described["files"].values()} == {"ok"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_inspect_finds_damage(name, folder, tmp_path, capsys):
+    run = shutil.copytree(folder / "nested/died", tmp_path / "run")
+    newest = load_checkpoint(run).folder
+    content = bytearray((newest / name).read_bytes())
+    content[len(content) // 2] ^= 0x80
+    (newest / name).write_bytes(content)
+    for path in (run, newest):
+        assert cli.main(["inspect", str(path)]) == 1
+        printed = capsys.readouterr()
+        assert name in printed.out and printed.err.startswith(f"faisca: checkpoint {newest} is damaged ({name} ")
+    assert cli.main(["inspect", str(run), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["damage"]
+
+
+def test_inspect_of_no_checkpoint(folder, capsys):
+    for name in ("notes", "empty", "nowhere"):
+        assert cli.main(["inspect", str(folder / name)]) == 2
+        assert f"{folder / name} " in capsys.readouterr().err
+
+
+def test_the_twenty_lines_of_the_specification_read_a_checkpoint(folder, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1 and len(blocks[0].splitlines()) <= 24 and "faisca" not in blocks[0]
+    run = shutil.copytree(folder / "nested/died", tmp_path / "run")
+    command = [sys.executable, "-c", blocks[0], str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    first, *weights = done.stdout.splitlines()
+    assert first == "sft 4 torch 2 blocks"
+    assert sorted(line.split()[0] for line in weights) == sorted(load_checkpoint(run).parameters)
+    assert all(float(line.split()[-1]) > 0 for line in weights)
+    with (load_checkpoint(run).folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    torn = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert torn.returncode == 1 and "model.safetensors has been cut" in torn.stderr
+
+
+def test_the_specification_names_every_key_of_the_state_and_every_file(folder):
+    text = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    checkpoint = load_checkpoint(folder / "done")
+    missing = [
+        name for name in (*checkpoint.state, *(p.name for p in checkpoint.folder.iterdir())) if f"`{name}`" not in text
+    ]
+    assert not missing
