@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -25,7 +26,7 @@ from faisca.bench_data import measure_preparation
 from faisca.bench_machine import describe_machine
 from faisca.bench_results import FORMAT, Results, Row, format_value, merge, rows, summarise
 from faisca.bench_work import CASES, Work, make_work
-from faisca.bench_worker import SubjectSpec, Worker, load_baseline
+from faisca.bench_worker import BASELINES, SubjectSpec, Worker, find_baseline
 from faisca.cli import parse
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError, VerificationError
@@ -180,7 +181,7 @@ def _check(options: BenchOptions) -> None:
         if case not in known:
             raise FaiscaError(f"--cases {case!r} is unknown: choose among {', '.join(known)}")
     for peer in _listed(options.peers):
-        load_baseline(peer)
+        find_baseline(peer, BASELINES)
 
 
 def _backends(text: str) -> list[str]:
@@ -225,19 +226,22 @@ def _print_table(table: list[Row], columns: list[str]) -> None:
     printed = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     printed.add_column("")
     for name in columns:
-        printed.add_column(name, justify="right")
+        printed.add_column(name, justify="right", no_wrap=True)
     for row in table:
         title = f"{row.title} (tokens/s)" if row.unit == "tokens/s" else row.title
         printed.add_row(title, *(_cell(row, name, columns[0]) for name in columns))
-    Console().print(printed)
+    console = Console()
+    console.width = max(console.width, Measurement.get(console, console.options.update_width(1000), printed).maximum)
+    console.print(printed)
 
 
 def _cell(row: Row, column: str, base: str) -> str:
     if column not in row.values:
         return "–"
-    spread = f" ±{100 * row.spreads[column]:.0f} %" if column in row.spreads else ""
+    spread = f" ±{100 * row.spreads[column]:.0f}%" if column in row.spreads else ""
     ratio = row.ratio(column, base) if column != base and row.unit != "%" else None
-    return format_value(row.values[column], row.unit) + spread + (f"  {ratio:.2f}×" if ratio else "")
+    times = f" {ratio:{'.2f' if ratio >= 0.1 else '.3f'}}×" if ratio else ""
+    return format_value(row.values[column], row.unit) + spread + times
 
 
 def _say(line: str) -> None:

@@ -21,10 +21,10 @@ def draw_chart(table: list[Row], columns: list[str], title: str, path: Path) -> 
     shown = [row for key in SHOWN for row in table if row.key == key]
     if not shown:
         return
-    style: Any = STYLE | {"font.size": 10, "axes.titlesize": 11}
+    style: Any = STYLE | {"font.size": 10, "axes.titlesize": 10}
     with matplotlib.rc_context(style):
         lines = -(-len(shown) // 2)
-        figure = Figure(figsize=(9, 0.9 + lines * (0.8 + 0.32 * len(columns))), layout="constrained")
+        figure = Figure(figsize=(9, 0.5 + lines * (0.6 + 0.24 * len(columns))), layout="constrained")
         panels = figure.subplots(lines, min(2, len(shown)), squeeze=False).flatten()
         for axes, row in zip(panels, shown, strict=False):
             _bars(axes, row, columns)
@@ -43,7 +43,7 @@ def _bars(axes: Axes, row: Row, columns: list[str]) -> None:
     colours = [COLOURS[columns.index(name) % len(COLOURS)] for name in names]
     bars = axes.barh(names, values, color=colours, xerr=errors, error_kw={"elinewidth": 1, "ecolor": "#444444"})
     axes.bar_label(bars, [format_value(value, row.unit) for value in values], padding=6, fontsize=9)
-    better = "less is better" if row.unit in LESS_IS_BETTER else "more is better"
+    better = "less is better" if row.unit in LESS_IS_BETTER else "tokens/s, more is better"
     axes.set_title(f"{row.title} ({better})")
     axes.set_xlim(0, max(values) * 1.3)
     axes.invert_yaxis()

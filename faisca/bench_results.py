@@ -37,13 +37,13 @@ class Row:
 
 
 FRESH = {
-    "first_step": ("first training step, process fresh", "s"),
-    "peak_resident": ("peak memory of training, resident", "bytes"),
-    "peak_device": ("peak memory of training, device", "bytes"),
+    "first_step": ("first training step", "s"),
+    "peak_resident": ("training's peak memory, resident", "bytes"),
+    "peak_device": ("training's peak memory, device", "bytes"),
 }
 DERIVED = {
     "utilisation": ("model FLOPs utilisation", "%"),
-    "products_share": ("matrix products' share of the step", "%"),
+    "products_share": ("matrix products' share of step", "%"),
 }
 TITLES = {key: (case.title, case.unit) for key, case in CASES.items()} | FRESH | DERIVED
 

@@ -190,16 +190,14 @@ def _quick(config: Config) -> Config:
 CASES = {
     "pretrain": Case("pre-training step", "tokens/s", lambda work: training_tokens(work, "pretrain")),
     "sft": Case("SFT step", "tokens/s", lambda work: training_tokens(work, "sft")),
-    "rollout": Case(
-        "rollout, rows of full length", "tokens/s", lambda work: work.completions * work.config.grpo.max_new_tokens
-    ),
-    "grpo_full": Case("GRPO step, rows of full length", "s"),
+    "rollout": Case("rollout, full rows", "tokens/s", lambda work: work.completions * work.config.grpo.max_new_tokens),
+    "grpo_full": Case("GRPO step, full rows", "s"),
     "grpo_ending": Case("GRPO step, rows that end", "s"),
     "generate_1": Case("generation, 1 row", "tokens/s", lambda work: work.sampling().max_new_tokens),
     "generate_24": Case("generation, 24 rows", "tokens/s", lambda work: 24 * work.sampling().max_new_tokens),
     "generate_64": Case("generation, 64 rows", "tokens/s", lambda work: 64 * work.sampling().max_new_tokens),
     "first_token": Case("time to the first token", "s"),
     "peak": Case("matrix product, peak", "FLOP/s", lambda work: 2.0 * peak_size(work) ** 3),
-    "products": Case("matrix products of the step alone", "s"),
+    "products": Case("the step's matrix products alone", "s"),
 }
 """What is timed in interleaved rounds, in the order of the table."""

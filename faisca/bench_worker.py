@@ -8,9 +8,9 @@ measured in yet another process, which does nothing else.
 import importlib.util
 import math
 import multiprocessing
-import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,8 @@ from faisca.memory import peak_resident_bytes
 BASELINES = Path(faisca.__file__).parent.parent / "benchmarks" / "baselines"
 SHORTEST_ROUND = 0.2
 """seconds: shorter cases are repeated within a round"""
+LONG = 30.0
+"""seconds: a case that takes longer is warm after once"""
 
 
 class Subject(Protocol):
@@ -57,26 +59,29 @@ class SubjectSpec:
     name: str
     work: Work
     options: RunConfig
+    baselines: Path = field(default_factory=lambda: BASELINES)
 
     def open(self) -> Subject:
         """Import its framework and make it."""
         if self.name in PACKAGES:
             return Twin(self.name, self.work, replace(self.options, backend=self.name))  # type: ignore[arg-type]
-        subject: Subject = load_baseline(self.name).open_baseline(self.work, self.options.device)
+        subject: Subject = load_baseline(self.name, self.baselines).open_baseline(self.work, self.options.device)
         return subject
 
 
-def baseline_names() -> list[str]:
-    """The baselines of this checkout."""
-    return sorted(path.stem for path in BASELINES.glob("*.py") if not path.stem.startswith("_"))
-
-
-def load_baseline(name: str) -> ModuleType:
-    """The module benchmarks/baselines/NAME.py."""
-    path = BASELINES / f"{name}.py"
+def find_baseline(name: str, folder: Path) -> Path:
+    """The file of a baseline; FaiscaError where there is none."""
+    path = folder / f"{name}.py"
     if not path.is_file():
-        known = ", ".join(baseline_names()) or "none: they are in a checkout of the repository, not in the package"
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
+        known = known or "none: they are in a checkout of the repository, not in the package"
         raise FaiscaError(f"peer {name!r} is unknown: choose among {known}")
+    return path
+
+
+def load_baseline(name: str, folder: Path) -> ModuleType:
+    """The module of a baseline."""
+    path = find_baseline(name, folder)
     spec = importlib.util.spec_from_file_location(f"faisca_baseline_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -142,9 +147,9 @@ class _Server:
         return list(self._cases)
 
     def warm_up(self, case: str) -> float:
-        """Do a case once, twice where it is short, and choose how often makes a round: seconds a round."""
+        """Do a case twice, as compiled steps trace twice, and choose how often makes a round: seconds a round."""
         seconds = self._cases[case]()
-        if seconds < 5 * SHORTEST_ROUND:
+        if seconds < LONG:
             seconds = self._cases[case]()
         self._repeats[case] = max(1, math.ceil(SHORTEST_ROUND / seconds))
         return self._repeats[case] * seconds
@@ -155,13 +160,18 @@ class _Server:
 
     def fresh(self) -> dict[str, Any]:
         """The first training step of this process, and its peak memory after another."""
-        began = time.perf_counter()
-        step = self.subject.training("pretrain")
-        made = time.perf_counter() - began
-        first = timed(step)
-        step()
+        first = timed(lambda: self._training())  # making the optimiser included
+        self._training()
         memory = {"peak_resident": peak_resident_bytes(), "peak_device": self.subject.device_memory()}
-        return {"first_step": made + first, **memory}
+        return {"first_step": first, **memory}
+
+    def training_seconds(self) -> float:
+        """Seconds of another training step, after `fresh`."""
+        return self._training()
+
+    @cached_property
+    def _training(self) -> CaseFunction:
+        return self.subject.training("pretrain")
 
 
 def _serve(spec: SubjectSpec, pipe: Connection) -> None:

@@ -42,11 +42,12 @@ class InspectOptions:
 
 
 def runs(argv: list[str]) -> int:
-    """List the runs in a folder: how far each is, its losses on validation titles (all, and those
-    from Portugal), what computed it, its size, and whether it can be resumed.
+    """List the runs in a folder: how far each is, its losses on validation titles
+    (all, and those from Portugal), what computed it, its size, and whether it
+    can be resumed.
 
     examples:
-      faisca runs
+      faisca runs runs
       faisca runs experiments --json
     """
     options = parse(RunsOptions, argv, command="runs", help=runs.__doc__)
@@ -59,7 +60,8 @@ def runs(argv: list[str]) -> int:
 
 
 def inspect(argv: list[str]) -> int:
-    """Show what is inside a checkpoint and verify its checksums; the exit status is 1 where it is damaged.
+    """Show what is inside a checkpoint and verify its checksums. The exit status is
+    1 where it is damaged.
 
     examples:
       faisca inspect runs/spark

@@ -15,6 +15,8 @@ def open_runtime(*, config: RunConfig) -> Runtime:
     device, device_reason = _choose_device(config.device)
     dtype, dtype_reason = _choose_dtype(config.dtype, device)
     compiled, compile_reason = _choose_compile(config.compile, device)
+    if compiled and device == "cpu":
+        torch.use_deterministic_algorithms(True)  # else threads race to add to the embeddings' gradients
     return Runtime(
         backend="torch",
         device=device,

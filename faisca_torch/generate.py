@@ -44,7 +44,7 @@ def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
     cumulative = probs_RS.cumsum(1)
     threshold = uniforms_R[:, None] * cumulative[:, -1:]
-    picked = (cumulative <= threshold).sum(1, keepdim=True).clamp(max=ids_RS.shape[1] - 1)
+    picked = torch.searchsorted(cumulative, threshold, right=True).clamp(max=ids_RS.shape[1] - 1)
     return ids_RS.gather(1, picked).squeeze(1)
 
 

@@ -79,32 +79,39 @@ class _LinearLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        log_probs_N = torch.empty(len(hidden_ND), dtype=_wide(hidden_ND), device=hidden_ND.device)
-        entropies_N = torch.empty_like(log_probs_N)
-        for rows in _chunks(len(hidden_ND), chunk):
-            log_p = _log_softmax(hidden_ND[rows], head_VD, temperature)
-            log_probs_N[rows] = log_p.gather(1, targets_N[rows, None]).squeeze(1)
-            entropies_N[rows] = -(log_p.exp() * log_p).sum(1)
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N)
+        N, wide = len(hidden_ND), _wide(hidden_ND)
+        log_probs_N, entropies_N, log_sums_N = (torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(3))
+        buffer = hidden_ND.new_empty(min(chunk, N), len(head_VD))
+        exps_buffer = torch.empty_like(buffer, dtype=wide)
+        for rows in _chunks(N, chunk):
+            logits = torch.mm(hidden_ND[rows], head_VD.T, out=buffer[: len(targets_N[rows])]).to(wide)
+            peak = logits.amax(1, keepdim=True) / temperature
+            scores = torch.add(-peak, logits, alpha=1 / temperature, out=logits)
+            exps = torch.exp(scores, out=exps_buffer[: len(scores)])
+            sums = exps.sum(1)
+            log_probs_N[rows] = scores.gather(1, targets_N[rows, None]).squeeze(1) - sums.log()
+            entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
+            log_sums_N[rows] = peak.squeeze(1) + sums.log()
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N, log_sums_N)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropies_N)
         return log_probs_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        hidden_ND, head_VD, targets_N = ctx.saved_tensors
+        hidden_ND, head_VD, targets_N, log_sums_N = ctx.saved_tensors
+        scaled_N1 = (upstream_N / ctx.temperature)[:, None].to(hidden_ND.dtype)
+        scaled_hidden_ND = hidden_ND * scaled_N1  # p - one_hot is scaled on the narrow side
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
+        buffer = hidden_ND.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD))
         for rows in _chunks(len(hidden_ND), ctx.chunk):
-            d_logits = _log_softmax(hidden_ND[rows], head_VD, ctx.temperature).exp_().neg_()
-            d_logits.scatter_add_(1, targets_N[rows, None], torch.ones_like(d_logits[:, :1]))
-            d_logits = d_logits.mul_(upstream_N[rows, None] / ctx.temperature).to(hidden_ND.dtype)
-            torch.mm(d_logits, head_VD, out=d_hidden_ND[rows])
-            d_head_VD.addmm_(d_logits.T, hidden_ND[rows])
-        return d_hidden_ND, d_head_VD, None, None, None
-
-
-def _log_softmax(hidden_nD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    return ((hidden_nD @ head_VD.T).to(_wide(hidden_nD)) / temperature).log_softmax(1)  # [n, V]
+            logits = torch.mm(hidden_ND[rows], head_VD.T, out=buffer[: len(targets_N[rows])]).to(log_sums_N.dtype)
+            probs = torch.add(-log_sums_N[rows, None], logits, alpha=1 / ctx.temperature, out=logits).exp_()
+            probs = probs.to(hidden_ND.dtype)
+            torch.mm(probs, head_VD, out=d_hidden_ND[rows])
+            d_head_VD.addmm_(probs.T, scaled_hidden_ND[rows], alpha=-1)
+        d_hidden_ND = (head_VD[targets_N] - d_hidden_ND) * scaled_N1
+        return d_hidden_ND, d_head_VD.index_add_(0, targets_N, scaled_hidden_ND), None, None, None
 
 
 def _wide(hidden_nD: Tensor) -> torch.dtype:

@@ -19,8 +19,9 @@ from faisca.tokenizer import Tokenizer, load_tokenizer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`twin`: each on its own; `other`: each but the yardstick; `trained`: those, and MLX compiled."""
-    for name, values in (("twin", TWINS), ("other", PAIRED), ("trained", PAIRED + COMPILED)):
+    """`twin`: each on its own; `other`: each but the yardstick; `trained`, `stepped`: those, and MLX compiled."""
+    choices = {"twin": TWINS, "other": PAIRED, "trained": PAIRED + COMPILED, "stepped": TWINS + COMPILED}
+    for name, values in choices.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, [pytest.param(value, marks=marks(value)) for value in values], ids=str)
 

@@ -244,7 +244,7 @@ MUTATIONS = (
     ),
     # precision and dropout
     Mutation(
-        "moments lost in bfloat16",
+        "logits rounded before the softmax",
         M + "losses.py",
         "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
         "(hidden_nD @ head_VD.T) / temperature",

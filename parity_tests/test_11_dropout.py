@@ -85,22 +85,22 @@ def test_absent_in_evaluation(twin: Twin):
     assert np.array_equal(one, two)
 
 
-def test_absent_in_reinforcement_learning(trained: Twin):
+def test_absent_in_reinforcement_learning(stepped: Twin):
     """On the first pass the policy is the one that sampled: every ratio is 1."""
     plain, dropping = make_case(), make_case(dropout=0.5, attention_dropout=0.5)
     config = GRPOConfig(epsilon=1e-6)
-    (first, *_), (second, *_) = (reinforce(trained.side, case, config)[1] for case in (plain, dropping))
+    (first, *_), (second, *_) = (reinforce(stepped.side, case, config)[1] for case in (plain, dropping))
     assert first == second
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-5) and first["ratio_max"] == pytest.approx(1, abs=1e-5)
 
 
-def test_each_step_drops_anew_and_its_seed_decides(trained: Twin):
+def test_each_step_drops_anew_and_its_seed_decides(stepped: Twin):
     case = make_case(dropout=0.5, steps=1)
-    learner = trained.side.backend.make_learner(
-        model=case.make_model(trained.side), config=OptimizerConfig(learning_rate=1e-30, weight_decay=0.0)
+    learner = stepped.side.backend.make_learner(
+        model=case.make_model(stepped.side), config=OptimizerConfig(learning_rate=1e-30, weight_decay=0.0)
     )
     inputs, targets = case.batch()
     common = {"inputs": inputs, "targets": targets, "learning_rate": 1e-30, "micro_batch_size": 0}
-    steps = [trained.side.backend.train_step(learner=learner, **common, dropout_seed=seed) for seed in (1, 2, 1, 2**62)]
-    one, two, again, far = (step["loss"] for step in trained.side.backend.read_metrics(metrics=steps))
+    steps = [stepped.side.backend.train_step(learner=learner, **common, dropout_seed=seed) for seed in (1, 2, 1, 2**62)]
+    one, two, again, far = (step["loss"] for step in stepped.side.backend.read_metrics(metrics=steps))
     assert one == again and len({one, two, far}) == 3

@@ -14,6 +14,7 @@ from small_models import open_twin
 
 from faisca import cli
 from faisca.checkpoint import checkpoint_folders, load_checkpoint
+from faisca.config_files import load_preset, write_config
 from faisca.run_log import read_records
 
 PLACES = "Lisboa Porto Braga Faro Coimbra Évora Aveiro Viseu Leiria Setúbal".split()
@@ -23,7 +24,7 @@ TIMED = {"seconds", "tokens_per_second", "peak_memory_bytes"}
 """what may differ between two equal runs"""
 
 OPTIONS = """
-    --preset tiny --device cpu --checkpoint-every 2 --keep 2 --model.dropout 0.1 --model.attention-dropout 0.1
+    --device cpu --checkpoint-every 2 --keep 2 --model.dropout 0.1 --model.attention-dropout 0.1
     --tokenizer.vocabulary-size 300
     --pretrain.epochs 2 --pretrain.max-steps 9 --pretrain.batch-size 16
     --sft.epochs 2 --sft.max-steps 7 --sft.batch-size 8 --sft.evaluate-every 3
@@ -36,7 +37,7 @@ class KilledError(BaseException):
 
 
 def write_material(folder: Path) -> Path:
-    """Headlines of our own, and a reward that tells completions apart."""
+    """Headlines of our own, a configuration, and a reward that tells completions apart."""
     rows = [(s, a, p) for p in PLACES for s in SUBJECTS for a in ACTIONS]
     lines = [
         json.dumps({"title": f"{s} de {p} {a}", "language": "pt", "requested_url": f"https://x.{c}/{i}"})
@@ -45,12 +46,20 @@ def write_material(folder: Path) -> Path:
     ]
     (folder / "headlines.jsonl").write_text("\n".join(lines[:400]) + "\n", encoding="utf-8")
     (folder / "reward.py").write_text("def length(texts):\n    return [float(len(text) % 7) for text in texts]\n")
+    write_config(load_preset("tiny"), folder / "tiny.toml")
     return folder
 
 
 def arguments(material: Path, backend: str, *more: str) -> list[str]:
     """What follows `faisca run` to start a small run; `more` wins."""
-    own = ["--data", f"{material}/headlines.jsonl", "--grpo.reward", f"{material}/reward.py:length"]
+    own = [
+        "--config",
+        f"{material}/tiny.toml",
+        "--data",
+        f"{material}/headlines.jsonl",
+        "--grpo.reward",
+        f"{material}/reward.py:length",
+    ]
     return [*OPTIONS.split(), "--backend", backend, *own, *more]
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def unbroken_torch(material, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads in torch, which then may add in another order each time."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)  # what compiling for the CPU sets
+
+
 @pytest.fixture(scope="module")
 def begun_torch(material, tmp_path_factory) -> Path:
     """A run that died in its first stage; to be copied, not changed."""
@@ -74,7 +86,7 @@ def test_killed_in_every_stage_and_resumed_it_is_the_unbroken_run(backend, mater
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++, which is not installed")
 @pytest.mark.parametrize("backend", TWINS)
-def test_compiled_steps_resume_exactly_too(backend, material, tmp_path):
+def test_compiled_steps_resume_exactly_too(backend, material, tmp_path, two_threads):
     open_twin(backend)
     compiled = ("--run.compile", "on", "--stages", "pretrain", "--pretrain.max-steps", "4", "--model.num-layers", "1")
     start(material, tmp_path / "unbroken", backend, *compiled)

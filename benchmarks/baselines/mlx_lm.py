@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import faisca_mlx  # first: it puts a fast BLAS in place before MLX is loaded
+import faisca_mlx  # isort: skip  # first: it puts a fast BLAS in place before MLX is loaded
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim

@@ -7,16 +7,16 @@ tried on a Mac, without the mistakes.
 from collections.abc import Callable
 from typing import Any
 
-import faisca_mlx  # first: it puts a fast BLAS in place before MLX is loaded
+import faisca_mlx  # isort: skip  # first: it puts a fast BLAS in place before MLX is loaded
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from faisca_mlx.model import GPT, make_model
 
 from faisca.bench_twin import timed
 from faisca.bench_work import Work
 from faisca.config import RunConfig
+from faisca_mlx.model import GPT, make_model
 
 TOP_K = 30
 TEMPERATURE = 0.8

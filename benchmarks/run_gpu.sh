@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Everything about a CUDA GPU in one command: benchmarks/run_gpu.sh HEADLINES [FOLDER]
+# HEADLINES is what `faisca run --data` takes; results go to FOLDER, benchmarks/results by default.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+headlines=${1:?name the headlines: benchmarks/run_gpu.sh HEADLINES [FOLDER]}
+out=${2:-benchmarks/results}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+gpu=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')
+mkdir -p "$out"
+
+echo "estimate: 10 minutes for the tables, and some for the whole run" >&2
+peers=reference,nanogpt
+"$python" -c 'import transformers' 2>/dev/null && peers+=,transformers
+# in bfloat16 the losses agree with the float32 reference to two digits only: two tables
+"$python" -m faisca bench --preset faisca --backends torch --device cuda --dtype float32 --peers "$peers" --json "$out/$gpu-float32.json"
+"$python" -m faisca bench --preset faisca --backends torch --device cuda --dtype bfloat16 --json "$out/$gpu-bfloat16.json"
+if "$python" -c 'import mlx.core as mx; raise SystemExit(not mx.cuda.is_available())' 2>/dev/null; then
+  "$python" -m faisca bench --preset faisca --backends mlx --device gpu --json "$out/$gpu-mlx.json"
+else
+  echo "MLX's CUDA build is not installed (pip install 'faisca-mlx[mlx-cuda]'): not measured" >&2
+fi
+"$python" -m faisca run --preset faisca --backend torch --device cuda --data "$headlines" --out "runs/$gpu-$(date +%Y%m%d-%H%M%S)"
