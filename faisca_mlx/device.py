@@ -66,7 +66,7 @@ def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
 
 def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
     if wanted == "on" and device == "cpu" and shutil.which("g++") is None:
-        raise FaiscaError("run.compile on needs g++ where MLX computes on the CPU: install it, or leave compile at auto")
+        raise FaiscaError("run.compile on needs g++ where MLX computes on the CPU: install it, or leave it at auto")
     if wanted != "auto":
         return wanted == "on", f"compile {wanted}: asked for"
     if device == "cpu":

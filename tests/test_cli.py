@@ -39,7 +39,8 @@ def stages(monkeypatch):
     def saved_config(folder):
         return read_config(folder / "config.toml")
 
-    monkeypatch.setitem(sys.modules, "faisca.stages", SimpleNamespace(run=run, resume=resume, saved_config=saved_config))
+    stages = SimpleNamespace(run=run, resume=resume, saved_config=saved_config)
+    monkeypatch.setitem(sys.modules, "faisca.stages", stages)
     return calls
 
 

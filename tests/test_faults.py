@@ -87,7 +87,7 @@ def killed_many_times(material: Path, unbroken: Path, folder: Path, wanted: int)
     chance, kills, torn, runs = random.Random(0), 0, 0, 0
     began = time.monotonic()
     assert finish(["run", *arguments(material, "torch"), "--out", str(folder / "timed")], folder / "errors")[0] == 0
-    span = time.monotonic() - began
+    span = (time.monotonic() - began) / 2  # so that a run is killed more than once
     while kills < wanted:
         runs += 1
         more, half_written = kill_until_it_is_done(material, folder / f"run{runs}", chance, span)
