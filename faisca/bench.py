@@ -75,14 +75,15 @@ class CompareOptions:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed and memory of both backends on this machine: training, sampling, GRPO and data
-    preparation, in turns, medians over rounds. Results go to a JSON file and a chart.
+    """Measure speed and memory of both backends on this machine: training, sampling,
+    GRPO and data preparation, in turns, medians over rounds. Results go to a JSON
+    file and a chart.
 
     examples:
       faisca bench --quick
       faisca bench --preset faisca --json mine.json
-      faisca bench --backends torch --peers reference,transformers --cases pretrain,rollout
-      faisca bench compare mine.json yours.json     (faisca bench compare --help)
+      faisca bench --peers reference,transformers --cases pretrain,rollout
+      faisca bench compare mine.json yours.json
     """
     if argv[:1] == ["compare"]:
         return compare(argv[1:])

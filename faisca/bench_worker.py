@@ -8,6 +8,7 @@ measured in yet another process, which does nothing else.
 import importlib.util
 import math
 import multiprocessing
+import signal
 import traceback
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -102,10 +103,10 @@ class Worker:
 
     def ask(self, question: str, *arguments: Any) -> Any:
         """Call `_Server.QUESTION` over there; its error is raised here."""
-        self._pipe.send((question, arguments))
         try:
+            self._pipe.send((question, arguments))
             kind, answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise FaiscaError(f"{self.name}: its process died in {question}: is there enough memory?") from None
         if kind == "user":
             raise FaiscaError(f"{self.name}: {answer}")
@@ -114,12 +115,10 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, whatever it does: it has nothing to save."""
         self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        self._process.terminate()
+        self._process.join()
 
     def __enter__(self) -> "Worker":
         return self
@@ -175,16 +174,17 @@ class _Server:
 
 
 def _serve(spec: SubjectSpec, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the asking process's, which then ends this one
     server: _Server | None = None
     while True:
         try:
             question, arguments = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             server = server or _Server(spec)
             pipe.send(("answer", getattr(server, question)(*arguments)))
         except FaiscaError as error:
             pipe.send(("user", str(error)))
-        except Exception:  # it is raised again where the question came from
+        except Exception:  # raised again where the question came from
             pipe.send(("bug", traceback.format_exc()))

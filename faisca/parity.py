@@ -20,12 +20,15 @@ from faisca.differences import differences
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.parity_rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
-from faisca.parity_sampling import agreement, settings
+from faisca.parity_sampling import NEW_TOKENS, ROWS, agreement, settings
 
 BFLOAT16_RUNGS = (
     Rung(10, "bfloat16: logits", logits, 5e-2),
     Rung(10, "bfloat16: training", trajectory, 2e-2),
 )
+
+LARGE = 3_000_000
+"""parameters above which there are fewer rows and steps, to stay within a minute"""
 
 ENVIRONMENT = {
     "MLX_ENABLE_TF32": "0",  # products in full float32
@@ -96,7 +99,9 @@ def find_sides() -> dict[str, Side]:
             raise FaiscaError(f"parity compares both backends, and {error}") from error
         best = backend.open_runtime(config=RunConfig()).device
         for device in dict.fromkeys(("cpu", best)):
-            config = RunConfig(device=device, dtype="float32", compile="off")  # type: ignore[arg-type]
+            # as users run it, except where compiling takes longer than all rungs
+            compiled = "auto" if name == "mlx" and device != "cpu" else "off"
+            config = RunConfig(device=device, dtype="float32", compile=compiled)  # type: ignore[arg-type]
             sides[f"{name} {device}"] = Side(backend, config)
     return sides
 
@@ -112,7 +117,9 @@ def make_case(path: Path | None) -> Case:
     checkpoint = load_checkpoint(path)
     config = dataclasses.replace(ModelConfig(**checkpoint.state["model"]), dropout=0.0, attention_dropout=0.0)
     end_of_text = checkpoint_tokenizer(checkpoint).end_of_text
-    return Case(config, checkpoint.parameters, end_of_text, length=min(32, config.context))
+    rows, steps = (2, 6) if count_parameters(config) > LARGE else (8, 20)
+    length = min(32, config.context)
+    return Case(config, checkpoint.parameters, end_of_text, rows=rows, length=length, steps=steps)
 
 
 def climb(sides: dict[str, Side], case: Case) -> list[Row]:
@@ -137,11 +144,13 @@ def in_bfloat16(side: Side) -> Side:
 
 def _sampling_row(yardstick: Side, side: Side, name: str, case: Case) -> Row:
     """How many of the completions part where there is no tie."""
-    found = [agreement(yardstick, side, case, sampling) for sampling in settings(min(60, case.model.context))]
+    ways = settings(min(NEW_TOKENS, case.model.context))
+    rows = ROWS // 8 if count_parameters(case.model) > LARGE else ROWS
+    found = [agreement(yardstick, side, case, sampling, rows) for sampling in ways]
     wrong = [line for one in found for line in one.wrong]
     tokens, ties = sum(one.tokens for one in found), sum(one.ties for one in found)
-    where = f"{tokens:,} tokens, {ties} ties" + "".join(f"; {line}" for line in wrong[:3])
-    return Row(7, "sampled tokens that differ", name, float(len(wrong)), 0.0, where)
+    where = f"{tokens:,} tokens" + "".join(f"; {line}" for line in wrong[:3])
+    return Row(7, f"tokens that differ, {ties} ties", name, float(len(wrong)), 0.0, where)
 
 
 def _report(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:

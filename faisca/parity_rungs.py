@@ -6,6 +6,7 @@ and looks inside the twins besides. `docs/parity.md` says where each tolerance c
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,9 @@ class Side:
         return self.backend.open_runtime(config=dataclasses.replace(self.config, **changes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """The model that both sides compute with, and how much of it."""
+    """The model that both sides compute with, and how much of it; equal to itself only, so that it can be a key."""
 
     model: ModelConfig
     parameters: Mapping[str, np.ndarray]
@@ -132,23 +133,34 @@ def optimizer_change(side: Side, case: Case) -> Arrays:
 
 def trajectory(side: Side, case: Case) -> Arrays:
     """Loss and gradient norm of every step of a short training."""
-    return _numbers(train(side, case, _optimizer(), steps=case.steps)[1])
+    return _training(side, case)[0]
 
 
 def distance(side: Side, case: Case) -> Arrays:
     """How the training moved the weights, all together."""
-    learner, _ = train(side, case, _optimizer(), steps=case.steps)
-    return _together(_change(case, learner_parameters(side, learner)))
+    return _training(side, case)[1]
 
 
 def policy_steps(side: Side, case: Case) -> Arrays:
     """GRPO's metrics over two passes of two minibatches on given completions."""
-    return _numbers(reinforce(side, case)[1])
+    return _policy_updates(side, case)[0]
 
 
 def policy_change(side: Side, case: Case) -> Arrays:
     """How these four updates move the weights, all together."""
-    return _together(_change(case, learner_parameters(side, reinforce(side, case)[0])))
+    return _policy_updates(side, case)[1]
+
+
+@functools.lru_cache(maxsize=4)  # two rungs look at the same training
+def _training(side: Side, case: Case) -> tuple[Arrays, Arrays]:
+    learner, metrics = train(side, case, _optimizer(), steps=case.steps)
+    return _numbers(metrics), _together(_change(case, learner_parameters(side, learner)))
+
+
+@functools.lru_cache(maxsize=4)
+def _policy_updates(side: Side, case: Case) -> tuple[Arrays, Arrays]:
+    learner, metrics = reinforce(side, case)
+    return _numbers(metrics), _together(_change(case, learner_parameters(side, learner)))
 
 
 def train(

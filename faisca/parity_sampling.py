@@ -74,7 +74,8 @@ def draw(logits_V: np.ndarray, uniform: float, sampling: Sampling) -> tuple[int,
     """The token that a uniform number picks, and the margin by which it does, in float64."""
     logits = logits_V.astype(np.float64)
     scale = np.abs(logits).max()
-    order = np.argsort(-logits, kind="stable")
+    wanted = 1 if sampling.temperature == 0 else sampling.top_k
+    order = likeliest(logits, wanted + 1 if 0 < wanted < len(logits) else len(logits))
     if sampling.temperature == 0:
         return int(order[0]), float((logits[order[0]] - logits[order[1]]) / scale)
     margins = []
@@ -95,6 +96,12 @@ def draw(logits_V: np.ndarray, uniform: float, sampling: Sampling) -> tuple[int,
     threshold = uniform * edges[-1]
     margins.append(np.abs(edges[:-1] - threshold).min(initial=np.inf))
     return int(ids[min(int((edges <= threshold).sum()), len(ids) - 1)]), float(min(margins))
+
+
+def likeliest(logits_V: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` largest logits, largest first, equals in the order of their ids."""
+    ids = np.argpartition(-logits_V, count - 1)[:count] if count < len(logits_V) else np.arange(len(logits_V))
+    return ids[np.lexsort((ids, -logits_V[ids]))]
 
 
 def agreement(side: Side, other: Side, case: Case, sampling: Sampling, rows: int = ROWS) -> Agreement:

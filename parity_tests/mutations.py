@@ -110,8 +110,8 @@ MUTATIONS = (
     Mutation(
         "temperature forgotten in the gradient",
         T + "losses.py",
-        "upstream_N[rows, None] / ctx.temperature",
-        "upstream_N[rows, None]",
+        "(upstream_N / ctx.temperature)",
+        "(upstream_N)",
         "03",
     ),
     Mutation(
