@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/faisca run --preset spark --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-# One thread a worker: two workers then use two cores without fighting over them.
+# Two workers on two cores; conftest.py gives each one thread.
 test: install lint
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

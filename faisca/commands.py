@@ -5,6 +5,7 @@ text above the options. A configuration has three layers: the preset, --config F
 """
 
 import json
+import os
 from dataclasses import dataclass, fields, replace
 from inspect import cleandoc
 from pathlib import Path
@@ -248,7 +249,7 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
     for flag, value in others.items():
         if value is not None:
             raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
-    if not (run / "checkpoints").is_dir():
+    if not os.path.isdir(run / "checkpoints"):  # False, not an error, where it may not be read
         raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew")
     from faisca.stages import saved_config
 

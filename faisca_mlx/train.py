@@ -1,6 +1,7 @@
 """One training step, and the passes over a model that need no gradient."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca_mlx.losses import linear_cross_entropy, linear_log_probs
+from faisca_mlx.losses import _total, linear_cross_entropy, linear_log_probs
 from faisca_mlx.model import GPT
 
 Metrics = dict[str, mx.array]
@@ -34,12 +35,7 @@ class Learner:
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
-    optimizer = optim.Adam(
-        config.learning_rate,
-        betas=[config.beta1, config.beta2],
-        eps=config.epsilon,
-        bias_correction=True,  # off by default in MLX
-    )
+    optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(model.trainable_parameters())
     learner = Learner(model, optimizer, config, lambda: {}, {})
     learner.step = _compiled(learner, partial(_step, learner))
@@ -82,7 +78,7 @@ def train_step(
 def _update(*, learner: Learner, loss: mx.array, gradients: Any, learning_rate: mx.array) -> Metrics:
     """Clip the gradients, and take the AdamW step unless something is not finite."""
     model, optimizer, config = learner.model, learner.optimizer, learner.config
-    clipped, grad_norm = optim.clip_grad_norm(gradients, config.clip_norm or float("inf"))
+    clipped, grad_norm = _clip(gradients, config.clip_norm)
     finite = mx.isfinite(loss) & mx.isfinite(grad_norm)
     old_weights, old_state = model.trainable_parameters(), tree_map(lambda value: value, optimizer.state)
     optimizer.learning_rate = learning_rate
@@ -169,6 +165,39 @@ def _summed_loss(model: GPT, inputs: mx.array, targets: mx.array, with_gradients
         return linear_cross_entropy(
             hidden_ND, model.head_VD, targets.flatten(), model.runtime.loss_chunk, with_gradients
         )
+
+
+def _clip(gradients: Any, largest: float) -> tuple[Any, mx.array]:
+    """Gradients scaled to a norm of at most `largest` (0: as they are), and the norm that they had.
+
+    MLX's `clip_grad_norm` adds up a table number by number in float32, which on the CPU makes the
+    norm 0.4 % too small for a vocabulary of 50,257.
+    """
+    norm = mx.sqrt(_total([gradient.square().sum(axis=-1) for _, gradient in tree_flatten(gradients)]))
+    if not largest:
+        return gradients, norm
+    return tree_map(lambda gradient: gradient * mx.minimum(largest / (norm + 1e-6), 1.0), gradients), norm
+
+
+class _Adam(optim.Adam):
+    """Adam with bias correction (Kingma & Ba 2015), which MLX's own leaves out unless it is asked.
+
+    MLX's own also computes 1 - beta ** step in float32, 1e-5 off in the first steps, and training
+    amplifies that a thousandfold.
+    """
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
+        beta1, beta2 = self.betas
+        state["m"] = beta1 * state["m"] + (1 - beta1) * gradient
+        state["v"] = beta2 * state["v"] + (1 - beta2) * mx.square(gradient)
+        rate = self.learning_rate / _correction(beta1, self.step)
+        root = mx.sqrt(state["v"]) * mx.rsqrt(_correction(beta2, self.step))
+        return parameter - rate * state["m"] / (root + self.eps)
+
+
+def _correction(beta: float, step: mx.array) -> mx.array:
+    """1 - beta ** step, to the last digits of a float32."""
+    return -mx.expm1(step.astype(mx.float32) * (math.log(beta) if beta else -math.inf))
 
 
 def _decayed(weights: Any, config: OptimizerConfig, learning_rate: mx.array) -> Any:

@@ -122,7 +122,14 @@ MUTATIONS = (
         "03",
     ),
     # the optimiser
-    Mutation("no bias correction", M + "train.py", "bias_correction=True", "bias_correction=False", "05"),
+    Mutation("no bias correction", M + "train.py", "return -mx.expm1(", "return 1 + 0 * (", "05"),
+    Mutation(
+        "norm of the gradients left unsquared",
+        M + "train.py",
+        "gradient.square().sum(axis=-1)",
+        "gradient.abs().sum(axis=-1)",
+        "05",
+    ),
     Mutation(
         "decay on norms and biases",
         T + "train.py",

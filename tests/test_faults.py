@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,18 +254,25 @@ def unprivileged() -> Iterator[None]:
             os.seteuid(0)
 
 
-def test_a_read_only_folder_is_one_clear_line(broken_off, unbroken, material, tmp_path, capsys):
-    run = shutil.copytree(broken_off, tmp_path / "run")
-    for path in (*tmp_path.parents, tmp_path, *run.rglob("*"), run):
-        if path.is_relative_to(tmp_path.parent.parent):
-            path.chmod(0o555 if path.is_dir() else 0o444)
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A temporary folder that everybody may enter, which pytest's own may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_read_only_folder_is_one_clear_line(broken_off, unbroken, material, reachable, capsys):
+    run = shutil.copytree(broken_off, reachable / "run")
+    for path in (*run.rglob("*"), run, reachable):
+        path.chmod(0o555 if path.is_dir() else 0o444)
     with unprivileged():
-        for argv in (["--resume", str(run)], [*arguments(material, "torch"), "--out", str(tmp_path / "new")]):
+        for argv in (["--resume", str(run)], [*arguments(material, "torch"), "--out", str(reachable / "new")]):
             capsys.readouterr()
             assert cli.main(["run", *argv]) == 2
             text = capsys.readouterr().err
             assert is_one_clear_line(text) and "Permission denied" in text, text
-    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path, run, *run.rglob("*")):
+    for path in (reachable, run, *run.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     resume(run)
     same_outcome(outcome(run), outcome(unbroken))
