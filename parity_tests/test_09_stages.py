@@ -11,8 +11,12 @@ from cases import Twin
 from faisca.config_files import load_preset
 from faisca.stages import run
 
-# Largest difference allowed; a completion that parts at a tie moves a share by 1/counted
-TOLERANCES = {"validation_loss": 1e-3, "bits_per_byte": 1e-3, "portugal_validation_loss": 1e-3}
+TIGHT = {"validation_loss": 1e-3, "bits_per_byte": 1e-3, "portugal_validation_loss": 1e-3}
+TIGHT |= {"football_share": 0.0, "distinct_share": 0.0}
+# 763 steps at spark's learning rate amplify rounding: two runs of torch whose initial weights differ in the last place
+# end 3e-3 nats apart (docs/parity.md), and then sample other completions
+LOOSE = {"validation_loss": 2e-2, "bits_per_byte": 1e-2, "portugal_validation_loss": 2e-2}
+LOOSE |= {"football_share": 0.12, "distinct_share": 0.03}
 
 
 def summary(preset: str, twin: Twin, folder: Path) -> dict[str, Any]:
@@ -22,14 +26,15 @@ def summary(preset: str, twin: Twin, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "shares"), [("tiny", 0.0), pytest.param("spark", 0.05, marks=pytest.mark.full)], ids=["tiny", "spark"]
+    ("preset", "tolerances"),
+    [("tiny", TIGHT), pytest.param("spark", LOOSE, marks=pytest.mark.full)],
+    ids=["tiny", "spark"],
 )
-def test_the_same_final_table(other: Twin, tmp_path: Path, preset: str, shares: float):
+def test_the_same_final_table(other: Twin, tmp_path: Path, preset: str, tolerances: dict):
     one = summary(preset, Twin("torch", "cpu"), tmp_path / "one")
     two = summary(preset, other, tmp_path / "two")
     assert [stage["stage"] for stage in one["stages"]] == ["pretrain", "sft", "grpo"]
     assert one["parameters"] == two["parameters"]
-    tolerances = TOLERANCES | {"football_share": shares, "distinct_share": shares}
     for a, b in zip(one["stages"], two["stages"], strict=True):
         assert a["steps"] == b["steps"] and a["skipped_steps"] == b["skipped_steps"] == 0
         for name, tolerance in tolerances.items():
@@ -37,4 +42,4 @@ def test_the_same_final_table(other: Twin, tmp_path: Path, preset: str, shares: 
                 assert np.isclose(a[f"{name}_{when}"], b[f"{name}_{when}"], rtol=0, atol=tolerance), name
         if preset == "tiny":
             assert a["samples_after"] == b["samples_after"]
-    assert one["stages"][-1]["kl_after"] == pytest.approx(two["stages"][-1]["kl_after"], rel=0.1, abs=1e-5)
+    assert one["stages"][-1]["kl_after"] == pytest.approx(two["stages"][-1]["kl_after"], rel=0.2, abs=1e-5)
