@@ -11,3 +11,8 @@ class FaiscaError(ValueError):
 
 class VerificationError(FaiscaError):
     """Something was checked and did not hold (exit status 1)."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, short enough for our one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

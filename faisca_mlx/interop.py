@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from faisca.errors import FaiscaError
+from faisca.errors import FaiscaError, first_line
 from faisca.porting import mlx_lm_model
 
 
@@ -59,7 +59,7 @@ def open_exported(*, folder: Path) -> Exported:
     try:
         return Exported(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FaiscaError(f"mlx_lm cannot load {folder}: {_first_line(error)}") from error
+        raise FaiscaError(f"mlx_lm cannot load {folder}: {first_line(error)}") from error
 
 
 def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
     try:
         arrays = mx.load(str(path))
     except (OSError, RuntimeError, ValueError) as error:
-        raise FaiscaError(f"{path} cannot be read ({_first_line(error)}): check that it is whole") from error
+        raise FaiscaError(f"{path} cannot be read ({first_line(error)}): check that it is whole") from error
     if not isinstance(arrays, dict):
         raise FaiscaError(f"{path} holds a single array: it should hold arrays by name")
     return {name: _array(value) for name, value in arrays.items()}
@@ -75,7 +75,3 @@ def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
 
 def _array(value: mx.array) -> np.ndarray:
     return np.array(value.astype(mx.float32) if value.dtype == mx.bfloat16 else value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

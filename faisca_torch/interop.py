@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from faisca.errors import FaiscaError
+from faisca.errors import FaiscaError, first_line
 
 
 class Exported:
@@ -66,7 +66,7 @@ def open_exported(*, folder: Path) -> Exported:
     try:
         return Exported(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FaiscaError(f"transformers cannot load {folder}: {_first_line(error)}") from error
+        raise FaiscaError(f"transformers cannot load {folder}: {first_line(error)}") from error
 
 
 def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
             "torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # in rubbish, the safe unpickler trips over anything
-        raise FaiscaError(f"{path} cannot be read ({_first_line(error)}): check that it is whole") from error
+        raise FaiscaError(f"{path} cannot be read ({first_line(error)}): check that it is whole") from error
     if not isinstance(tensors, dict):
         raise FaiscaError(f"{path} holds a {type(tensors).__name__}: it should hold a state dict")
     return {str(name): _array(path, name, value) for name, value in tensors.items()}
@@ -95,7 +95,3 @@ def _array(path: Path, name: object, value: object) -> np.ndarray:
         raise FaiscaError(f"{path}: {name} is a {type(value).__name__}: a plain state dict has tensors only")
     array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
     return array
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
