@@ -17,7 +17,7 @@ import tiktoken
 import tyro
 
 from faisca.batches import Windows, tokenise
-from faisca.bench_twin import timed
+from faisca.bench.twin import timed
 from faisca.config import DataConfig, TrainConfig
 from faisca.headline_sources import read_headlines
 from faisca.headlines import load_headlines, stage_titles

@@ -15,9 +15,9 @@ from typing import Any
 import tyro
 from matplotlib.figure import Figure
 
-from faisca.bench_machine import describe_machine
-from faisca.bench_work import Work, make_work, training_tokens
-from faisca.bench_worker import SubjectSpec, Worker
+from faisca.bench.machine import describe_machine
+from faisca.bench.work import Work, make_work, training_tokens
+from faisca.bench.worker import SubjectSpec, Worker
 from faisca.config import RunConfig
 
 BASE = {"batch": 8, "context": 128, "vocabulary": 8192, "width": 128, "chunk": 0}

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from faisca.bench_results import LESS_IS_BETTER, TITLES, read_results
+from faisca.bench.results import LESS_IS_BETTER, TITLES, read_results
 
 TARGETS = (
     ("torch", "pretrain", "reference", 2.0),

@@ -25,9 +25,9 @@ COMMANDS = {
     "grpo": ("faisca.commands:grpo", "only reinforcement learning, from a checkpoint: football"),
     "generate": ("faisca.commands:generate", "write headlines with a checkpoint"),
     "evaluate": ("faisca.commands:evaluate", "measure a checkpoint on headlines"),
-    "parity": ("faisca.parity:parity", "prove that both backends compute the same on this machine"),
+    "parity": ("faisca.parity.command:parity", "prove that both backends compute the same on this machine"),
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
-    "bench": ("faisca.bench:bench", "measure speed and memory of both backends on this machine"),
+    "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),
     "runs": ("faisca.inspection:runs", "list the runs of a folder"),
     "inspect": ("faisca.inspection:inspect", "show what is inside a checkpoint, and verify it"),
 }

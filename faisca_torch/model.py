@@ -101,8 +101,9 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
         super().__init__()
         self.config, self.runtime = config, runtime
-        self.token_embedding = nn.Embedding(config.vocabulary_size, config.dim)
-        self.positional_embedding = nn.Embedding(config.context, config.dim)
+        # nn.Embedding's own normal_() on the meta device would import all of torch._dynamo: a second
+        self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocabulary_size, config.dim))
+        self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
         self.dropout = nn.Dropout(config.dropout)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.num_layers))
         self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)

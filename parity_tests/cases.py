@@ -8,7 +8,7 @@ from twins import MlxTwin, TorchTwin
 
 from faisca.backend import load_backend
 from faisca.config import ModelConfig, RunConfig
-from faisca.parity_rungs import Case, Side, uneven_parameters
+from faisca.parity.rungs import Case, Side, uneven_parameters
 
 
 def installed(name: str) -> bool:

@@ -14,7 +14,7 @@ from cases import COMPILED, PAIRED, TWINS, Twin
 from faisca.batches import Windows, tokenise
 from faisca.config_files import load_preset
 from faisca.headlines import load_headlines, stage_titles
-from faisca.parity_rungs import Side
+from faisca.parity.rungs import Side
 from faisca.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 from cases import OPTIONS, PAIRED, TWINS, Twin, make_case
 
-from faisca.differences import differences
-from faisca.parity import BFLOAT16_RUNGS, in_bfloat16
-from faisca.parity_rungs import RUNGS, Rung, Side
-from faisca.parity_sampling import agreement, settings
+from faisca.parity.command import BFLOAT16_RUNGS, in_bfloat16
+from faisca.parity.differences import differences
+from faisca.parity.rungs import RUNGS, Rung, Side
+from faisca.parity.sampling import agreement, settings
 
 
 def spread(rung: Rung, yardstick: Side, other: Side, seeds: int) -> np.ndarray:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from cases import make_case
 
-from faisca.differences import differences, require_close
 from faisca.errors import VerificationError
-from faisca.parity_rungs import Side, logits, uneven_parameters, weights
+from faisca.parity.differences import differences, require_close
+from faisca.parity.rungs import Side, logits, uneven_parameters, weights
 
 
 def test_a_difference_says_how_much_and_where():

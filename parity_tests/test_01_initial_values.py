@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from cases import OPTIONS, Twin, make_case, model_config, option_id
 
-from faisca.differences import require_close
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
-from faisca.parity_rungs import Case, weights
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Case, weights
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)

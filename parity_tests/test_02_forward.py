@@ -5,8 +5,8 @@ import pytest
 from cases import GPT2, OPTIONS, Twin, make_case, option_id
 from reference import Reference
 
-from faisca.differences import require_close
-from faisca.parity_rungs import Case, Side, logits
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Case, Side, logits
 
 
 def states(twin: Twin, case: Case) -> dict[str, np.ndarray]:

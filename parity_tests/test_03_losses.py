@@ -5,8 +5,8 @@ import pytest
 from cases import GPT2, Twin, make_case, option_id
 from reference import Reference, log_softmax
 
-from faisca.differences import require_close
-from faisca.parity_rungs import Side, log_probabilities, losses
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Side, log_probabilities, losses
 
 CHUNKS = [1, 7, 16, 37, 38, 1000]
 N, D, V = 37, 12, 53

@@ -8,8 +8,8 @@ from cases import OPTIONS, Twin, make_case, option_id
 from reference import Reference
 
 from faisca.config import OptimizerConfig
-from faisca.differences import require_close
-from faisca.parity_rungs import Case, Side, gradients, train
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Case, Side, gradients, train
 
 
 def reference_gradients(case: Case) -> dict[str, np.ndarray]:

@@ -9,9 +9,9 @@ from cases import Twin, make_case
 from reference import Reference, adamw
 
 from faisca.config import OptimizerConfig
-from faisca.differences import require_close
 from faisca.parameters import decays
-from faisca.parity_rungs import Case, Side, learner_parameters, train
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Case, Side, learner_parameters, train
 from faisca.schedule import learning_rate
 
 SETTINGS: dict[str, dict[str, Any]] = {

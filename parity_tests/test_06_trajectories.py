@@ -14,9 +14,9 @@ from cases import GPT2, Twin, model_config, option_id
 
 from faisca.batches import Windows, evaluation_batches, target_bytes, training_batch
 from faisca.config import OptimizerConfig
-from faisca.differences import require_close
 from faisca.parameters import initial_parameters
-from faisca.parity_rungs import EPSILON
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import EPSILON
 from faisca.schedule import learning_rate
 from faisca.tokenizer import Tokenizer
 

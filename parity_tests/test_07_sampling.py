@@ -1,4 +1,4 @@
-"""Rung 7: the same tokens, from the same uniform numbers; see `faisca.parity_sampling` for the rule for ties."""
+"""Rung 7: the same tokens, from the same uniform numbers; see `faisca.parity.sampling` for the rule for ties."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import pytest
 from cases import GPT2, Twin, make_case, option_id
 
 from faisca.backend import Sampling
-from faisca.parity_rungs import Side
-from faisca.parity_sampling import TIE, agreement, completions, draw, make_prompts, sample_rows, settings
+from faisca.parity.rungs import Side
+from faisca.parity.sampling import TIE, agreement, completions, draw, make_prompts, sample_rows, settings
 from faisca.streams import uniforms
 
 SETTINGS = settings(60)

@@ -12,9 +12,9 @@ from reference import Reference, adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
-from faisca.differences import require_close
 from faisca.generation import complete
-from faisca.parity_rungs import Case, Side, learner_parameters, reinforce
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
 from faisca.reinforcement import Rollout, pack, select
 from faisca.rewards import group_advantages
 

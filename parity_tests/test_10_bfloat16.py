@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from cases import GPT2, Twin, make_case, option_id
 
-from faisca.differences import require_close
-from faisca.parity import in_bfloat16
-from faisca.parity_rungs import Side, gradients, log_probabilities, logits, losses, reinforce, trajectory, weights
+from faisca.parity.command import in_bfloat16
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import Side, gradients, log_probabilities, logits, losses, reinforce, trajectory, weights
 
 MODELS = [{}, GPT2, {"attention_dropout": 1e-9}]
 

@@ -8,9 +8,9 @@ from cases import Twin, make_case
 
 from faisca.backend import Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
-from faisca.differences import require_close
-from faisca.parity_rungs import log_probabilities, logits, reinforce, train
-from faisca.parity_sampling import make_prompts, sample_rows
+from faisca.parity.differences import require_close
+from faisca.parity.rungs import log_probabilities, logits, reinforce, train
+from faisca.parity.sampling import make_prompts, sample_rows
 from faisca.streams import uniforms
 
 RATE, DRAWS = 0.3, 1_000_000

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from cases import PAIRED, Twin
 
-import faisca.parity
 from faisca import backend
 from faisca.cli import main
 from faisca.config_files import load_preset
-from faisca.parity_rungs import Arrays, Case, Rung, Side
+from faisca.parity import command
+from faisca.parity.rungs import Arrays, Case, Rung, Side
 from faisca.stages import run
 
 pytestmark = pytest.mark.skipif(not PAIRED, reason="it compares the two twins, and only one is installed")
@@ -46,11 +46,11 @@ def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monke
     def its_own_name(side: Side, case: Case) -> Arrays:
         return {"name": np.array([0.0, len(side.backend.__name__)])}
 
-    monkeypatch.setattr(faisca.parity, "RUNGS", (Rung(1, "length of the name", its_own_name, 1e-3),))
-    monkeypatch.setattr(faisca.parity, "BFLOAT16_RUNGS", ())
-    monkeypatch.setattr(faisca.parity, "settings", lambda new_tokens: [])
+    monkeypatch.setattr(command, "RUNGS", (Rung(1, "length of the name", its_own_name, 1e-3),))
+    monkeypatch.setattr(command, "BFLOAT16_RUNGS", ())
+    monkeypatch.setattr(command, "settings", lambda new_tokens: [])
     monkeypatch.setattr(
-        faisca.parity,
+        command,
         "find_sides",
         lambda: {"torch cpu": Twin("torch", "cpu").side, "mlx cpu": Twin("mlx", "cpu").side},
     )

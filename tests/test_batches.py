@@ -75,12 +75,12 @@ def test_no_titles_are_no_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path: Path) -> None:
     large: Any = SimpleNamespace(
-        vocabulary_size=70_000, end_of_text=69_999, fingerprint="00", encode=lambda text: [65_536]
+        vocabulary_size=70_000, fingerprint="00", encode_titles=lambda titles: np.array([65_536, 69_999] * len(titles))
     )
     ids = tokenise(pa.array(["a", "b"]), large, cache=tmp_path)
     assert ids.dtype == np.uint32 and ids.tolist() == [65_536, 69_999] * 2
-    large.vocabulary_size, large.end_of_text, large.fingerprint = 65_536, 65_535, "01"
-    large.encode = lambda text: [65_534]
+    large.vocabulary_size, large.fingerprint = 65_536, "01"
+    large.encode_titles = lambda titles: np.array([65_534, 65_535])
     ids = tokenise(pa.array(["a"]), large, cache=tmp_path)
     assert ids.dtype == np.uint16 and ids.tolist() == [65_534, 65_535]
 

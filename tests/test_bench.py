@@ -13,11 +13,11 @@ import pytest
 from matplotlib.image import imread
 from small_models import TWINS
 
-from faisca import bench_machine, bench_worker
-from faisca.bench import bench
-from faisca.bench_results import TITLES, merge, read_results, rows, summarise
-from faisca.bench_twin import Twin
-from faisca.bench_work import CASES, HEADLINE_TOKENS, make_work, training_flops, training_products, training_tokens
+from faisca.bench import machine, worker
+from faisca.bench.command import bench
+from faisca.bench.results import TITLES, merge, read_results, rows, summarise
+from faisca.bench.twin import Twin
+from faisca.bench.work import CASES, HEADLINE_TOKENS, make_work, training_flops, training_products, training_tokens
 from faisca.cli import main
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
@@ -186,11 +186,11 @@ def test_mistakes_are_one_line(options, message, capsys):
 
 def test_a_baseline_with_another_loss_is_not_timed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch", reason="torch is not installed")
-    source = (bench_worker.BASELINES / "reference.py").read_text(encoding="utf-8")
+    source = (worker.BASELINES / "reference.py").read_text(encoding="utf-8")
     wrong = source.replace("x = x + self.dropout(self.attention", "x = x - self.dropout(self.attention")
     assert wrong != source
     (tmp_path / "reference.py").write_text(wrong, encoding="utf-8")
-    monkeypatch.setattr(bench_worker, "BASELINES", tmp_path)
+    monkeypatch.setattr(worker, "BASELINES", tmp_path)
     options = ["--preset", "tiny", "--quick", "--backends", "torch", "--peers", "reference", "--cases", "peak"]
     assert main(["bench", *options, "--json", str(tmp_path / "x.json")]) == 1
     assert "reference computes a loss of" in capsys.readouterr().err
@@ -210,14 +210,14 @@ def test_a_baseline_with_another_loss_is_not_timed(tmp_path, monkeypatch, capsys
     ],
 )
 def test_the_power_source(files, power, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_machine, "POWER_SUPPLIES", tmp_path)
-    monkeypatch.setattr(bench_machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine, "POWER_SUPPLIES", tmp_path)
+    monkeypatch.setattr(machine.sys, "platform", "linux")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(f"{text}\n")
-    assert bench_machine._power_source() == power
+    assert machine._power_source() == power
 
 
 def test_the_machine_is_described_without_naming_its_user():
-    described = json.dumps(bench_machine.describe_machine())
+    described = json.dumps(machine.describe_machine())
     assert os.uname().nodename not in described and str(Path.home()) not in described

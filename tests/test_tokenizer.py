@@ -89,6 +89,15 @@ def test_both_engines_agree_on_any_text(
         assert ours.decode(ours.encode(text)) == text
 
 
+def test_many_titles_at_once_have_the_same_ids(tokenizer: Tokenizer) -> None:
+    titles = [text.replace("\ud83d", "") for text in HOSTILE]
+    plain = [title for title in titles if "<|endoftext|>" not in title]
+    assert 0 < len(plain) < len(titles)
+    for chosen in (titles, plain, [""]):
+        expected = [i for title in chosen for i in [*tokenizer.encode(title), tokenizer.end_of_text]]
+        assert tokenizer.encode_titles(chosen).tolist() == expected
+
+
 def test_a_lone_surrogate_is_no_text_but_does_no_harm(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud83d b")) == "a\ufffd b"
 

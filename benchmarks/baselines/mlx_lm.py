@@ -23,8 +23,8 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.utils import load_model
 
-from faisca.bench_twin import timed
-from faisca.bench_work import Work
+from faisca.bench.twin import timed
+from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca.porting import mlx_lm_model
 from faisca.porting.formats import Portable

@@ -13,8 +13,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from faisca.bench_twin import timed
-from faisca.bench_work import Work
+from faisca.bench.twin import timed
+from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca_mlx.model import GPT, make_model
 

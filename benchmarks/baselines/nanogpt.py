@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faisca.backend import Runtime
-from faisca.bench_twin import timed
-from faisca.bench_work import Work
+from faisca.bench.twin import timed
+from faisca.bench.work import Work
 from faisca_torch.model import GPT, make_model
 
 

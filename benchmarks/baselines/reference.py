@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faisca.bench_twin import timed
-from faisca.bench_work import Work
+from faisca.bench.twin import timed
+from faisca.bench.work import Work
 from faisca.config import ModelConfig
 from faisca.parameters import Parameters
 from faisca.streams import generator

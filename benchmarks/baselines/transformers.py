@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from faisca.bench_twin import timed
-from faisca.bench_work import Work
+from faisca.bench.twin import timed
+from faisca.bench.work import Work
 from faisca.porting.formats import Portable
 from faisca.porting.huggingface import config_json, to_theirs
 

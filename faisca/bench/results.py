@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faisca.bench_work import CASES, Work, training_flops
+from faisca.bench.work import CASES, Work, training_flops
 from faisca.errors import FaiscaError
 from faisca.memory import format_bytes
 

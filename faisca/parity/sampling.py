@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from faisca.backend import Sampling
-from faisca.parity_rungs import Case, Side
+from faisca.parity.rungs import Case, Side
 from faisca.streams import generator, uniforms
 
 TIE = 1e-5

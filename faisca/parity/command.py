@@ -16,11 +16,11 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from faisca.backend import Runtime, load_backend
 from faisca.cli import parse
 from faisca.config import ModelConfig, RunConfig
-from faisca.differences import differences
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.parity_rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
-from faisca.parity_sampling import NEW_TOKENS, ROWS, agreement, settings
+from faisca.parity.differences import differences
+from faisca.parity.rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
+from faisca.parity.sampling import NEW_TOKENS, ROWS, agreement, settings
 
 BFLOAT16_RUNGS = (
     Rung(10, "bfloat16: logits", logits, 5e-2),

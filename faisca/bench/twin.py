@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from faisca.backend import Backend, Learner, Model, load_backend
-from faisca.bench_work import Work, peak_size, training_products
+from faisca.bench.work import Work, peak_size, training_products
 from faisca.config import RunConfig
 from faisca.generation import complete
 from faisca.reinforcement import Rollout, pack, update_policy, with_log_probs

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from faisca.bench_results import LESS_IS_BETTER, Row, format_value
+from faisca.bench.results import LESS_IS_BETTER, Row, format_value
 from faisca.files import write_atomically
 from faisca.plots import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE
 

@@ -21,8 +21,8 @@ import numpy as np
 
 import faisca
 from faisca.backend import PACKAGES
-from faisca.bench_twin import CaseFunction, Twin, timed
-from faisca.bench_work import Work
+from faisca.bench.twin import CaseFunction, Twin, timed
+from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.memory import peak_resident_bytes

@@ -21,12 +21,12 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import PACKAGES, load_backend
-from faisca.bench_chart import draw_chart
-from faisca.bench_data import measure_preparation
-from faisca.bench_machine import describe_machine
-from faisca.bench_results import FORMAT, Results, Row, format_value, merge, rows, summarise
-from faisca.bench_work import CASES, Work, make_work
-from faisca.bench_worker import BASELINES, SubjectSpec, Worker, find_baseline
+from faisca.bench.chart import draw_chart
+from faisca.bench.machine import describe_machine
+from faisca.bench.preparation import measure_preparation
+from faisca.bench.results import FORMAT, Results, Row, format_value, merge, rows, summarise
+from faisca.bench.work import CASES, Work, make_work
+from faisca.bench.worker import BASELINES, SubjectSpec, Worker, find_baseline
 from faisca.cli import parse
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError, VerificationError
