@@ -62,7 +62,9 @@ class LoadedModel:
 
     def token_log_probs(self, ids: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Token ids, int [B, T] -> log-probability of each token after the first, float32 [B, T-1], in nats."""
-        return self.backend.token_log_probs(model=self.model, tokens=self._checked(ids), temperature=temperature)
+        return self.backend.token_log_probs(
+            model=self.model, tokens=self._checked(ids), temperature=temperature, places=None
+        )
 
     def evaluate(self, source: str) -> dict[str, float]:
         """Measure the model on the validation headlines of a source, those that the run's own options keep.

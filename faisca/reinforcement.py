@@ -110,17 +110,17 @@ def pack(rollout: Rollout, advantages: np.ndarray, end_of_text: int, context: in
 
 def with_log_probs(run: Run, rollouts: Rollouts, model: Model, reference: Model) -> Rollouts:
     """The rollouts with the log-probabilities of the policy that sampled them, and of the reference."""
-    parts = np.split(rollouts.tokens, len(rollouts.tokens) // run.config.grpo.minibatch_size)
-    old, ref = (
-        np.concatenate(
-            [
-                run.backend.token_log_probs(model=scorer, tokens=part, temperature=run.config.grpo.temperature)
-                for part in parts
-            ]
-        )
-        for scorer in (model, reference)
-    )
+    rows = np.arange(len(rollouts.tokens)).reshape(-1, run.config.grpo.minibatch_size)
+    parts = [select(rollouts, part) for part in rows]
+    old, ref = (np.concatenate([log_probs(run, scorer, part) for part in parts]) for scorer in (model, reference))
     return dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=ref)
+
+
+def log_probs(run: Run, scorer: Model, rollouts: Rollouts) -> np.ndarray:
+    """What a model thinks of the completions: float32 [B, T-1], 0 where the mask is."""
+    return run.backend.token_log_probs(
+        model=scorer, tokens=rollouts.tokens, temperature=run.config.grpo.temperature, places=rollouts.places
+    )
 
 
 def update_policy(run: Run, learner: Learner, rollouts: Rollouts, step: int, rate: float) -> list[dict[str, float]]:
@@ -186,9 +186,4 @@ def kl_to_reference(run: Run, model: Model, reference: Model) -> float:
     rollout = Rollout([], prompts, completions)
     config = dataclasses.replace(run.config.grpo, mask_truncated=False)  # a measure leaves no token out
     packed = pack(rollout, np.zeros(len(prompts)), run.tokenizer.end_of_text, run.model_config.context, config)
-    temperature = run.config.grpo.temperature
-    log_probs, reference_log_probs = (
-        run.backend.token_log_probs(model=scorer, tokens=packed.tokens, temperature=temperature)
-        for scorer in (model, reference)
-    )
-    return kl_divergence(log_probs, reference_log_probs, packed.mask)
+    return kl_divergence(log_probs(run, model, packed), log_probs(run, reference, packed), packed.mask)

@@ -75,7 +75,7 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learn
     model = learner.model.eval()
     if config not in learner.policy_steps:
         learner.policy_steps[config] = _compiled(learner, partial(_step, learner, config))
-    tokens = to_device(model, rollouts.tokens)
+    tokens, places = to_device(model, rollouts.tokens), to_device(model, rollouts.places)
     others = (
         mx.array(value)
         for value in (
@@ -87,7 +87,7 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learn
             learning_rate,
         )
     )
-    metrics = learner.policy_steps[config](tokens, *others)
+    metrics = learner.policy_steps[config](tokens, places, *others)
     mx.eval(model.state, learner.optimizer.state, metrics)
     return metrics
 
@@ -96,6 +96,7 @@ def _step(
     learner: Learner,
     config: GRPOConfig,
     tokens_BT: mx.array,
+    places_N: mx.array,
     mask_BP: mx.array,
     advantages_B: mx.array,
     old_BP: mx.array,
@@ -104,7 +105,7 @@ def _step(
     learning_rate: mx.array,
 ) -> Metrics:
     def loss_of(tokens_BT: mx.array) -> tuple[mx.array, Metrics]:
-        log_probs, entropies = shifted_log_probs(learner.model, tokens_BT, config.temperature)
+        log_probs, entropies = shifted_log_probs(learner.model, tokens_BT, places_N, config.temperature)
         loss, watched = policy_loss(log_probs, old_BP, reference_BP, advantages_B, mask_BP, config, step_tokens)
         entropy = (entropies * mask_BP).sum() / mx.maximum(mask_BP.sum(), 1)
         return loss, watched | {"entropy": entropy}

@@ -48,15 +48,15 @@ def linear_log_probs(
     """
 
     @mx.custom_function
-    def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array]:
+    def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk)
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        hidden_ND, head_VD = primals
-        return _log_probs_gradients(hidden_ND, head_VD, targets_N, cotangents[0], temperature, chunk)
+        (hidden_ND, head_VD), (_, _, log_sums_N) = primals, outputs
+        return _log_probs_gradients(hidden_ND, head_VD, targets_N, log_sums_N, cotangents[0], temperature, chunk)
 
-    log_probs_N, entropies_N = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
+    log_probs_N, entropies_N, _ = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
     return log_probs_N, mx.stop_gradient(entropies_N)
 
 
@@ -96,46 +96,50 @@ def _loss_and_gradients(
 
 def _log_probs_and_entropies(
     hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
-) -> tuple[mx.array, mx.array]:
-    picked: list[mx.array] = []
-    entropies: list[mx.array] = []
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The third is the logarithm of each row's sum of exponentials, for the gradient."""
+    found: list[list[mx.array]] = []
     for rows in _chunks(len(targets_N), chunk):
-        hidden = hidden_ND[rows]
-        if entropies:
-            hidden = mx.depends([hidden], [picked[-1], entropies[-1]])[0]
-        log_p = _log_softmax(hidden, head_VD, temperature)
-        picked.append(mx.take_along_axis(log_p, targets_N[rows, None], axis=1).squeeze(1))
-        entropies.append(-(mx.exp(log_p) * log_p).sum(axis=1))
-    return mx.concatenate(picked), mx.concatenate(entropies)
+        hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
+        logits = _scaled_logits(hidden, head_VD, temperature)
+        peak = logits.max(axis=1, keepdims=True)
+        scores = logits - peak
+        exps = mx.exp(scores)  # the one exponential a logit
+        sums = exps.sum(axis=1, keepdims=True)
+        log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
+        entropies = mx.log(sums) - (exps * scores).sum(axis=1, keepdims=True) / sums
+        found.append([log_p, entropies, peak + mx.log(sums)])
+    log_probs_N, entropies_N, log_sums_N = (mx.concatenate(parts).squeeze(1) for parts in zip(*found, strict=True))
+    return log_probs_N, entropies_N, log_sums_N
 
 
 def _log_probs_gradients(
     hidden_ND: mx.array,
     head_VD: mx.array,
     targets_N: mx.array,
+    log_sums_N: mx.array,
     upstream_N: mx.array,
     temperature: float,
     chunk: int,
 ) -> tuple[mx.array, mx.array]:
     d_hidden, d_head_VD = [], None
-    scaled_N1 = (upstream_N / temperature)[:, None]
+    scaled_N1 = (upstream_N / temperature)[:, None].astype(hidden_ND.dtype)
+    scaled_hidden_ND = hidden_ND * scaled_N1  # p - one_hot is scaled on the narrow side
     for rows in _chunks(len(targets_N), chunk):
         hidden = hidden_ND[rows]
         if d_head_VD is not None:
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
-        minus_p = (mx.exp(_log_softmax(hidden, head_VD, temperature)) * -scaled_N1[rows]).astype(hidden.dtype)
-        d_hidden.append(minus_p @ head_VD)
-        d_head = minus_p.T @ hidden
-        d_head_VD = d_head if d_head_VD is None else d_head_VD + d_head
+        probs = mx.exp(_scaled_logits(hidden, head_VD, temperature) - log_sums_N[rows, None]).astype(hidden.dtype)
+        d_hidden.append(probs @ head_VD)
+        d_head = probs.T @ scaled_hidden_ND[rows]
+        d_head_VD = -d_head if d_head_VD is None else d_head_VD - d_head
     assert d_head_VD is not None
-    scaled_N1 = scaled_N1.astype(hidden_ND.dtype)
-    d_hidden_ND = mx.concatenate(d_hidden) + head_VD[targets_N] * scaled_N1
-    return d_hidden_ND, d_head_VD.at[targets_N].add(hidden_ND * scaled_N1)
+    d_hidden_ND = (head_VD[targets_N] - mx.concatenate(d_hidden)) * scaled_N1
+    return d_hidden_ND, d_head_VD.at[targets_N].add(scaled_hidden_ND)
 
 
-def _log_softmax(hidden_nD: mx.array, head_VD: mx.array, temperature: float) -> mx.array:
-    logits_nV = (hidden_nD @ head_VD.T).astype(mx.float32) / temperature
-    return logits_nV - mx.logsumexp(logits_nV, axis=1, keepdims=True)
+def _scaled_logits(hidden_nD: mx.array, head_VD: mx.array, temperature: float) -> mx.array:
+    return (hidden_nD @ head_VD.T).astype(mx.float32) / temperature
 
 
 def _total(parts: list[mx.array]) -> mx.array:

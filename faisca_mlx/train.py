@@ -107,21 +107,26 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
         return np.array((model(to_device(model, tokens)) @ model.head_VD.T).astype(mx.float32))
 
 
-def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float) -> np.ndarray:
-    """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]."""
+def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
+    """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]; 0 outside `places`."""
     model.eval()
-    return np.array(shifted_log_probs(model, to_device(model, tokens), temperature)[0])
+    places = np.arange(tokens[:, 1:].size) if places is None else places
+    return np.array(shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature)[0])
 
 
-def shifted_log_probs(model: GPT, tokens_BT: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
-    """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each."""
+def shifted_log_probs(
+    model: GPT, tokens_BT: mx.array, places_N: mx.array, temperature: float
+) -> tuple[mx.array, mx.array]:
+    """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]
     with precision(model):
-        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)
+        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)[places_N]
         log_probs_N, entropies_N = linear_log_probs(
-            hidden_ND, model.head_VD, targets.flatten(), temperature, model.runtime.loss_chunk
+            hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
         )
-    return log_probs_N.reshape(targets.shape), entropies_N.reshape(targets.shape)
+    zeros = mx.zeros(targets.size)
+    log_probs, entropies = (zeros.at[places_N].add(found) for found in (log_probs_N, entropies_N))
+    return log_probs.reshape(targets.shape), entropies.reshape(targets.shape)
 
 
 @contextlib.contextmanager

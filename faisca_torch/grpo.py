@@ -74,7 +74,8 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learn
         torch.from_numpy(array).to(model.runtime.device)
         for array in (rollouts.mask, rollouts.old_log_probs, rollouts.reference_log_probs, rollouts.advantages)
     )
-    log_probs, entropies = shifted_log_probs(model, to_device(model, rollouts.tokens), config.temperature)
+    tokens, places = to_device(model, rollouts.tokens), to_device(model, rollouts.places)
+    log_probs, entropies = shifted_log_probs(model, tokens, places, config.temperature)
     loss, watched = policy_loss(log_probs, old, reference, advantages, mask, config, rollouts.step_tokens)
     loss.backward()  # type: ignore[no-untyped-call]
     entropy = (entropies * mask).sum() / mask.sum().clamp(min=1)

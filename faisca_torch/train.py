@@ -107,22 +107,26 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
         return (model(to_device(model, tokens)) @ model.head_VD.T).float().cpu().numpy()
 
 
-def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float) -> np.ndarray:
-    """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]."""
+def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
+    """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]; 0 outside `places`."""
     model.eval()
+    places = np.arange(tokens[:, 1:].size) if places is None else places
     with torch.inference_mode():
-        return shifted_log_probs(model, to_device(model, tokens), temperature)[0].cpu().numpy()
+        log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature)
+        return log_probs.cpu().numpy()
 
 
-def shifted_log_probs(model: GPT, tokens_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each."""
+def shifted_log_probs(model: GPT, tokens_BT: Tensor, places_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]
     with precision(model):
-        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)
+        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, places_N)
     log_probs_N, entropies_N = linear_log_probs(
-        hidden_ND, model.head_VD, targets.flatten(), temperature, model.runtime.loss_chunk
+        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
     )
-    return log_probs_N.view(targets.shape), entropies_N.view(targets.shape)
+    zeros = log_probs_N.new_zeros(targets.numel())
+    log_probs, entropies = (zeros.index_copy(0, places_N, found) for found in (log_probs_N, entropies_N))
+    return log_probs.view(targets.shape), entropies.view(targets.shape)
 
 
 def precision(model: GPT) -> contextlib.AbstractContextManager[object]:

@@ -207,6 +207,13 @@ MUTATIONS = (
     Mutation(
         "KL the wrong way round", T + "grpo.py", "reference_BP - log_probs_BP", "log_probs_BP - reference_BP", "08"
     ),
+    Mutation(
+        "log-probabilities put back in another order",
+        T + "train.py",
+        "zeros.index_copy(0, places_N, found)",
+        "zeros.index_copy(0, places_N.sort()[0], found)",
+        "08",
+    ),
     Mutation("KL subtracted", M + "grpo.py", "losses + config.kl_weight * k3", "losses - config.kl_weight * k3", "08"),
     Mutation(
         "clipping takes the larger",

@@ -245,7 +245,9 @@ def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[
         advantages = group_advantages(rewards, config.group_size, config.scale_rewards)
         rollouts = pack(Rollout([], prompts, rows), advantages, 0, case.model.context, config)
         old, reference = (
-            backend.token_log_probs(model=scorer, tokens=rollouts.tokens, temperature=config.temperature)
+            backend.token_log_probs(
+                model=scorer, tokens=rollouts.tokens, temperature=config.temperature, places=rollouts.places
+            )
             for scorer in (model, frozen)
         )
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=reference)
@@ -289,7 +291,7 @@ def test_a_bandit_finds_its_token(twin: Twin, seed: int):
         rewards = np.array([float(row == [5]) for row in rows])
         shares.append(rewards.mean())
         rollouts = pack(Rollout([], prompts, rows), group_advantages(rewards, 32, "group"), 0, 4, config)
-        old = backend.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0)
+        old = backend.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0, places=None)
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=old)
         backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.03)
     assert np.mean(shares[:3]) < 0.5 and np.mean(shares[-5:]) > 0.9

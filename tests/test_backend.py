@@ -7,10 +7,11 @@ import pytest
 from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
 
 from faisca import backend
-from faisca.backend import choose_backend, load_backend
+from faisca.backend import PLACES, Rollouts, choose_backend, load_backend
 from faisca.config import RunConfig, TrainConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
+from faisca.streams import generator
 
 BATCH = np.random.Generator(np.random.Philox(5)).integers(0, 12, (8, 9)).astype(np.int32)
 INPUTS, TARGETS = BATCH[:, :-1], BATCH[:, 1:]
@@ -156,15 +157,34 @@ def test_log_probs_are_the_log_softmax_of_logits_over_temperature(twin):
     model = small_model(twin)
     logits = twin.logits(model=model, tokens=BATCH)[:, :-1].astype(np.float64) / 0.7
     expected = logits - np.log(np.exp(logits).sum(2, keepdims=True))
-    found = twin.token_log_probs(model=model, tokens=BATCH, temperature=0.7)
+    found = twin.token_log_probs(model=model, tokens=BATCH, temperature=0.7, places=None)
     assert found.dtype == np.float32 and found.shape == TARGETS.shape
     assert np.allclose(found, np.take_along_axis(expected, TARGETS[..., None], 2)[..., 0], atol=1e-5)
+
+
+def test_log_probs_of_some_places_are_those_of_all(twin):
+    model, places = small_model(twin), np.array([9, 0, 30, 11, 63, 2], np.int32)
+    all_of_them = twin.token_log_probs(model=model, tokens=BATCH, temperature=0.7, places=None)
+    found = twin.token_log_probs(model=model, tokens=BATCH, temperature=0.7, places=places)
+    assert np.allclose(found.ravel()[places], all_of_them.ravel()[places], atol=1e-6)
+    assert np.count_nonzero(found) == len(places)
+
+
+def test_places_are_what_the_mask_counts_and_then_some_to_a_multiple():
+    for counted, expected in ((0, PLACES), (1, PLACES), (PLACES, PLACES), (PLACES + 1, 2 * PLACES), (390, 400)):
+        mask = np.zeros(400, np.float32)
+        mask[generator(0, "counted").permutation(400)[:counted]] = 1
+        nothing = np.zeros((20, 20), np.float32)
+        tokens = np.zeros((20, 21), np.int32)
+        places = Rollouts(tokens, mask.reshape(20, 20), nothing[0], nothing, nothing, 1.0).places
+        assert len(places) == len(set(places.tolist())) == expected and places.dtype == np.int32
+        assert mask[places].sum() == counted
 
 
 def test_negative_targets_are_left_out(twin):
     model = small_model(twin)
     holes = np.where(np.arange(8) % 3 == 0, -1, TARGETS)
-    log_probs = twin.token_log_probs(model=model, tokens=BATCH, temperature=1.0)
+    log_probs = twin.token_log_probs(model=model, tokens=BATCH, temperature=1.0, places=None)
     found = twin.evaluate(model=model, inputs=INPUTS, targets=holes.astype(np.int32))
     assert found == pytest.approx(-float(log_probs[holes >= 0].sum()), rel=1e-5)
     assert twin.evaluate(model=model, inputs=INPUTS, targets=np.full_like(TARGETS, -1)) == 0

@@ -136,7 +136,7 @@ def train(twin, tokenizer, config, tokens, evaluating: bool):
         )
         if evaluating:
             measure(bench, model, yardsticks)
-            twin.token_log_probs(model=model, tokens=batch, temperature=0.7)
+            twin.token_log_probs(model=model, tokens=batch, temperature=0.7, places=None)
     return twin.get_parameters(model=model), twin.get_optimizer_state(learner=learner)
 
 

@@ -71,7 +71,7 @@ def test_a_grpo_step_of_the_originals_size_stays_under_its_bound(fresh_memory: N
     learner = learner_for(ORIGINAL)
     held = mx.get_active_memory()
     batch = rollouts(ORIGINAL, rows=12, length=96)
-    twin.token_log_probs(model=learner.model, tokens=batch.tokens, temperature=0.8)
+    twin.token_log_probs(model=learner.model, tokens=batch.tokens, temperature=0.8, places=None)
     twin.grpo_step(learner=learner, rollouts=batch, config=GRPOConfig(), learning_rate=1e-5)
     assert mx.get_peak_memory() - held < 0.7e9  # one copy of its logits is 0.23e9, and a plain step keeps several
 

@@ -138,7 +138,7 @@ def test_padding_has_no_say(run, twin):
     for row, end in enumerate(last):
         garbage[row, end + 1 :] = (garbage[row, end + 1 :] + 1 + row) % run.model_config.vocabulary_size
     assert not np.array_equal(garbage, rollouts.tokens)
-    found = twin.token_log_probs(model=model, tokens=garbage, temperature=GRPO.temperature)
+    found = twin.token_log_probs(model=model, tokens=garbage, temperature=GRPO.temperature, places=None)
     kept = rollouts.mask > 0
     assert np.allclose(found[kept], rollouts.old_log_probs[kept], atol=1e-6)
 
@@ -147,8 +147,8 @@ def test_log_probs_are_at_the_sampling_temperature(twin, tokenizer):
     run = make_run(twin, tokenizer, dataclasses.replace(GRPO, temperature=0.5))
     model = small_model(twin, run.model_config)
     _, rollouts = rolled_out(run, model)
-    cold = twin.token_log_probs(model=model, tokens=rollouts.tokens, temperature=0.5)
-    warm = twin.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0)
+    cold = twin.token_log_probs(model=model, tokens=rollouts.tokens, temperature=0.5, places=None)
+    warm = twin.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0, places=None)
     assert np.allclose(rollouts.old_log_probs, cold, atol=1e-6) and not np.allclose(cold, warm, atol=0.1)
     assert not np.allclose(rollouts.reference_log_probs, cold, atol=0.1)
 

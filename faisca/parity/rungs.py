@@ -99,11 +99,13 @@ def losses(side: Side, case: Case) -> Arrays:
 
 def log_probabilities(side: Side, case: Case) -> Arrays:
     model, tokens = case.make_model(side, loss_chunk=50), case.batch()[0]
+    odd = np.arange(1, tokens[:, 1:].size, 2, dtype=np.int32)
     return {
-        f"log-probabilities at temperature {temperature}": side.backend.token_log_probs(
-            model=model, tokens=tokens, temperature=temperature
+        f"log-probabilities of {name} at temperature {temperature}": side.backend.token_log_probs(
+            model=model, tokens=tokens, temperature=temperature, places=places
         )
         for temperature in (1.0, 0.7)
+        for name, places in (("all", None), ("every second token", odd))
     }
 
 
@@ -200,7 +202,7 @@ def reinforce(side: Side, case: Case, config: GRPOConfig | None = None) -> tuple
     reference = dataclasses.replace(case, parameters=uneven_parameters(case.model, case.seed + 1)).make_model(side)
     tokens, mask, advantages = completions(case)
     old, ref = (
-        side.backend.token_log_probs(model=scorer, tokens=tokens, temperature=config.temperature)
+        side.backend.token_log_probs(model=scorer, tokens=tokens, temperature=config.temperature, places=None)
         for scorer in (model, reference)
     )
     learner, metrics = side.backend.make_learner(model=model, config=config), []
