@@ -162,7 +162,10 @@ class Backend(Protocol):
 
 
 PACKAGES = {"torch": "torch", "mlx": "mlx.core"}
-REMEDY = {"torch": "pip install 'faisca-mlx[torch]'", "mlx": "pip install 'faisca-mlx[mlx]'"}
+REMEDY = {
+    "torch": "pip install 'faisca-mlx[torch]'",
+    "mlx": f"pip install 'faisca-mlx[{'mlx' if platform.system() == 'Darwin' else 'mlx-cpu'}]'",
+}
 
 
 def choose_backend(name: str) -> tuple[str, str]:

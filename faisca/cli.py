@@ -19,12 +19,12 @@ from faisca.errors import FaiscaError, VerificationError
 Options = TypeVar("Options")
 
 COMMANDS = {
-    "run": ("faisca.commands:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
-    "pretrain": ("faisca.commands:pretrain", "only the first stage: a language model of headlines"),
-    "sft": ("faisca.commands:sft", "only fine-tuning, from a checkpoint: headlines of Portugal"),
-    "grpo": ("faisca.commands:grpo", "only reinforcement learning, from a checkpoint: football"),
-    "generate": ("faisca.commands:generate", "write headlines with a checkpoint"),
-    "evaluate": ("faisca.commands:evaluate", "measure a checkpoint on headlines"),
+    "run": ("faisca.training_commands:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
+    "pretrain": ("faisca.training_commands:pretrain", "only the first stage: a language model of headlines"),
+    "sft": ("faisca.training_commands:sft", "only fine-tuning, from a checkpoint: headlines of Portugal"),
+    "grpo": ("faisca.training_commands:grpo", "only reinforcement learning, from a checkpoint: football"),
+    "generate": ("faisca.model_commands:generate", "write headlines with a checkpoint"),
+    "evaluate": ("faisca.model_commands:evaluate", "measure a checkpoint on headlines"),
     "parity": ("faisca.parity.command:parity", "prove that both backends compute the same on this machine"),
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),

@@ -145,7 +145,9 @@ def trajectory(folder: Path) -> dict[tuple[str, int, str], float]:
 def processes() -> Any:
     """A multiprocessing context whose processes start with torch and the core imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "faisca.stages", "faisca.commands", "faisca_torch", "matplotlib.pyplot"])
+    context.set_forkserver_preload(
+        ["torch", "faisca.stages", "faisca.training_commands", "faisca_torch", "matplotlib.pyplot"]
+    )
     return context
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from faisca.config import STAGES, ModelConfig
 from faisca.config_files import config_from_dict
-from faisca.errors import FaiscaError
+from faisca.errors import FaiscaError, first_line
 from faisca.parameters import Parameters, check_parameters
 from faisca.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -97,5 +97,4 @@ def check_training(training: Mapping[str, Any], source: Path) -> None:
 
 def cannot_be_read(path: Path, error: Exception) -> FaiscaError:
     """The one line for a file that is missing, truncated or something else."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return FaiscaError(f"{path} cannot be read ({reason[:200]}): check that it is whole and what its name says")
+    return FaiscaError(f"{path} cannot be read ({first_line(error)}): check that it is whole and what its name says")

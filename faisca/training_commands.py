@@ -1,17 +1,16 @@
-"""The commands that train, generate and evaluate: their options, and what they call.
+"""The commands that train: their options, and what they call.
 
 An option's help is the docstring below its field; the docstring of a command's function is the
 text above the options. A configuration has three layers: the preset, --config FILE, the options.
 """
 
-import json
 import os
 from dataclasses import dataclass, fields, replace
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import arg
 
 from faisca.cli import parse, parse_known
 from faisca.config import (
@@ -26,27 +25,8 @@ from faisca.config import (
 )
 from faisca.config_files import Sections, layered_sections, preset_names, preset_summary, sections_of
 from faisca.errors import FaiscaError
+from faisca.options import BackendName, DeviceName, Source
 
-BackendName = Annotated[
-    Literal["auto", "torch", "mlx"], arg(help="what computes; auto: mlx on Apple silicon, torch elsewhere")
-]
-DeviceName = Annotated[
-    Literal["auto", "cpu", "gpu", "cuda", "mps"],
-    arg(help="auto: the fastest that the backend finds; gpu: whichever GPU there is"),
-]
-Source = Annotated[
-    str,
-    arg(
-        name="data",
-        metavar="SOURCE",
-        help="headlines: sample (embedded), hub, hub:OWNER/NAME, or a file or folder",
-    ),
-]
-Checkpoint = Annotated[
-    Positional[Path],
-    arg(metavar="CHECKPOINT", help="a checkpoint folder, or a run folder (its latest checkpoint)"),
-]
-OF_THE_RUN = "(default: the run's own)"
 SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
 """options of `run` that can be given without its name"""
 
@@ -90,41 +70,6 @@ class TrainOptions(StartOptions):
     grpo: GRPOConfig
     sample: SampleConfig
     run: RunConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """Options of `faisca generate`; None leaves a choice to the run."""
-
-    checkpoint: Checkpoint
-    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint=OF_THE_RUN)] = None
-    """what the headlines begin with; an empty text lets the model begin"""
-    n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
-    """headlines"""
-    temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint=OF_THE_RUN)] = None
-    """above 1 is bolder, below 1 is safer; 0 takes the likeliest token each time"""
-    top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint=OF_THE_RUN)] = None
-    """sample among the K likeliest tokens; 0 is off"""
-    top_p: Annotated[float | None, arg(metavar="P", help_behavior_hint=OF_THE_RUN)] = None
-    """sample among the likeliest tokens that together have this probability; 1 is off"""
-    max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint=OF_THE_RUN)] = None
-    """longest headline, in tokens"""
-    seed: Annotated[int, arg(metavar="N")] = 0
-    """the same seed writes the same headlines"""
-    backend: BackendName = "auto"
-    device: DeviceName = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Options of `faisca evaluate`."""
-
-    checkpoint: Checkpoint
-    source: Source
-    json: FlagCreatePairsOff[bool] = False
-    """print one JSON object instead of a table"""
-    backend: BackendName = "auto"
-    device: DeviceName = "auto"
 
 
 def run(argv: list[str]) -> int:
@@ -176,43 +121,6 @@ def grpo(argv: list[str]) -> int:
       faisca grpo --from runs/portugal --out runs/two --grpo.prompts "Alerta " "O "
     """
     return _train("grpo", argv, grpo.__doc__)
-
-
-def generate(argv: list[str]) -> int:
-    """Write headlines with a trained model, one a line, as they are finished.
-
-    examples:
-      faisca generate runs/spark
-      faisca generate runs/spark --prompt "Governo " -n 10 --temperature 0.8
-      faisca generate runs/spark/checkpoints/pretrain-000300 --prompt ""
-    """
-    options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
-    from faisca.loaded import load
-
-    model = load(options.checkpoint, backend=options.backend, device=options.device)
-    prompt = model.config.sample.prompt if options.prompt is None else options.prompt
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
-    for headline in model.stream(prompt, options.n, seed=options.seed, **sampling):
-        print(headline, flush=True)
-    return 0
-
-
-def evaluate(argv: list[str]) -> int:
-    """Measure a trained model on the validation headlines of a source.
-
-    examples:
-      faisca evaluate runs/spark --data sample
-      faisca evaluate runs/spark --data headlines.parquet --json
-    """
-    options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
-    from faisca.loaded import load
-
-    measured = load(options.checkpoint, backend=options.backend, device=options.device).evaluate(options.source)
-    if options.json:
-        print(json.dumps(measured, indent=2))
-    else:
-        _print_table(measured, title=f"{options.checkpoint} on {options.source}")
-    return 0
 
 
 def _train(command: str, argv: list[str], help: str | None) -> int:
@@ -292,15 +200,3 @@ def _new_folder(out: Path | None, preset: str) -> Path:
         remedy = f"continue its run with --resume {folder}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
     return folder
-
-
-def _print_table(measured: dict[str, float], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in measured.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
-    Console().print(table)
