@@ -1,6 +1,8 @@
-"""Options of all tests: `--full` runs the long versions too, and a CI run that proved nothing fails."""
+"""What all tests share: `--full` for the long versions, a token cache, and an error where a CI run proved nothing."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "full" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The token cache of this session: never the user's own."""
+    folder = tmp_path_factory.mktemp("token_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAISCA_CACHE_DIR", str(folder))
+        yield folder
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,6 @@ def yardstick() -> Side:
     """The torch twin on the CPU."""
     pytest.importorskip("torch", reason="the torch twin is the yardstick, and torch is not installed")
     return Twin("torch", "cpu").side
-
-
-@pytest.fixture(scope="session", autouse=True)
-def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The token cache of this session: never the user's own."""
-    folder = tmp_path_factory.mktemp("token_cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FAISCA_CACHE_DIR", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,6 @@ TIKTOKEN_NAMES = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The token cache of this session: never the user's own."""
-    folder = tmp_path_factory.mktemp("token_cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FAISCA_CACHE_DIR", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="session")
 def gpt2_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiktoken cache folder that has GPT-2's vocabulary, from the data files of a small package."""
