@@ -6,6 +6,7 @@ validation split has is never trained on.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from faisca.headline_sources import RawHeadlines, read_headlines
 from faisca.streams import generator, permutation
 
 SEPARATORS = r"[\s\p{Z}\p{Cc}]+"  # white space of every script, and control characters
+IRREGULAR = r"  |[\p{Cc}\p{Zl}\p{Zp}\x{a0}\x{1680}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}]"  # not single spaces
+NOT_LATIN = r"[^\x{0}-\x{2ff}]"  # Unicode promises that all below is in normal form C
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ def has_address(table: pa.Table, part: str) -> bool:
     return bool(pc.any(pc.match_substring(table["url"], part)).as_py())
 
 
+def normalise(titles: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Single spaces between words, none around them, and Unicode's normal form C."""
+    titles = _change(titles, IRREGULAR, lambda some: pc.replace_substring_regex(some, SEPARATORS, " "))
+    titles = _change(titles, NOT_LATIN, lambda some: pc.utf8_normalize(some, form="NFC"))
+    return pc.utf8_trim_whitespace(titles)
+
+
 def text_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The texts' UTF-8 bytes (uint8), and where each of n begins and the last ends (int32 [n+1])."""
     assert texts.type == pa.string() and texts.null_count == 0, "clean texts only"
@@ -98,9 +108,7 @@ def _clean(table: pa.Table, config: DataConfig, dropped: Counter[str]) -> pa.Tab
     if config.language:
         table = _keep(table, pc.equal(table["language"], config.language), "in another language", dropped)
     table = _keep(table, pc.is_valid(table["title"]), "without a title", dropped)
-    titles = pc.replace_substring_regex(table["title"], SEPARATORS, " ")
-    titles = pc.utf8_trim_whitespace(pc.utf8_normalize(titles, form="NFC"))
-    table = pa.table({"title": titles, "url": pc.fill_null(table["url"], "")})
+    table = pa.table({"title": normalise(table["title"]), "url": pc.fill_null(table["url"], "")})
     table = _keep(table, pc.not_equal(table["title"], ""), "empty", dropped)
     short = pc.less_equal(pc.utf8_length(table["title"]), config.max_title_characters)
     table = _keep(table, short, f"longer than {config.max_title_characters:,} characters", dropped)
@@ -108,6 +116,14 @@ def _clean(table: pa.Table, config: DataConfig, dropped: Counter[str]) -> pa.Tab
     firsts = np.sort(numbered.group_by("title").aggregate([("row", "min")])["row_min"].to_numpy())
     dropped["repeated"] += table.num_rows - len(firsts)
     return table.take(pa.array(firsts))
+
+
+def _change(texts: pa.ChunkedArray, pattern: str, change: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
+    """`change` what matches: finding the few that need it takes a tenth of the time of changing all."""
+    matching = [pc.match_substring_regex(chunk, pattern) for chunk in texts.chunks]
+    pairs = zip(texts.chunks, matching, strict=True)
+    changed = [pc.replace_with_mask(chunk, mask, change(chunk.filter(mask))) for chunk, mask in pairs]
+    return pa.chunked_array(changed, pa.string())
 
 
 def _keep(table: pa.Table, mask: pa.ChunkedArray, reason: str, dropped: Counter[str]) -> pa.Table:

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from faisca import streams
 from faisca.config import DataConfig, TrainConfig
 from faisca.errors import FaiscaError
-from faisca.headlines import Headlines, load_headlines, stage_titles, text_buffers
+from faisca.headlines import SEPARATORS, Headlines, load_headlines, normalise, stage_titles, text_buffers
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "headlines"
 
@@ -410,3 +411,13 @@ def test_text_buffers_do_not_see_how_an_array_was_cut() -> None:
         assert data.tobytes() == "".join(texts).encode() and starts.tolist() == [0, 2, 2, 12, 13]
     assert [part.tolist() for part in text_buffers(pa.array([], pa.string()))] == [[], [0]]
     assert np.array_equal(text_buffers(pa.array(texts)[4:])[1], [0])
+
+
+def test_every_character_is_normalised_though_most_titles_are_left_alone() -> None:
+    characters = [chr(code) for code in range(0x11_0000) if not 0xD800 <= code < 0xE000]
+    titles = pa.chunked_array([[f" a{one}b  c{one} {one}d e\u0301" for one in characters]])
+    slowly = pc.utf8_normalize(pc.replace_substring_regex(titles, SEPARATORS, " "), form="NFC")
+    assert normalise(titles).equals(pc.utf8_trim_whitespace(slowly))
+    plain = pa.chunked_array([[f"a{one}b" for one in characters]])
+    slowly = pc.utf8_normalize(pc.replace_substring_regex(plain, SEPARATORS, " "), form="NFC")
+    assert normalise(plain).equals(pc.utf8_trim_whitespace(slowly))
