@@ -30,6 +30,8 @@ from faisca.memory import peak_resident_bytes
 BASELINES = Path(faisca.__file__).parent.parent / "benchmarks" / "baselines"
 SHORTEST_ROUND = 0.2
 """seconds: shorter cases are repeated within a round"""
+GRACE = 3.0
+"""seconds that a process has to end by itself"""
 LONG = 30.0
 """seconds: a case that takes longer is warm after once"""
 
@@ -115,8 +117,9 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it does: it has nothing to save."""
+        """End the process, by itself where it waits and by force where it computes: it has nothing to save."""
         self._pipe.close()
+        self._process.join(GRACE)
         self._process.terminate()
         self._process.join()
 
