@@ -1,9 +1,7 @@
 """What a run says and what it measures: the console, and `metrics.jsonl` in the run's folder.
 
-On a terminal progress is a live bar; elsewhere (a file, CI) it is a plain line every two seconds,
-so that logs stay short and free of control codes. Metrics are one JSON object a line. A
-checkpoint records how many bytes of them there were, and their SHA-256; a resumed run cuts the
-file back to that, so no step is ever recorded twice.
+Metrics are one JSON object a line. A checkpoint records how many bytes of them there were, and
+their SHA-256; a resumed run cuts the file back to that, so no step is ever recorded twice.
 """
 
 import hashlib
@@ -11,31 +9,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from functools import partial
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
 
 from faisca.errors import FaiscaError
-from faisca.memory import format_bytes
+from faisca.tracker import Tracker, track
 
 METRICS = "metrics.jsonl"
-LIVE_INTERVAL = 0.1
-"""seconds between two states of a live bar"""
-PLAIN_INTERVAL = 2.0
-"""seconds between two plain lines"""
-
-Draw = Callable[[int, str], None]
-"""shows how much is done, and the whole state in words"""
 
 
 class RunLog:
@@ -96,71 +81,14 @@ class RunLog:
         """The checksum of everything recorded, in hexadecimal."""
         return self._digest.hexdigest()
 
+    def track(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Tracker]:
+        """Show progress towards `total` on the console; `done` is where a resumed run begins."""
+        return track(self.console, label, total, done)
+
     def _write(self, content: bytes) -> None:
         self._digest.update(content)
         while content:  # a disk that is almost full takes a part, and the rest raises
             content = content[self._metrics.write(content) :]
-
-    @contextmanager
-    def track(self, label: str, total: int, done: int = 0) -> Iterator["Tracker"]:
-        """Show progress towards `total`; `done` is where a resumed run begins."""
-        with self._drawing(label, total, done) as (draw, interval):
-            tracker = Tracker(total, done, draw, interval)
-            try:
-                yield tracker
-            finally:
-                tracker.show()
-
-    @contextmanager
-    def _drawing(self, label: str, total: int, done: int) -> Iterator[tuple[Draw, float]]:
-        if not (self.console.is_interactive and self.console.file.isatty()):
-            yield lambda _, words: self.console.print(f"{label}  {words}", soft_wrap=True), PLAIN_INTERVAL
-            return
-        with _live_bar(self.console, label) as bar:
-            task = bar.add_task(label, total=total, completed=done, words=f"{done:,}/{total:,}")
-            draw = partial(bar.update, task, refresh=True)
-            yield lambda done, words: draw(completed=done, words=words), LIVE_INTERVAL
-
-
-class Tracker:
-    """Progress of one activity, drawn no more often than once in `interval` seconds, and at its end."""
-
-    def __init__(self, total: int, done: int, draw: Draw, interval: float) -> None:
-        self._total, self._start, self._done = total, done, done
-        self._draw, self._interval = draw, interval
-        self._values: dict[str, Any] = {}
-        self._began = self._drawn_at = time.monotonic()
-        self._stale = False
-
-    def update(self, done: int, **shown: Any) -> None:
-        """`done` of the total so far; values shown stay until they are given anew.
-
-        Names say units: `_per_second`, `_bytes` (tokens_per_second=12345.0 reads 12,345 tokens/s).
-        """
-        self._done, self._stale = done, True
-        self._values |= shown
-        if time.monotonic() - self._drawn_at >= self._interval:
-            self.show()
-
-    def show(self) -> None:
-        """Show the present state now, unless it has been shown."""
-        if self._stale:
-            self._stale, self._drawn_at = False, time.monotonic()
-            self._draw(self._done, self.words())
-
-    def words(self) -> str:
-        """The state in words, as in `120/300  loss 4.21  12,345 tokens/s  1.2 GB  ETA 0:00:41`."""
-        count = f"{self._done:>{len(f'{self._total:,}')},}/{self._total:,}"
-        values = [_value_words(name, value) for name, value in self._values.items() if value is not None]
-        return "  ".join([count, *values, self._time_words()])
-
-    def _time_words(self) -> str:
-        elapsed = time.monotonic() - self._began
-        if self._done >= self._total:
-            return f"in {clock(elapsed)}"
-        if self._done <= self._start:
-            return "ETA -:--:--"
-        return f"ETA {clock(elapsed / (self._done - self._start) * (self._total - self._done))}"
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -180,11 +108,6 @@ def json_text(value: Any, indent: int | None = None) -> str:
 def printable(text: str) -> str:
     """The text with control characters as spaces: what an untrained model samples may steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-
-
-def clock(seconds: float) -> str:
-    """A duration as H:MM:SS."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "hashlib._Hash"]:
@@ -208,29 +131,6 @@ def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "h
     file.truncate(size)
     file.seek(size)
     return file, digest
-
-
-def _live_bar(console: Console, label: str) -> Progress:
-    whole = Column(no_wrap=True, min_width=cell_len(label))  # a narrow terminal crops the words, not the label
-    return Progress(
-        TextColumn("{task.description}", markup=False, table_column=whole),
-        BarColumn(bar_width=None, table_column=Column(ratio=1)),
-        TextColumn("{task.fields[words]}", markup=False),
-        console=console,
-        expand=True,
-        auto_refresh=False,
-    )
-
-
-def _value_words(name: str, value: Any) -> str:
-    words = name.replace("_", " ")
-    if name.endswith("_bytes"):
-        return format_bytes(value)
-    if name.endswith("_per_second"):
-        return f"{value:,.0f} {words.removesuffix(' per second')}/s"
-    if isinstance(value, float):
-        return f"{words} {value:.2f}" if abs(value) >= 0.1 else f"{words} {value:.2g}"
-    return f"{words} {value:,}" if isinstance(value, int) else f"{words} {value}"
 
 
 def _json_value(value: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 from faisca.backend import Metrics
 from faisca.errors import FaiscaError
 from faisca.progress import Progress
-from faisca.run_log import Tracker
 from faisca.runs import Run
+from faisca.tracker import Tracker
 
 
 class StepLog:

@@ -18,7 +18,8 @@ from rich.text import Text
 from faisca.errors import FaiscaError
 from faisca.files import write_atomically
 from faisca.memory import format_bytes
-from faisca.run_log import clock, json_text, printable
+from faisca.run_log import json_text, printable
+from faisca.tracker import clock
 
 SUMMARY = "summary.json"
 RUN_KEYS = ("backend", "device", "preset", "seed", "parameters", "stages")

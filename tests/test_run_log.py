@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from faisca import memory, run_log
+from faisca import memory, run_log, tracker
 from faisca.errors import FaiscaError
 from faisca.files import write_atomically
 from faisca.memory import format_bytes
@@ -32,6 +32,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(run_log, "time", clock)
+    monkeypatch.setattr(tracker, "time", clock)
     return clock
 
 

@@ -5,14 +5,11 @@ times one case in each process after the other, and the table has medians over t
 baseline is timed only where it computes the same loss from the same weights.
 """
 
-import contextlib
 import json
-import sys
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from rich import box
 from rich.console import Console
@@ -22,21 +19,16 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import PACKAGES, load_backend
 from faisca.bench.chart import draw_chart
-from faisca.bench.machine import describe_machine
-from faisca.bench.preparation import measure_preparation
-from faisca.bench.results import FORMAT, Results, Row, format_value, merge, rows, summarise
-from faisca.bench.work import CASES, Work, make_work
-from faisca.bench.worker import BASELINES, SubjectSpec, Worker, find_baseline
+from faisca.bench.measure import ALL, run_benchmark
+from faisca.bench.results import Results, Row, format_value, merge, rows
+from faisca.bench.work import make_work
+from faisca.bench.worker import BASELINES, find_baseline
 from faisca.cli import parse
 from faisca.config import RunConfig
-from faisca.errors import FaiscaError, VerificationError
+from faisca.errors import FaiscaError
 from faisca.files import write_atomically
 from faisca.memory import format_bytes
 from faisca.porting.libraries import missing_package
-
-LOSS_TOLERANCE = 1e-4
-"""largest relative difference of a baseline's loss: another order of summation, but no other model"""
-CHECKED_WINDOWS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +83,10 @@ def bench(argv: list[str]) -> int:
     _check(options)
     work = make_work(options.preset, quick=options.quick)
     path = options.json or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}.json")
-    results = run_benchmark(work, options)
+    names = [*_backends(options.backends), *_listed(options.peers)]
+    run = RunConfig(device=options.device, dtype=options.dtype, compile=options.compile)
+    rounds = options.rounds or (3 if options.quick else 5)
+    results = run_benchmark(work, names, run, rounds, _listed(options.cases) or ALL)
     _write(path, (json.dumps(results, indent=2) + "\n").encode())
     columns = {name: subject["measured"] for name, subject in results["subjects"].items()}
     table = rows(columns)
@@ -121,66 +116,12 @@ def compare(argv: list[str]) -> int:
     return 0
 
 
-def run_benchmark(work: Work, options: BenchOptions) -> Results:
-    """Measure all subjects in turns; VerificationError where a baseline computes another loss."""
-    machine = describe_machine()  # first: the load average should be the machine's, not ours
-    run = RunConfig(device=options.device, dtype=options.dtype, compile=options.compile)
-    names = [*_backends(options.backends), *_listed(options.peers)]
-    specs = [SubjectSpec(name, work, run) for name in names]
-    rounds = options.rounds or (3 if options.quick else 5)
-    wanted = _listed(options.cases) or [*CASES, "fresh", "data"]
-    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(spec)) for spec in specs]
-        described = {worker.name: worker.ask("describe") for worker in workers}
-        _check_losses(work, workers)
-        offered = {worker.name: [case for case in worker.ask("cases") if case in wanted] for worker in workers}
-        _say(f"warming up: {sum(map(len, offered.values()))} cases")
-        left = sum(worker.ask("warm_up", case) for worker in workers for case in offered[worker.name])
-        _say(f"{rounds} rounds: about {_duration(left * rounds)}")
-        for case in CASES:
-            for _ in range(rounds):
-                for worker in workers:
-                    if case in offered[worker.name]:
-                        seconds[worker.name].setdefault(case, []).append(worker.ask("measure", case))
-    measured = {name: summarise(work, seconds[name]) for name in names}
-    if "fresh" in wanted:
-        _say("memory and the first step, each in a process of its own")
-        for spec in specs:
-            measured[spec.name] |= _fresh(spec)
-    return {
-        "format": FORMAT,
-        "machine": machine,
-        "work": work.describe(),
-        "rounds": rounds,
-        "subjects": {name: {"computed_with": described[name], "measured": measured[name]} for name in names},
-        "data_preparation": measure_preparation(rounds) if "data" in wanted else None,
-    }
-
-
-def _fresh(spec: SubjectSpec) -> dict[str, Any]:
-    with Worker(spec) as worker:
-        found = worker.ask("fresh")
-    return {name: None if value is None else {"median": value} for name, value in found.items()}
-
-
-def _check_losses(work: Work, workers: list[Worker]) -> None:
-    """All subjects must compute the same loss from the same weights, or there is nothing to compare."""
-    inputs, targets = (ids[:CHECKED_WINDOWS] for ids in work.batch("pretrain"))
-    losses = {worker.name: worker.ask("loss", inputs, targets) for worker in workers}
-    (first, expected), *others = losses.items()
-    for name, loss in others:
-        if not abs(loss - expected) <= LOSS_TOLERANCE * expected:
-            raise VerificationError(f"{name} computes a loss of {loss:.6f}, but {first} {expected:.6f}: not timed")
-
-
 def _check(options: BenchOptions) -> None:
     if options.rounds is not None and options.rounds < 1:
         raise FaiscaError(f"--rounds {options.rounds} is out of range: use a number at least 1")
-    known = [*CASES, "fresh", "data"]
     for case in _listed(options.cases):
-        if case not in known:
-            raise FaiscaError(f"--cases {case!r} is unknown: choose among {', '.join(known)}")
+        if case not in ALL:
+            raise FaiscaError(f"--cases {case!r} is unknown: choose among {', '.join(ALL)}")
     for peer in _listed(options.peers):
         find_baseline(peer, BASELINES)
 
@@ -243,11 +184,3 @@ def _cell(row: Row, column: str, base: str) -> str:
     ratio = row.ratio(column, base) if column != base and row.unit != "%" else None
     times = f" {ratio:{'.2f' if ratio >= 0.1 else '.3f'}}×" if ratio else ""
     return format_value(row.values[column], row.unit) + spread + times
-
-
-def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

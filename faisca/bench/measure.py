@@ -1,0 +1,106 @@
+"""The rounds of `faisca bench`: every case in every process, in turns."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from faisca.bench.machine import describe_machine
+from faisca.bench.preparation import measure_preparation
+from faisca.bench.results import FORMAT, Results, summarise
+from faisca.bench.work import CASES, Work
+from faisca.bench.worker import SubjectSpec, Worker
+from faisca.config import RunConfig
+from faisca.errors import VerificationError
+from faisca.tracker import track
+
+ALL = (*CASES, "fresh", "data")
+"""what can be measured"""
+LOSS_TOLERANCE = 1e-4
+"""largest relative difference of a baseline's loss: another order of summation, but no other model"""
+CHECKED_WINDOWS = 2
+CONSOLE = Console(stderr=True, markup=False, highlight=False)
+
+Turn = tuple[str, Worker]
+"""a case, and who does it"""
+
+
+def run_benchmark(work: Work, names: list[str], run: RunConfig, rounds: int, wanted: Sequence[str]) -> Results:
+    """Measure all subjects in turns; VerificationError where a baseline computes another loss."""
+    machine = describe_machine()  # first: the load average should be the machine's, not ours
+    specs = [SubjectSpec(name, work, run) for name in names]
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(spec)) for spec in specs]
+        described = {worker.name: worker.ask("describe") for worker in workers}
+        _check_losses(work, workers)
+        offered = {worker.name: set(worker.ask("cases")) for worker in workers}
+        turns = [
+            (case, worker) for case in CASES if case in wanted for worker in workers if case in offered[worker.name]
+        ]
+        expected = _warm_up(turns)
+        _say(f"{rounds} rounds: about {_duration(rounds * sum(expected))}")
+        seconds = _measure(turns, expected, rounds)
+    measured = {name: summarise(work, seconds.get(name, {})) for name in names}
+    if "fresh" in wanted:
+        _say("memory and the first step, each in a process of its own")
+        for spec in specs:
+            measured[spec.name] |= _fresh(spec)
+    return {
+        "format": FORMAT,
+        "machine": machine,
+        "work": work.describe(),
+        "rounds": rounds,
+        "subjects": {name: {"computed_with": described[name], "measured": measured[name]} for name in names},
+        "data_preparation": measure_preparation(rounds) if "data" in wanted else None,
+    }
+
+
+def _warm_up(turns: list[Turn]) -> list[float]:
+    """What a round of each turn should take, in seconds."""
+    expected = []
+    with track(CONSOLE, "warming up", len(turns)) as tracker:
+        for case, worker in turns:
+            expected.append(worker.ask("warm_up", case))
+            tracker.update(len(expected), what=f"{worker.name} {case}")
+    return expected
+
+
+def _measure(turns: list[Turn], expected: list[float], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each subject and case, one a round; a round of a case goes through all subjects."""
+    seconds: dict[str, dict[str, list[float]]] = {worker.name: {} for _, worker in turns}
+    spent, total = 0.0, rounds * sum(expected)
+    with track(CONSOLE, "measuring, % of the time", 100) as tracker:
+        for case, group in itertools.groupby(zip(turns, expected, strict=True), key=lambda pair: pair[0][0]):
+            members = list(group)
+            for (_, worker), share in members * rounds:
+                seconds[worker.name].setdefault(case, []).append(worker.ask("measure", case))
+                spent += share
+                tracker.update(round(100 * spent / total), what=f"{worker.name} {case}")
+    return seconds
+
+
+def _fresh(spec: SubjectSpec) -> dict[str, Any]:
+    with Worker(spec) as worker:
+        found = worker.ask("fresh")
+    return {name: None if value is None else {"median": value} for name, value in found.items()}
+
+
+def _check_losses(work: Work, workers: list[Worker]) -> None:
+    """All subjects must compute the same loss from the same weights, or there is nothing to compare."""
+    inputs, targets = (ids[:CHECKED_WINDOWS] for ids in work.batch("pretrain"))
+    losses = {worker.name: worker.ask("loss", inputs, targets) for worker in workers}
+    (first, expected), *others = losses.items()
+    for name, loss in others:
+        if not abs(loss - expected) <= LOSS_TOLERANCE * expected:
+            raise VerificationError(f"{name} computes a loss of {loss:.6f}, but {first} {expected:.6f}: not timed")
+
+
+def _say(line: str) -> None:
+    CONSOLE.print(f"{time.strftime('%H:%M:%S')} {line}", soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
