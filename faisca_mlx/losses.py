@@ -4,7 +4,8 @@ For 64 x 256 tokens and a vocabulary of 50,257 the logits are 3.3 GB, and a plai
 several copies. Here only `chunk` rows of logits are alive at a time: `mx.depends` makes each
 chunk wait for the one before it. Cross-entropy computes its gradients in the forward pass, chunk
 by chunk, because its upstream gradient is one number; the log-probabilities of GRPO have an
-upstream gradient per token, so they recompute their chunks.
+upstream gradient per token, so they keep their exponentials where these are few, and else compute
+them again.
 
 Shapes: N tokens, D model width, V vocabulary. With p = softmax(logits):
 d(-log p[target]) / d logits = p - one_hot(target).
@@ -14,6 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+
+KEPT = 2**26
+"""exponentials that may be kept for a backward pass: 0.27 GB"""
 
 
 def linear_cross_entropy(
@@ -48,15 +52,18 @@ def linear_log_probs(
     """
 
     @mx.custom_function
-    def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
         return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk)
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        (hidden_ND, head_VD), (_, _, log_sums_N) = primals, outputs
-        return _log_probs_gradients(hidden_ND, head_VD, targets_N, log_sums_N, cotangents[0], temperature, chunk)
+        (hidden_ND, head_VD), (_, _, peaks_N1, sums_N1, *kept) = primals, outputs
+        scaled_N1 = (cotangents[0] / temperature)[:, None]
+        return _log_probs_gradients(
+            hidden_ND, head_VD, targets_N, peaks_N1, sums_N1, kept, scaled_N1, temperature, chunk
+        )
 
-    log_probs_N, entropies_N, _ = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
+    log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
     return log_probs_N, mx.stop_gradient(entropies_N)
 
 
@@ -96,9 +103,10 @@ def _loss_and_gradients(
 
 def _log_probs_and_entropies(
     hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
-) -> tuple[mx.array, mx.array, mx.array]:
-    """The third is the logarithm of each row's sum of exponentials, for the gradient."""
+) -> tuple[mx.array, ...]:
+    """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
     found: list[list[mx.array]] = []
+    kept: list[mx.array] = []
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
         logits = _scaled_logits(hidden, head_VD, temperature)
@@ -108,34 +116,38 @@ def _log_probs_and_entropies(
         sums = exps.sum(axis=1, keepdims=True)
         log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
         entropies = mx.log(sums) - (exps * scores).sum(axis=1, keepdims=True) / sums
-        found.append([log_p, entropies, peak + mx.log(sums)])
-    log_probs_N, entropies_N, log_sums_N = (mx.concatenate(parts).squeeze(1) for parts in zip(*found, strict=True))
-    return log_probs_N, entropies_N, log_sums_N
+        found.append([log_p, entropies, peak, sums])
+        kept += [exps] if len(targets_N) * len(head_VD) <= KEPT else []
+    log_probs_N1, entropies_N1, peaks_N1, sums_N1 = (mx.concatenate(parts) for parts in zip(*found, strict=True))
+    return log_probs_N1.squeeze(1), entropies_N1.squeeze(1), peaks_N1, sums_N1, *kept
 
 
 def _log_probs_gradients(
     hidden_ND: mx.array,
     head_VD: mx.array,
     targets_N: mx.array,
-    log_sums_N: mx.array,
-    upstream_N: mx.array,
+    peaks_N1: mx.array,
+    sums_N1: mx.array,
+    kept: list[mx.array],
+    scaled_N1: mx.array,
     temperature: float,
     chunk: int,
 ) -> tuple[mx.array, mx.array]:
     d_hidden, d_head_VD = [], None
-    scaled_N1 = (upstream_N / temperature)[:, None].astype(hidden_ND.dtype)
-    scaled_hidden_ND = hidden_ND * scaled_N1  # p - one_hot is scaled on the narrow side
-    for rows in _chunks(len(targets_N), chunk):
+    shares_N1 = (scaled_N1 / sums_N1).astype(hidden_ND.dtype)  # p = exps / sums, on the narrow side
+    shared_hidden_ND, scaled_N1 = hidden_ND * shares_N1, scaled_N1.astype(hidden_ND.dtype)
+    for i, rows in enumerate(_chunks(len(targets_N), chunk)):
         hidden = hidden_ND[rows]
         if d_head_VD is not None:
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
-        probs = mx.exp(_scaled_logits(hidden, head_VD, temperature) - log_sums_N[rows, None]).astype(hidden.dtype)
-        d_hidden.append(probs @ head_VD)
-        d_head = probs.T @ scaled_hidden_ND[rows]
+        exps = kept[i] if kept else mx.exp(_scaled_logits(hidden, head_VD, temperature) - peaks_N1[rows])
+        exps = exps.astype(hidden.dtype)
+        d_hidden.append(exps @ head_VD)
+        d_head = exps.T @ shared_hidden_ND[rows]
         d_head_VD = -d_head if d_head_VD is None else d_head_VD - d_head
     assert d_head_VD is not None
-    d_hidden_ND = (head_VD[targets_N] - mx.concatenate(d_hidden)) * scaled_N1
-    return d_hidden_ND, d_head_VD.at[targets_N].add(scaled_hidden_ND)
+    d_hidden_ND = head_VD[targets_N] * scaled_N1 - mx.concatenate(d_hidden) * shares_N1
+    return d_hidden_ND, d_head_VD.at[targets_N].add(hidden_ND * scaled_N1)
 
 
 def _scaled_logits(hidden_nD: mx.array, head_VD: mx.array, temperature: float) -> mx.array:

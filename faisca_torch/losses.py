@@ -3,7 +3,8 @@
 For 64 x 256 tokens and a vocabulary of 50,257 the logits are 3.3 GB, and a plain loss keeps
 several copies. Here only `chunk` rows of logits are alive at a time. Cross-entropy computes its
 gradients in the forward pass, chunk by chunk, because its upstream gradient is one number; the
-log-probabilities of GRPO have an upstream gradient per token, so they recompute their chunks.
+log-probabilities of GRPO have an upstream gradient per token, so they keep their exponentials
+where these are few, and else compute them again.
 
 Shapes: N tokens, D model width, V vocabulary. With p = softmax(logits):
 d(-log p[target]) / d logits = p - one_hot(target).
@@ -14,6 +15,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+KEPT = 2**26
+"""exponentials that may be kept for a backward pass: 0.27 GB"""
 
 
 def linear_cross_entropy(
@@ -79,39 +83,51 @@ class _LinearLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        N, wide = len(hidden_ND), _wide(hidden_ND)
-        log_probs_N, entropies_N, log_sums_N = (torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(3))
-        buffer = hidden_ND.new_empty(min(chunk, N), len(head_VD))
-        exps_buffer = torch.empty_like(buffer, dtype=wide)
+        (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
+        log_probs_N, entropies_N, peaks_N, sums_N = (
+            torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(4)
+        )
+        keep = N * V <= KEPT and any(ctx.needs_input_grad)
+        buffer = hidden_ND.new_empty(min(chunk, N), V)
+        exps_buffer = torch.empty(N if keep else len(buffer), V, dtype=wide, device=hidden_ND.device)
         for rows in _chunks(N, chunk):
-            logits = torch.mm(hidden_ND[rows], head_VD.T, out=buffer[: len(targets_N[rows])]).to(wide)
-            peak = logits.amax(1, keepdim=True) / temperature
-            scores = torch.add(-peak, logits, alpha=1 / temperature, out=logits)
-            exps = torch.exp(scores, out=exps_buffer[: len(scores)])
-            sums = exps.sum(1)
+            scores, peaks_N[rows] = _scores(hidden_ND[rows], head_VD, temperature, buffer)
+            exps = torch.exp(scores, out=exps_buffer[rows] if keep else exps_buffer[: len(scores)])
+            sums_N[rows] = sums = exps.sum(1)
             log_probs_N[rows] = scores.gather(1, targets_N[rows, None]).squeeze(1) - sums.log()
             entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
-            log_sums_N[rows] = peak.squeeze(1) + sums.log()
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N, log_sums_N)
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, exps_buffer if keep else None)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropies_N)
         return log_probs_N, entropies_N
 
     @staticmethod
     def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        hidden_ND, head_VD, targets_N, log_sums_N = ctx.saved_tensors
-        scaled_N1 = (upstream_N / ctx.temperature)[:, None].to(hidden_ND.dtype)
-        scaled_hidden_ND = hidden_ND * scaled_N1  # p - one_hot is scaled on the narrow side
+        hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV = ctx.saved_tensors
+        scaled_N1 = (upstream_N / ctx.temperature)[:, None]
+        shares_N1 = (scaled_N1 / sums_N[:, None]).to(hidden_ND.dtype)  # p = exps / sums, on the narrow side
+        shared_hidden_ND, scaled_N1 = hidden_ND * shares_N1, scaled_N1.to(hidden_ND.dtype)
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
-        buffer = hidden_ND.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD))
+        buffer = hidden_ND.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
-            logits = torch.mm(hidden_ND[rows], head_VD.T, out=buffer[: len(targets_N[rows])]).to(log_sums_N.dtype)
-            probs = torch.add(-log_sums_N[rows, None], logits, alpha=1 / ctx.temperature, out=logits).exp_()
-            probs = probs.to(hidden_ND.dtype)
-            torch.mm(probs, head_VD, out=d_hidden_ND[rows])
-            d_head_VD.addmm_(probs.T, scaled_hidden_ND[rows], alpha=-1)
-        d_hidden_ND = (head_VD[targets_N] - d_hidden_ND) * scaled_N1
-        return d_hidden_ND, d_head_VD.index_add_(0, targets_N, scaled_hidden_ND), None, None, None
+            if buffer is None:
+                exps = kept_NV[rows]
+            else:
+                exps = _scores(hidden_ND[rows], head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
+            exps = exps.to(hidden_ND.dtype)
+            torch.mm(exps, head_VD, out=d_hidden_ND[rows])
+            d_head_VD.addmm_(exps.T, shared_hidden_ND[rows], alpha=-1)
+        d_hidden_ND = head_VD[targets_N] * scaled_N1 - d_hidden_ND * shares_N1
+        return d_hidden_ND, d_head_VD.index_add_(0, targets_N, hidden_ND * scaled_N1), None, None, None
+
+
+def _scores(
+    hidden_nD: Tensor, head_VD: Tensor, temperature: float, buffer_nV: Tensor, peaks_n: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits over the temperature, the largest of each row 0, in the buffer; and what was the largest."""
+    logits = torch.mm(hidden_nD, head_VD.T, out=buffer_nV[: len(hidden_nD)]).to(_wide(hidden_nD))
+    peaks_n = logits.amax(1) / temperature if peaks_n is None else peaks_n
+    return torch.add(-peaks_n[:, None], logits, alpha=1 / temperature, out=logits), peaks_n
 
 
 def _wide(hidden_nD: Tensor) -> torch.dtype:

@@ -34,9 +34,14 @@ def test_cross_entropy_and_its_gradients(twin: Twin, chunk: int):
     require_close(expected, found, 1e-6)
 
 
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_log_probabilities_and_their_gradients(twin: Twin, chunk: int, temperature: float):
+def test_log_probabilities_and_their_gradients(
+    twin: Twin, chunk: int, temperature: float, keep: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """With exponentials that are kept for the gradient, and with those that are computed again."""
+    monkeypatch.setattr(f"faisca_{twin.name}.losses.KEPT", 2**26 if keep else 0)
     hidden, head, targets = inputs()
     targets, upstream = np.maximum(targets, 0), np.linspace(-1, 2, N).astype(np.float32)
     log_p = log_softmax(hidden.astype(np.float64) @ head.T.astype(np.float64) / temperature)

@@ -62,12 +62,15 @@ def test_torch_in_float64_against_the_reference(yardstick: Side, options: dict):
     require_close(trimmed(reference_gradients(case)), trimmed(float64_gradients(case)), 1e-10, "norm")
 
 
-def test_gradcheck_of_the_custom_losses(yardstick: Side):
+@pytest.mark.parametrize("kept", [2**26, 0])
+def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, monkeypatch: pytest.MonkeyPatch):
     """Finite differences of torch's own checker, in float64; the upstream gradient is not 1."""
     import torch
 
+    from faisca_torch import losses
     from faisca_torch.losses import linear_cross_entropy, linear_log_probs
 
+    monkeypatch.setattr(losses, "KEPT", kept)
     torch.manual_seed(0)
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     head = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
