@@ -64,7 +64,7 @@ def generate(
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
         with precision(model):
-            logits_RV = model(to_device(model, tokens), cache)[:, -1] @ model.head_VD.T
+            logits_RV = _project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
         for i in np.flatnonzero(nth_new < 0):
             chosen[i] = prompts[rows[i]][position]
@@ -77,3 +77,10 @@ def generate(
         if len(stays) < len(rows):
             cache.keep(stays)
         rows, tokens = rows[stays], chosen[stays, None]
+
+
+def _project(hidden_RD: Tensor, head_VD: Tensor) -> Tensor:
+    """Logits [R, V]. On the CPU, MKL takes five times as long for a single row as for two, the head on the left."""
+    if len(hidden_RD) > 1 or hidden_RD.device.type != "cpu":
+        return hidden_RD @ head_VD.T
+    return (head_VD @ hidden_RD.repeat(2, 1).T)[:, :1].T
