@@ -11,12 +11,16 @@ from cases import Twin
 from faisca.config_files import load_preset
 from faisca.stages import run
 
-TIGHT = {"validation_loss": 1e-3, "bits_per_byte": 1e-3, "portugal_validation_loss": 1e-3}
-TIGHT |= {"football_share": 0.0, "distinct_share": 0.0}
-# 763 steps at spark's learning rate amplify rounding: two runs of torch whose initial weights differ in the last place
-# end 3e-3 nats apart (docs/parity.md), and then sample other completions
-LOOSE = {"validation_loss": 2e-2, "bits_per_byte": 1e-2, "portugal_validation_loss": 2e-2}
-LOOSE |= {"football_share": 0.12, "distinct_share": 0.03}
+EQUAL = {"validation_loss": 1e-3, "bits_per_byte": 1e-3, "portugal_validation_loss": 1e-3}
+EQUAL |= {"football_share": 0.0, "distinct_share": 0.0}
+# spark's learning rate amplifies rounding, and in GRPO completions part: about twice what runs of torch differ by whose
+# initial weights are off by their last place (parity_tests/spread.py, docs/parity.md)
+CLOSE = {"validation_loss": 1e-2, "bits_per_byte": 4e-3, "portugal_validation_loss": 1e-2}
+CLOSE |= {"football_share": 0.12, "distinct_share": 0.03}
+GRPO = {"validation_loss": 0.08, "bits_per_byte": 0.03, "portugal_validation_loss": 0.12}
+GRPO |= {"football_share": 0.12, "distinct_share": 0.03}
+TINY = {"pretrain": EQUAL, "sft": EQUAL, "grpo": EQUAL}
+SPARK = {"pretrain": CLOSE, "sft": CLOSE, "grpo": GRPO}
 
 
 def summary(preset: str, twin: Twin, folder: Path) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def summary(preset: str, twin: Twin, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("preset", "tolerances"),
-    [("tiny", TIGHT), pytest.param("spark", LOOSE, marks=pytest.mark.full)],
+    [("tiny", TINY), pytest.param("spark", SPARK, marks=pytest.mark.full)],
     ids=["tiny", "spark"],
 )
 def test_the_same_final_table(other: Twin, tmp_path: Path, preset: str, tolerances: dict):
@@ -37,9 +41,9 @@ def test_the_same_final_table(other: Twin, tmp_path: Path, preset: str, toleranc
     assert one["parameters"] == two["parameters"]
     for a, b in zip(one["stages"], two["stages"], strict=True):
         assert a["steps"] == b["steps"] and a["skipped_steps"] == b["skipped_steps"] == 0
-        for name, tolerance in tolerances.items():
-            for when in ("before", "after"):
-                assert np.isclose(a[f"{name}_{when}"], b[f"{name}_{when}"], rtol=0, atol=tolerance), name
+        for name, tolerance in tolerances[a["stage"]].items():
+            assert np.isclose(a[f"{name}_before"], b[f"{name}_before"], rtol=0, atol=min(tolerance, CLOSE[name])), name
+            assert np.isclose(a[f"{name}_after"], b[f"{name}_after"], rtol=0, atol=tolerance), name
         if preset == "tiny":
             assert a["samples_after"] == b["samples_after"]
-    assert one["stages"][-1]["kl_after"] == pytest.approx(two["stages"][-1]["kl_after"], rel=0.2, abs=1e-5)
+    assert one["stages"][-1]["kl_after"] == pytest.approx(two["stages"][-1]["kl_after"], rel=0.4, abs=1e-5)
