@@ -42,6 +42,18 @@ def test_losses_are_summed_in_float32(twin: Twin):
     assert loss(model=model, inputs=inputs, targets=targets) == pytest.approx(parts, rel=1e-5)
 
 
+def test_probabilities_are_float32(twin: Twin):
+    """A head of zeros makes every token as likely: its log-probability, -log V, has more digits than a bfloat16."""
+    case = make_case(tie_embeddings=False)
+    head = np.zeros_like(case.parameters["out_head.weight"])
+    case = dataclasses.replace(case, parameters={**case.parameters, "out_head.weight": head})
+    for values in log_probabilities(short(twin), case).values():
+        assert np.allclose(values[values != 0], -np.log(len(head)), rtol=1e-6)
+    inputs, targets = case.batch()
+    loss = twin.side.backend.evaluate(model=case.make_model(short(twin)), inputs=inputs, targets=targets)
+    assert loss / targets.size == pytest.approx(np.log(len(head)), rel=1e-6)
+
+
 @pytest.mark.parametrize("options", MODELS, ids=option_id)
 def test_gradients(yardstick: Side, twin: Twin, options: dict[str, Any]):
     case = make_case(**options)

@@ -28,7 +28,7 @@ class HuggingFace:
 
     def make_model(self) -> Any:
         portable = portable_model(self.work)
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config_json(portable)))
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config_json(portable), loss_type="ForCausalLM"))
         weights = {name: torch.tensor(value) for name, value in to_theirs(portable).items()}
         prefixed = {
             f"transformer.{name}" if name.split(".")[0] in ("wte", "wpe", "h", "ln_f") else name: value
