@@ -64,7 +64,7 @@ def _warm_up(turns: list[Turn]) -> list[float]:
     with track(CONSOLE, "warming up", len(turns)) as tracker:
         for case, worker in turns:
             expected.append(worker.ask("warm_up", case))
-            tracker.update(len(expected), what=f"{worker.name} {case}")
+            tracker.update(len(expected), now=f"{worker.name} {case}")
     return expected
 
 
@@ -78,7 +78,7 @@ def _measure(turns: list[Turn], expected: list[float], rounds: int) -> dict[str,
             for (_, worker), share in members * rounds:
                 seconds[worker.name].setdefault(case, []).append(worker.ask("measure", case))
                 spent += share
-                tracker.update(round(100 * spent / total), what=f"{worker.name} {case}")
+                tracker.update(round(100 * spent / total), now=f"{worker.name} {case}")
     return seconds
 
 
