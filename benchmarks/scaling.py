@@ -81,15 +81,16 @@ def draw(curves: list[dict[str, Any]], path: Path) -> None:
             for row, key, unit in ((0, "tokens_per_second", 1), (1, "peak_resident", 1e9)):
                 y = [point[key] / unit for point in curve["points"]]
                 panels[row][column].plot(x, y, marker="o", label=curve["backend"])
-                panels[row][column].set_ylim(bottom=0)
                 panels[row][column].grid(alpha=0.25)
         panels[0][column].set_xscale("log", base=2)
         panels[0][column].set_title(axis)
         panels[1][column].set_xticks(x, [f"{value:,}" for value in x], rotation=45)
         panels[1][column].minorticks_off()
+    for panel in panels.flat:
+        panel.set_ylim(0, 1.08 * panel.dataLim.ymax)
     panels[0][0].set_ylabel("tokens/s")
     panels[1][0].set_ylabel("peak memory, resident (GB)")
-    panels[0][0].legend(frameon=False)
+    panels[0][-1].legend(frameon=False, loc="center right")
     figure.savefig(path, dpi=120)
 
 
