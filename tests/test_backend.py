@@ -1,6 +1,7 @@
 """The boundary: choosing a twin, and what both twins promise of a step, an evaluation and their state."""
 
 import dataclasses
+import platform
 
 import numpy as np
 import pytest
@@ -74,8 +75,9 @@ def test_auto_takes_the_native_backend(monkeypatch, system, machine, installed, 
 
 def test_a_backend_that_is_not_there_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(backend, "_installed", lambda name: False)
+    extras = {"torch": "torch", "mlx": "mlx" if platform.system() == "Darwin" else "mlx-cpu"}
     for name in TWINS:
-        with pytest.raises(FaiscaError, match=rf"backend {name} needs .*pip install 'faisca-mlx\[{name}\]'"):
+        with pytest.raises(FaiscaError, match=rf"backend {name} needs .*pip install 'faisca-mlx\[{extras[name]}\]'"):
             load_backend(name)
     assert choose_backend("auto")[0] == "mlx"  # whose error load_backend then raises
 
