@@ -7,13 +7,12 @@ status is 1 where a target is missed or was not measured.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from faisca.bench.results import LESS_IS_BETTER, TITLES, read_results
+from faisca.bench.results import TITLES, read_results, rows
 
 TARGETS = (
     ("torch", "pretrain", "reference", 2.0),
@@ -40,10 +39,12 @@ PRODUCTS_SHARE = 65.0
 def main(paths: list[Path]) -> int:
     """Print the table; 1 where a target is missed or was not measured."""
     runs = [{name: subject["measured"] for name, subject in read_results(path)["subjects"].items()} for path in paths]
+    lines = [{row.key: row for row in rows(run)} for run in runs]
     table = Table("", "measured", "target", "", box=box.SIMPLE_HEAD)
     met = []
     for backend, key, baseline, target in TARGETS:
-        ratios = [ratio for run in runs if (ratio := ratio_of(run, backend, key, baseline)) is not None]
+        found = [by_key[key].ratio(backend, baseline) for by_key in lines if key in by_key]
+        ratios = [ratio for ratio in found if ratio is not None]
         met.append(bool(ratios) and ratios[-1] >= target)
         shown = f"{ratios[-1]:.1f}×" if ratios else "not measured"
         table.add_row(f"{backend}: {TITLES[key][0]} against {baseline}", shown, f"≥ {target:g}×", VERDICT[met[-1]])
@@ -53,15 +54,6 @@ def main(paths: list[Path]) -> int:
     table.add_row(f"torch: {TITLES['products_share'][0]}", shown, f"≥ {PRODUCTS_SHARE:g} %", VERDICT[met[-1]])
     Console(width=100).print(table)
     return 0 if all(met) else 1
-
-
-def ratio_of(run: dict[str, Any], backend: str, key: str, baseline: str) -> float | None:
-    """How many times better the backend is, faster or smaller; None where one of them was not measured."""
-    ours, theirs = (run.get(name, {}).get(key) for name in (backend, baseline))
-    if ours is None or theirs is None:
-        return None
-    ratio = float(ours["median"] / theirs["median"])
-    return 1 / ratio if TITLES[key][1] in LESS_IS_BETTER else ratio
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.errors import FaiscaError
 
 PLACES = 64
+"""the counts of positions whose log-probabilities are computed are multiples of this"""
+KEPT = 2**26
+"""exponentials that a twin may keep for the backward pass of log-probabilities: 0.27 GB in float32"""
+
 Model = Any
 Learner = Any
 Metrics = Any
@@ -82,7 +86,7 @@ class Rollouts:
         """The positions whose log-probabilities count, as int32 [N] into the flattened [B, T-1].
 
         The head costs more than all blocks, and most positions of a batch of headlines are padding.
-        Other positions fill N up to a multiple of 64: few shapes, so few compiled traces.
+        Other positions fill N up to a multiple of PLACES: few shapes, so few compiled traces.
         """
         counted_first = np.argsort(self.mask.ravel() == 0, kind="stable").astype(np.int32)
         return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES), 1) * PLACES]

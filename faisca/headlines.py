@@ -120,10 +120,12 @@ def _clean(table: pa.Table, config: DataConfig, dropped: Counter[str]) -> pa.Tab
 
 def _change(texts: pa.ChunkedArray, pattern: str, change: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
     """`change` what matches: finding the few that need it takes a tenth of the time of changing all."""
-    matching = [pc.match_substring_regex(chunk, pattern) for chunk in texts.chunks]
-    pairs = zip(texts.chunks, matching, strict=True)
-    changed = [pc.replace_with_mask(chunk, mask, change(chunk.filter(mask))) for chunk, mask in pairs]
-    return pa.chunked_array(changed, pa.string())
+
+    def changed(chunk: pa.Array) -> pa.Array:
+        matching = pc.match_substring_regex(chunk, pattern)
+        return pc.replace_with_mask(chunk, matching, change(chunk.filter(matching)))
+
+    return pa.chunked_array([changed(chunk) for chunk in texts.chunks], pa.string())
 
 
 def _keep(table: pa.Table, mask: pa.ChunkedArray, reason: str, dropped: Counter[str]) -> pa.Table:

@@ -16,8 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-KEPT = 2**26
-"""exponentials that may be kept for a backward pass: 0.27 GB"""
+from faisca.backend import KEPT
 
 
 def linear_cross_entropy(
@@ -107,6 +106,7 @@ def _log_probs_and_entropies(
     """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
     found: list[list[mx.array]] = []
     kept: list[mx.array] = []
+    keep = len(targets_N) * len(head_VD) <= KEPT
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
         logits = _scaled_logits(hidden, head_VD, temperature)
@@ -117,7 +117,8 @@ def _log_probs_and_entropies(
         log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
         entropies = mx.log(sums) - (exps * scores).sum(axis=1, keepdims=True) / sums
         found.append([log_p, entropies, peak, sums])
-        kept += [exps] if len(targets_N) * len(head_VD) <= KEPT else []
+        if keep:
+            kept.append(exps)
     log_probs_N1, entropies_N1, peaks_N1, sums_N1 = (mx.concatenate(parts) for parts in zip(*found, strict=True))
     return log_probs_N1.squeeze(1), entropies_N1.squeeze(1), peaks_N1, sums_N1, *kept
 

@@ -16,8 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-KEPT = 2**26
-"""exponentials that may be kept for a backward pass: 0.27 GB"""
+from faisca.backend import KEPT
 
 
 def linear_cross_entropy(

@@ -1,13 +1,16 @@
 """What is compared: the twins on every device found here, and small models of every option."""
 
+import dataclasses
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twins import MlxTwin, TorchTwin
 
+from faisca import stages
 from faisca.backend import load_backend
-from faisca.config import ModelConfig, RunConfig
+from faisca.config import Config, ModelConfig, RunConfig
 from faisca.parity.rungs import Case, Side, uneven_parameters
 
 
@@ -45,6 +48,11 @@ class Twin:
     @property
     def side(self) -> Side:
         return Side(load_backend(self.name), RunConfig(device=self.device, dtype="float32", compile=self.compile))
+
+    def run(self, config: Config, folder: Path) -> dict[str, Any]:
+        """The summary of all stages of a configuration, in float32."""
+        chosen = {"backend": self.name, "device": self.device, "dtype": "float32", "compile": self.compile}
+        return stages.run(dataclasses.replace(config, run=dataclasses.replace(config.run, **chosen)), folder)
 
     @property
     def inside(self) -> Any:

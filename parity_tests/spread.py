@@ -7,7 +7,6 @@ about its last place in float32. What such runs differ by, no other backend can 
 """
 
 import contextlib
-import dataclasses
 import functools
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from cases import Twin
 
 from faisca import stages
 from faisca.config import ModelConfig
@@ -39,11 +39,9 @@ def disturbed(run: int, config: ModelConfig, seed: int) -> Parameters:
 
 def final_table(run: int, folder: Path) -> dict[str, dict[str, Any]]:
     """The summary of a run of torch on the CPU, by stage."""
-    config = load_preset("spark")
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, backend="torch", device="cpu"))
     weights = mock.patch.object(stages, "initial_parameters", functools.partial(disturbed, run))
     with weights, contextlib.redirect_stdout(sys.stderr):
-        summary = stages.run(config, folder / str(run))
+        summary = Twin("torch", "cpu").run(load_preset("spark"), folder / str(run))
     return {stage["stage"]: stage for stage in summary["stages"]}
 
 

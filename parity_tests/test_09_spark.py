@@ -10,12 +10,11 @@ from cases import Twin
 from faisca.config import Config
 from faisca.config_files import load_preset
 from faisca.run_log import read_records
-from faisca.stages import run
 
 LOSSES = ("validation_loss", "bits_per_byte", "portugal_validation_loss")
 
 
-def shortened(twin: Twin) -> Config:
+def shortened() -> Config:
     """`spark` with few steps, and an evaluation every third."""
     preset = load_preset("spark")
     few = {"max_steps": 9, "evaluate_every": 3, "evaluation_batches": 2, "max_validation_titles": 300}
@@ -25,12 +24,11 @@ def shortened(twin: Twin) -> Config:
         sft=dataclasses.replace(preset.sft, **few),
         grpo=dataclasses.replace(preset.grpo, steps=2),
         sample=dataclasses.replace(preset.sample, counted=24),
-        run=dataclasses.replace(preset.run, backend=twin.name, device=twin.device),
     )
 
 
 def evaluations(twin: Twin, folder: Path) -> list[list[float]]:
-    run(shortened(twin), folder)
+    twin.run(shortened(), folder)
     return [[record[name] for name in LOSSES] for record in read_records(folder) if "validation_loss" in record]
 
 

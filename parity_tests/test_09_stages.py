@@ -1,15 +1,12 @@
 """Rung 9: all three stages of a preset end in the same table from both twins."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from cases import Twin
 
 from faisca.config_files import load_preset
-from faisca.stages import run
 
 EQUAL = {"validation_loss": 1e-3, "bits_per_byte": 1e-3, "portugal_validation_loss": 1e-3}
 EQUAL |= {"football_share": 0.0, "distinct_share": 0.0}
@@ -23,20 +20,14 @@ TINY = {"pretrain": EQUAL, "sft": EQUAL, "grpo": EQUAL}
 SPARK = {"pretrain": CLOSE, "sft": CLOSE, "grpo": GRPO}
 
 
-def summary(preset: str, twin: Twin, folder: Path) -> dict[str, Any]:
-    config = load_preset(preset)
-    chosen = {"backend": twin.name, "device": twin.device, "dtype": "float32", "compile": twin.compile}
-    return run(dataclasses.replace(config, run=dataclasses.replace(config.run, **chosen)), folder)
-
-
 @pytest.mark.parametrize(
     ("preset", "tolerances"),
     [("tiny", TINY), pytest.param("spark", SPARK, marks=pytest.mark.full)],
     ids=["tiny", "spark"],
 )
 def test_the_same_final_table(other: Twin, tmp_path: Path, preset: str, tolerances: dict):
-    one = summary(preset, Twin("torch", "cpu"), tmp_path / "one")
-    two = summary(preset, other, tmp_path / "two")
+    config = load_preset(preset)
+    one, two = Twin("torch", "cpu").run(config, tmp_path / "one"), other.run(config, tmp_path / "two")
     assert [stage["stage"] for stage in one["stages"]] == ["pretrain", "sft", "grpo"]
     assert one["parameters"] == two["parameters"]
     for a, b in zip(one["stages"], two["stages"], strict=True):

@@ -17,7 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import PACKAGES, load_backend
+from faisca.backend import PACKAGES, REMEDY, load_backend
 from faisca.bench.chart import draw_chart
 from faisca.bench.measure import ALL, run_benchmark
 from faisca.bench.results import Results, Row, format_value, merge, rows
@@ -133,7 +133,7 @@ def _backends(text: str) -> list[str]:
         if name not in PACKAGES or missing_package(name):
             load_backend(name)  # raises, with the remedy
     if not names:
-        raise FaiscaError("no backend to measure: pip install 'faisca-mlx[torch]' or 'faisca-mlx[mlx]'")
+        raise FaiscaError(f"no backend to measure: {' or '.join(REMEDY.values())}")
     return names
 
 

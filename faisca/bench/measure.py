@@ -1,8 +1,8 @@
 """The rounds of `faisca bench`: every case in every process, in turns."""
 
 import contextlib
-import itertools
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +24,8 @@ LOSS_TOLERANCE = 1e-4
 CHECKED_WINDOWS = 2
 CONSOLE = Console(stderr=True, markup=False, highlight=False)
 
-Turn = tuple[str, Worker]
-"""a case, and who does it"""
+Turns = dict[str, list[Worker]]
+"""each case, and who does it"""
 
 
 def run_benchmark(work: Work, names: list[str], run: RunConfig, rounds: int, wanted: Sequence[str]) -> Results:
@@ -37,13 +37,12 @@ def run_benchmark(work: Work, names: list[str], run: RunConfig, rounds: int, wan
         described = {worker.name: worker.ask("describe") for worker in workers}
         _check_losses(work, workers)
         offered = {worker.name: set(worker.ask("cases")) for worker in workers}
-        turns = [
-            (case, worker) for case in CASES if case in wanted for worker in workers if case in offered[worker.name]
-        ]
+        cases = [case for case in CASES if case in wanted]
+        turns = {case: [worker for worker in workers if case in offered[worker.name]] for case in cases}
         expected = _warm_up(turns)
-        _say(f"{rounds} rounds: about {_duration(rounds * sum(expected))}")
+        _say(f"{rounds} rounds: about {_duration(rounds * sum(expected.values()))}")
         seconds = _measure(turns, expected, rounds)
-    measured = {name: summarise(work, seconds.get(name, {})) for name in names}
+    measured = {name: summarise(work, seconds[name]) for name in names}
     if "fresh" in wanted:
         _say("memory and the first step, each in a process of its own")
         for spec in specs:
@@ -58,26 +57,28 @@ def run_benchmark(work: Work, names: list[str], run: RunConfig, rounds: int, wan
     }
 
 
-def _warm_up(turns: list[Turn]) -> list[float]:
-    """What a round of each turn should take, in seconds."""
-    expected = []
-    with track(CONSOLE, "warming up", len(turns)) as tracker:
-        for case, worker in turns:
-            expected.append(worker.ask("warm_up", case))
-            tracker.update(len(expected), now=f"{worker.name} {case}")
+def _warm_up(turns: Turns) -> dict[tuple[str, str], float]:
+    """What a round of a case should take in a subject, in seconds."""
+    expected = {}
+    with track(CONSOLE, "warming up", sum(map(len, turns.values()))) as tracker:
+        for case, workers in turns.items():
+            for worker in workers:
+                expected[case, worker.name] = worker.ask("warm_up", case)
+                tracker.update(len(expected), now=f"{worker.name} {case}")
     return expected
 
 
-def _measure(turns: list[Turn], expected: list[float], rounds: int) -> dict[str, dict[str, list[float]]]:
+def _measure(
+    turns: Turns, expected: dict[tuple[str, str], float], rounds: int
+) -> defaultdict[str, dict[str, list[float]]]:
     """Seconds of each subject and case, one a round; a round of a case goes through all subjects."""
-    seconds: dict[str, dict[str, list[float]]] = {worker.name: {} for _, worker in turns}
-    spent, total = 0.0, rounds * sum(expected)
+    seconds: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
+    spent, total = 0.0, rounds * sum(expected.values())
     with track(CONSOLE, "measuring, % of the time", 100) as tracker:
-        for case, group in itertools.groupby(zip(turns, expected, strict=True), key=lambda pair: pair[0][0]):
-            members = list(group)
-            for (_, worker), share in members * rounds:
+        for case, workers in turns.items():
+            for worker in workers * rounds:
                 seconds[worker.name].setdefault(case, []).append(worker.ask("measure", case))
-                spent += share
+                spent += expected[case, worker.name]
                 tracker.update(round(100 * spent / total), now=f"{worker.name} {case}")
     return seconds
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from faisca.backend import REMEDY
 from faisca.errors import FaiscaError
 
 NEEDS = {
@@ -16,9 +17,7 @@ NEEDS = {
     "mlx_lm": ("mlx.core", "mlx_lm"),
 }
 """the packages behind each library"""
-REMEDIES = {
-    "torch": "pip install 'faisca-mlx[torch]'",
-    "mlx": "pip install 'faisca-mlx[mlx]'",
+REMEDIES = REMEDY | {
     "transformers": "pip install torch 'transformers>=5,<6'",
     "mlx_lm": "pip install mlx-lm",
 }
