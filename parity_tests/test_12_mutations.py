@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bugs.mutation import Mutation
 from cases import PAIRED
-from mutations import FEW, MUTATIONS, ROOT, Mutation, verdict
+from mutations import FEW, MUTATIONS, ROOT, verdict
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -1,0 +1,26 @@
+"""Bugs of dropout, of what it draws, and of when it is active."""
+
+from bugs.mutation import Mutation
+
+T, M = "faisca_torch/", "faisca_mlx/"
+BUGS: tuple[Mutation, ...] = (
+    Mutation(
+        "no attention dropout",
+        M + "model.py",
+        "self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True), random_key)",
+        "mx.softmax(scores_BHTT, axis=-1, precise=True)",
+        "11",
+    ),
+    Mutation("dropout in evaluation", T + "model.py", "if self.training else 0.0", "if True else 0.0", "11"),
+    Mutation(
+        "recomputed blocks drop anew",
+        M + "model.py",
+        "partial(block, cache=None, random_key=key)",
+        "partial(block, cache=None)",
+        "04",
+    ),
+    Mutation("dropout's seed ignored", M + "train.py", "    mx.random.seed(dropout_seed)\n", "", "11"),
+    Mutation(
+        "dropout active in GRPO", T + "grpo.py", "model = learner.model.eval()", "model = learner.model.train()", "11"
+    ),
+)

@@ -1,0 +1,45 @@
+"""Bugs of losses and log-probabilities."""
+
+from bugs.mutation import Mutation
+
+T, M = "faisca_torch/", "faisca_mlx/"
+BUGS: tuple[Mutation, ...] = (
+    Mutation(
+        "targets shifted by one too few",
+        T + "train.py",
+        "targets = tokens_BT[:, 1:]",
+        "targets = tokens_BT[:, :-1]",
+        "03",
+    ),
+    Mutation(
+        "token 0 left out of the loss", T + "losses.py", "targets_N[rows, None] >= 0", "targets_N[rows, None] > 0", "03"
+    ),
+    Mutation(
+        "temperature forgotten in log-probabilities",
+        M + "losses.py",
+        "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
+        "(hidden_nD @ head_VD.T).astype(mx.float32)",
+        "03",
+    ),
+    Mutation(
+        "temperature forgotten in the gradient",
+        T + "losses.py",
+        "(upstream_N / ctx.temperature)",
+        "(upstream_N)",
+        "03",
+    ),
+    Mutation(
+        "last odd chunk dropped",
+        M + "losses.py",
+        "for start in range(0, size, chunk)",
+        "for start in range(0, max(size - size % chunk, 1), chunk)",
+        "03",
+    ),
+    Mutation(
+        "logits rounded before the softmax",
+        M + "losses.py",
+        "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
+        "(hidden_nD @ head_VD.T) / temperature",
+        "10",
+    ),
+)

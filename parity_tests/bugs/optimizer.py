@@ -1,0 +1,55 @@
+"""Bugs of the training step and of AdamW."""
+
+from bugs.mutation import Mutation
+
+T, M = "faisca_torch/", "faisca_mlx/"
+BUGS: tuple[Mutation, ...] = (
+    Mutation("no bias correction", M + "train.py", "return -mx.expm1(", "return 1 + 0 * (", "05"),
+    Mutation(
+        "MLX's own sum for the norm",
+        M + "train.py",
+        "gradient.square().sum(axis=-1)",
+        "gradient.square().sum(keepdims=True)",
+        "05",
+    ),
+    Mutation(
+        "decay on norms and biases",
+        T + "train.py",
+        '{"params": groups[False], "weight_decay": 0.0}',
+        '{"params": groups[False], "weight_decay": config.weight_decay}',
+        "05",
+    ),
+    Mutation(
+        "decay coupled to the gradient",
+        T + "train.py",
+        "optimizer = torch.optim.AdamW(",
+        "optimizer = torch.optim.Adam(",
+        "05",
+    ),
+    Mutation("default epsilon of Adam", T + "train.py", "eps=config.epsilon", "eps=1e-8", "05"),
+    Mutation(
+        "betas swapped",
+        M + "train.py",
+        "betas=[config.beta1, config.beta2]",
+        "betas=[config.beta2, config.beta1]",
+        "05",
+    ),
+    Mutation(
+        "micro-batches each averaged",
+        T + "train.py",
+        "inputs[part], targets[part], True) / targets.size",
+        "inputs[part], targets[part], True) / targets[part].size",
+        "05",
+    ),
+    Mutation("gradients kept for the next step", T + "train.py", "    learner.optimizer.zero_grad()\n", "", "05"),
+    Mutation(
+        "moments swapped in a checkpoint",
+        M + "weights.py",
+        '{"first_moment": "m", "second_moment": "v"}',
+        '{"first_moment": "v", "second_moment": "m"}',
+        "05",
+    ),
+    Mutation(
+        "step count lost on resuming", T + "weights.py", 'torch.tensor(float(state["step"])', "torch.tensor(0.0", "05"
+    ),
+)

@@ -1,0 +1,39 @@
+"""Bugs of sampling and of the key-value cache."""
+
+from bugs.mutation import Mutation
+
+T, M = "faisca_torch/", "faisca_mlx/"
+BUGS: tuple[Mutation, ...] = (
+    Mutation("top-k unsorted", M + "generate.py", "    ids = mx.sort(ids, axis=1)\n", "", "07"),
+    Mutation(
+        "categorical on probabilities",
+        M + "generate.py",
+        "picked = mx.minimum((cumulative <= threshold).sum(axis=1, keepdims=True), ids_RS.shape[1] - 1)",
+        "picked = mx.random.categorical(probs_RS)[:, None]",
+        "07",
+    ),
+    Mutation(
+        "top-p without the token that crosses it", T + "generate.py", "before < top_p", "before + probs <= top_p", "07"
+    ),
+    Mutation(
+        "temperature multiplied",
+        T + "generate.py",
+        "logits_RV.float() / temperature",
+        "logits_RV.float() * temperature",
+        "07",
+    ),
+    Mutation(
+        "cached positions begin at 0 again",
+        T + "model.py",
+        "self.positional_embedding.weight[start:end]",
+        "self.positional_embedding.weight[: end - start]",
+        "07",
+    ),
+    Mutation(
+        "finished rows' cache kept in place of others",
+        M + "generate.py",
+        "cache.keep(stays)",
+        "cache.keep(np.arange(len(stays)))",
+        "07",
+    ),
+)
