@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint
+.PHONY: install demo test lint mutations
 
 install: $(VENV)/.installed
 
@@ -24,3 +24,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every bug of parity_tests/bugs/ in turn, about half an hour: CI applies a few, others for each commit.
+mutations: install
+	$(BIN)/python parity_tests/mutations.py -j 2

@@ -45,3 +45,11 @@ def corpus(token_cache: Path) -> tuple[Tokenizer, Windows, Any]:
     train, validation = stage_titles(headlines, config.pretrain, seed=0, stage="pretrain")
     tokenizer = load_tokenizer(config.tokenizer, train)
     return tokenizer, Windows(tokenise(train, tokenizer), 32, 32), tokenise(validation, tokenizer)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which mutations this run has applied: another commit applies others."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    names = [r.nodeid.partition("[")[2].rpartition("]")[0] for r in reports if "test_the_ladder_catches[" in r.nodeid]
+    if names:
+        terminalreporter.write_line(f"mutations applied to a copy of the code: {', '.join(sorted(names))}")
