@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 from cases import Twin, make_case
 
-from faisca.backend import Sampling
-from faisca.config import GRPOConfig, OptimizerConfig
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import log_probabilities, logits, reinforce, train
-from faisca.parity.sampling import make_prompts, sample_rows
-from faisca.streams import uniforms
+from faisca.config import GRPOConfig
+from faisca.parity.rungs import reinforce
 
 RATE, DRAWS = 0.3, 1_000_000
 SIGMAS = 5  # a right implementation fails once in two million tries
@@ -72,19 +68,6 @@ def test_attention_weights_are_dropped(twin: Twin):
     assert abs(np.corrcoef(heads[:, 0], heads[:, 1])[0, 1]) < SIGMAS / np.sqrt(len(heads)), "each head its own"
 
 
-def test_absent_in_evaluation(twin: Twin):
-    """Losses, log-probabilities, logits and samples of a model with dropout are those of one without."""
-    plain, dropping = make_case(), make_case(dropout=0.5, attention_dropout=0.5)
-    learner, _ = train(twin.side, dropping, OptimizerConfig(learning_rate=1e-30, weight_decay=0.0), steps=1)
-    backend, batch = twin.side.backend, plain.batch()[0]
-    after_training = backend.logits(model=learner.model, tokens=batch)
-    require_close(logits(twin.side, plain), {"logits": after_training}, 0.0)
-    require_close(log_probabilities(twin.side, plain), log_probabilities(twin.side, dropping), 0.0)
-    prompts, draws = make_prompts(plain, 8, 5), uniforms(0, "dropout", step=0, rows=8, columns=9)
-    one, two = (sample_rows(twin.side, case, prompts, draws, Sampling(1.0, 0, 1.0, 9)) for case in (plain, dropping))
-    assert np.array_equal(one, two)
-
-
 def test_absent_in_reinforcement_learning(stepped: Twin):
     """On the first pass the policy is the one that sampled: every ratio is 1."""
     plain, dropping = make_case(), make_case(dropout=0.5, attention_dropout=0.5)
@@ -92,15 +75,3 @@ def test_absent_in_reinforcement_learning(stepped: Twin):
     (first, *_), (second, *_) = (reinforce(stepped.side, case, config)[1] for case in (plain, dropping))
     assert first == second
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-5) and first["ratio_max"] == pytest.approx(1, abs=1e-5)
-
-
-def test_each_step_drops_anew_and_its_seed_decides(stepped: Twin):
-    case = make_case(dropout=0.5, steps=1)
-    learner = stepped.side.backend.make_learner(
-        model=case.make_model(stepped.side), config=OptimizerConfig(learning_rate=1e-30, weight_decay=0.0)
-    )
-    inputs, targets = case.batch()
-    common = {"inputs": inputs, "targets": targets, "learning_rate": 1e-30, "micro_batch_size": 0}
-    steps = [stepped.side.backend.train_step(learner=learner, **common, dropout_seed=seed) for seed in (1, 2, 1, 2**62)]
-    one, two, again, far = (step["loss"] for step in stepped.side.backend.read_metrics(metrics=steps))
-    assert one == again and len({one, two, far}) == 3
