@@ -98,26 +98,77 @@ def test_golden_cispo_and_advantages(twin: Twin):
     assert group_advantages(hit, 8, "group")[0] == pytest.approx(2.474173932086831, abs=1e-12)
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.loss}-{c.importance}-{c.objective}")
-def test_every_variant_against_the_reference(twin: Twin, config: GRPOConfig):
+def random_fixture(spread: float) -> SimpleNamespace:
+    """Log-probabilities whose logarithm of the ratio deviates by `spread`; one row has no token."""
     random = np.random.default_rng(4)
-    shape = (5, 7)
+    shape = (6, 7)
     old = -random.random(shape) * 3
     fixture = with_changes(
-        log_probs=old + 0.4 * random.standard_normal(shape),
+        log_probs=old + spread * random.standard_normal(shape),
         old=old,
         reference=old + 0.3 * random.standard_normal(shape),
         mask=(random.random(shape) < 0.7).astype(float),
-        advantages=random.standard_normal(5),
+        advantages=random.standard_normal(6),
         step_tokens=61.0,
     )
-    fixture = SimpleNamespace(**{name: np.float32(v).astype(float) for name, v in vars(fixture).items()})
+    fixture.mask[3] = 0
+    return SimpleNamespace(**{name: np.float32(v).astype(float) for name, v in vars(fixture).items()})
+
+
+@pytest.mark.parametrize("spread", [0.4, 2.0], ids=["near", "beyond every limit"])
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.loss}-{c.importance}-{c.objective}")
+def test_every_variant_against_the_reference(twin: Twin, config: GRPOConfig, spread: float):
+    """Near the policy that sampled, and where ratios pass the clips and CISPO's cap on both sides."""
+    fixture = random_fixture(spread)
     loss, gradient = expected(fixture, config)
     found = twin.inside.policy_loss(in_float32(fixture), config)
     assert found[0] == pytest.approx(loss, rel=1e-5, abs=1e-6)
     assert np.allclose(found[2], gradient, rtol=1e-4, atol=1e-6)
     if twin.name == "torch":
         assert twin.inside.policy_loss(fixture, config)[0] == pytest.approx(loss, rel=1e-10)
+
+
+@pytest.mark.parametrize("importance", ["token", "sequence"])
+def test_the_limits_are_reached(importance: Any):
+    """What the test above compares: without this, a cap that nothing reaches could be any number."""
+    config = dataclasses.replace(CONFIG, importance=importance, objective="cispo", loss="bnpo")
+    fixture = random_fixture(2.0)
+    log_probs, *others = arguments(fixture)
+    capped, free, clipped, wide = (
+        policy_loss(log_probs, *others, dataclasses.replace(config, **changes), 61.0)
+        for changes in (
+            {},
+            {"cispo_cap": 1e9},
+            {"objective": "clip"},
+            {"objective": "clip", "clip_low": 1.0, "clip_high": 1e9},
+        )
+    )
+    assert abs(clipped - wide) > 1e-2
+    assert abs(capped - free) > 1e-2 or importance == "sequence"  # the mean over a row does not go so far
+
+
+@pytest.mark.parametrize("spread", [0.4, 2.0])
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+def test_watched_numbers_are_what_they_say(twin: Twin, spread: float, shift: float):
+    """Each by hand, over the mask alone; with the shift, every ratio is below the 1 of a masked place."""
+    fixture = random_fixture(spread)
+    fixture.log_probs = np.minimum(fixture.log_probs, fixture.old - 0.5 if shift else np.inf) + shift
+    fixture.reference = fixture.reference + shift
+    kept = fixture.mask > 0
+    ratio, A = np.exp(fixture.log_probs - fixture.old), np.broadcast_to(fixture.advantages[:, None], kept.shape)
+    log_rho = (fixture.reference - fixture.log_probs)[kept]
+    wanted = {
+        "kl": (np.exp(log_rho) - log_rho - 1).mean(),
+        "ratio_mean": ratio[kept].mean(),
+        "ratio_max": ratio[kept].max(),
+        "clip_low_share": ((ratio < 0.8) & (A < 0))[kept].mean(),
+        "clip_high_share": ((ratio > 1.28) & (A > 0))[kept].mean(),
+    }
+    assert (ratio[kept].max() < 1) == (shift < 0)
+    assert wanted["clip_low_share"] > 0
+    assert spread < 1 or wanted["clip_low_share"] != wanted["clip_high_share"]
+    found = twin.inside.policy_loss(in_float32(fixture), CONFIG)[1]
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
