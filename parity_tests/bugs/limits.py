@@ -1,0 +1,163 @@
+"""Bugs at the edges: logits that overflow, targets left out, full contexts, end-of-text in a text."""
+
+from bugs.mutation import Mutation
+
+T = "faisca_torch/"
+M = "faisca_mlx/"
+EDGES = "parity_tests/test_14_limits.py"
+BUGS: tuple[Mutation, ...] = (
+    Mutation(
+        "sampling from exponentials of the logits (torch)",
+        T + "generate.py",
+        "return scaled.softmax(1), torch",
+        "return scaled.exp() / scaled.exp().sum(1, keepdim=True), torch",
+        EDGES + "::test_sampling_from_large_logits",
+    ),
+    Mutation(
+        "sampling from exponentials of the logits (MLX)",
+        M + "generate.py",
+        "return mx.softmax(scaled, axis=1), mx",
+        "return mx.exp(scaled) / mx.exp(scaled).sum(axis=1, keepdims=True), mx",
+        EDGES + "::test_sampling_from_large_logits",
+    ),
+    Mutation(
+        "top-k from exponentials of the logits (torch)",
+        T + "generate.py",
+        "probs = values.softmax(1)",
+        "probs = values.exp() / values.exp().sum(1, keepdim=True)",
+        EDGES + "::test_sampling_from_large_logits",
+    ),
+    Mutation(
+        "top-k from exponentials of the logits (MLX)",
+        M + "generate.py",
+        "probs = mx.softmax(mx.take_along_axis(scaled, ids, axis=1), axis=1)",
+        "probs = mx.exp(mx.take_along_axis(scaled, ids, axis=1))\n    probs = probs / probs.sum(axis=1, keepdims=True)",
+        EDGES + "::test_sampling_from_large_logits",
+    ),
+    Mutation(
+        "the largest logit without the temperature (torch)",
+        T + "losses.py",
+        "logits.amax(1) / temperature",
+        "logits.amax(1)",
+        EDGES + "::test_log_probabilities_of_large_logits",
+    ),
+    Mutation(
+        "the largest logit without the temperature (MLX)",
+        M + "losses.py",
+        "peak = logits.max(axis=1, keepdims=True)\n        scores",
+        "peak = logits.max(axis=1, keepdims=True) * temperature\n        scores",
+        EDGES + "::test_log_probabilities_of_large_logits",
+    ),
+    Mutation(
+        "log-probabilities by the chunk's largest logit",
+        M + "losses.py",
+        "peak = logits.max(axis=1, keepdims=True)\n        scores",
+        "peak = mx.broadcast_to(logits.max(), (len(logits), 1))\n        scores",
+        EDGES + "::test_log_probabilities_of_large_logits",
+    ),
+    Mutation(
+        "cross-entropy by the chunk's largest logit (torch)",
+        T + "losses.py",
+        "peak = logits.amax(1, keepdim=True)",
+        "peak = logits.amax()",
+        EDGES + "::test_losses_of_large_logits",
+    ),
+    Mutation(
+        "cross-entropy by the chunk's largest logit (MLX)",
+        M + "losses.py",
+        "peak = logits.max(axis=1, keepdims=True)\n        exps",
+        "peak = logits.max()\n        exps",
+        EDGES + "::test_losses_of_large_logits",
+    ),
+    Mutation(
+        "evaluation's logarithm of a sum that overflows",
+        M + "losses.py",
+        "mx.logsumexp(logits, axis=1)",
+        "mx.log(mx.exp(logits).sum(axis=1))",
+        EDGES + "::test_a_model_of_large_logits",
+    ),
+    Mutation(
+        "exponentials computed again without the temperature",
+        T + "losses.py",
+        "_scores(hidden_ND[rows], head_VD, ctx.temperature, buffer, peaks_N[rows])",
+        "_scores(hidden_ND[rows], head_VD, 1.0, buffer, peaks_N[rows])",
+        EDGES + "::test_log_probabilities_of_large_logits",
+    ),
+    Mutation(
+        "kept exponentials taken from the first chunk",
+        M + "losses.py",
+        "kept[i] if kept else",
+        "kept[0] if kept else",
+        "03",
+    ),
+    Mutation(
+        "micro-batches averaged over their own targets",
+        M + "train.py",
+        "        total = total + loss\n",
+        "        total = total + loss * targets.size / mx.maximum((targets >= 0).sum(), 1)\n",
+        EDGES + "::test_a_micro_batch_of_targets_that_are_left_out",
+    ),
+    Mutation(
+        "loss averaged over the targets that count",
+        T + "train.py",
+        "inputs[part], targets[part], True) / targets.size",
+        "inputs[part], targets[part], True) / max((targets >= 0).sum(), 1)",
+        EDGES + "::test_a_micro_batch_of_targets_that_are_left_out",
+    ),
+    Mutation(
+        "top-k leaves out a token of the vocabulary",
+        T + "generate.py",
+        "if not 0 < top_k < V and top_p >= 1",
+        "if not 0 < top_k < V - 1 and top_p >= 1",
+        EDGES + "::test_top_k_up_to_and_beyond_the_vocabulary",
+    ),
+    Mutation(
+        "top-k of all but one takes all",
+        M + "generate.py",
+        "if not 0 < top_k < V and top_p >= 1",
+        "if not 0 < top_k < V - 1 and top_p >= 1",
+        EDGES + "::test_top_k_up_to_and_beyond_the_vocabulary",
+    ),
+    Mutation(
+        "the last position predicts nothing (torch)",
+        T + "generate.py",
+        "stays = np.flatnonzero(~ended & (position <= model.config.context))",
+        "stays = np.flatnonzero(~ended & (position < model.config.context))",
+        EDGES + "::test_one_row_to_the_end_of_the_context",
+    ),
+    Mutation(
+        "the last position predicts nothing (MLX)",
+        M + "generate.py",
+        "stays = np.flatnonzero(~ended & (position <= model.config.context))",
+        "stays = np.flatnonzero(~ended & (position < model.config.context))",
+        EDGES + "::test_one_row_to_the_end_of_the_context",
+    ),
+    Mutation(
+        "a prompt may not fill the context",
+        "faisca/generation.py",
+        "if len(ids) > context:",
+        "if len(ids) >= context:",
+        "tests/test_generation.py::test_a_prompt_may_fill_the_context_but_not_exceed_it",
+    ),
+    Mutation(
+        "token 0 is no token",
+        "faisca/generation.py",
+        "if token >= 0]",
+        "if token > 0]",
+        "tests/test_generation.py::test_a_row_does_not_depend_on_the_rows_beside_it",
+    ),
+    Mutation(
+        "end-of-text inside a title ends it",
+        "faisca/tokenizer.py",
+        "return self.encoding.encode_ordinary(text)",
+        'return self.encoding.encode(text, allowed_special="all")',
+        "tests/test_tokenizer.py",
+    ),
+    Mutation(
+        "an end-of-text is as long as its name",
+        "faisca/tokenizer.py",
+        "        lengths[self.end_of_text] = 1\n",
+        "",
+        "tests/test_tokenizer.py",
+    ),
+)

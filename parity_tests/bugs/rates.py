@@ -1,0 +1,149 @@
+"""Bugs of AdamW's arithmetic, its rate, and the state that it is given and gives out."""
+
+from bugs.mutation import Mutation
+
+T = "faisca_torch/"
+M = "faisca_mlx/"
+ADAM = "parity_tests/test_05_arithmetic.py"
+BUGS: tuple[Mutation, ...] = (
+    Mutation(
+        "epsilon inside the root",
+        M + "train.py",
+        'state["m"] / (root + self.eps)',
+        'state["m"] / mx.sqrt(root**2 + self.eps**2)',
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "epsilon corrected with the root",
+        M + "train.py",
+        'root = mx.sqrt(state["v"]) * mx',
+        'root = (mx.sqrt(state["v"]) + self.eps) * mx',
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "decay after the update",
+        M + "train.py",
+        "optimizer.apply_gradients(clipped, _decayed(old_weights, config, learning_rate))",
+        "_decayed(optimizer.apply_gradients(clipped, old_weights), config, learning_rate)",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "decay by the peak rate",
+        M + "train.py",
+        "1 - learning_rate * config.weight_decay",
+        "1 - config.learning_rate * config.weight_decay",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "decay not scaled by the rate",
+        M + "train.py",
+        "1 - learning_rate * config.weight_decay",
+        "1 - config.weight_decay",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "bias correction a step late",
+        M + "train.py",
+        "self.learning_rate / _correction(beta1, self.step)",
+        "self.learning_rate / _correction(beta1, self.step + 1)",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "second moment of the mean gradient",
+        M + "train.py",
+        "(1 - beta2) * mx.square(gradient)",
+        '(1 - beta2) * mx.square(state["m"])',
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "rate for the decayed group only",
+        T + "train.py",
+        "for group in learner.optimizer.param_groups:",
+        "for group in learner.optimizer.param_groups[:1]:",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "the rate of the step before",
+        T + "train.py",
+        '        group["lr"] = learning_rate',
+        '        group["lr"], group["next"] = group.get("next", learner.config.learning_rate), learning_rate',
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "a rate of 0 is the configured one (torch)",
+        T + "train.py",
+        'group["lr"] = learning_rate',
+        'group["lr"] = learning_rate or learner.config.learning_rate',
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "a rate of 0 is the configured one (MLX)",
+        M + "train.py",
+        "learner.step(*parts, mx.array(learning_rate))",
+        "learner.step(*parts, mx.array(learning_rate or learner.config.learning_rate))",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "policy steps at the configured rate (torch)",
+        T + "grpo.py",
+        "_update(learner=learner, loss=loss, learning_rate=learning_rate)",
+        "_update(learner=learner, loss=loss, learning_rate=config.learning_rate)",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "policy steps at the configured rate (MLX)",
+        M + "grpo.py",
+        "            learning_rate,\n        )\n    )",
+        "            config.learning_rate,\n        )\n    )",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "the rate stays the configured one",
+        M + "train.py",
+        "    optimizer.learning_rate = learning_rate\n",
+        "",
+        ADAM + "::test_four_steps_at_four_rates",
+    ),
+    Mutation(
+        "the optimiser's state is no input of the compiled step",
+        M + "train.py",
+        "state = [learner.model.state, learner.optimizer.state, mx",
+        "state = [learner.model.state, mx",
+        ADAM + "::test_compiled_steps_take_the_rate_of_the_moment",
+    ),
+    Mutation(
+        "restored moments share the caller's memory",
+        T + "weights.py",
+        'torch.tensor(state[f"{ours}.{name}"], device=device)',
+        'torch.from_numpy(state[f"{ours}.{name}"])',
+        ADAM + "::test_states_are_copies_in_both_directions",
+    ),
+    Mutation(
+        "moments are given out with the memory of the optimiser",
+        T + "weights.py",
+        "moment.detach().float().cpu().numpy().copy()",
+        "moment.detach().float().cpu().numpy()",
+        ADAM + "::test_states_are_copies_in_both_directions",
+    ),
+    Mutation(
+        "the step count is not restored",
+        M + "weights.py",
+        '    slots["step"] = mx.array(int(state["step"]), learner.optimizer.step.dtype)\n',
+        "",
+        "tests/test_backend.py::test_optimizer_state_goes_out_and_in_bit_for_bit",
+    ),
+    Mutation(
+        "norms decay by the name of their weight",
+        "faisca/parameters.py",
+        'decay == "all" or len(shape) >= 2',
+        'decay == "all" or name.endswith("weight")',
+        "tests/test_parameters.py",
+    ),
+    Mutation(
+        "warm-up begins with a rate of 0",
+        "faisca/schedule.py",
+        "(step + 1) / config.warmup_steps",
+        "step / config.warmup_steps",
+        "tests/test_schedule.py",
+    ),
+)
