@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("draws")
 SEEDS = (1337, 7)
 SHOWN, COUNTED, GROUP = 3, 10, 8
 OPTIONS = f"""
-    --pretrain.max-steps 0 --pretrain.epochs 2 --pretrain.evaluate-every 0
+    --pretrain.max-titles 250 --sft.max-titles 250 --pretrain.max-steps 0 --pretrain.epochs 2 --pretrain.evaluate-every 0
     --sft.max-steps 0 --sft.epochs 2 --sft.evaluate-every 0 --sft.batch-size 16 --sft.url-contains .
     --sample.count {SHOWN} --sample.counted {COUNTED} --grpo.group-size {GROUP} --grpo.minibatch-size 4
 """
@@ -73,7 +73,7 @@ def test_the_kinds_of_calls_can_be_told_apart(runs):
 def test_no_two_steps_share_a_seed_of_dropout(runs):
     """In no stage, and not with another seed."""
     seeds = [step["dropout_seed"] for run in runs for step in run["train_step"]]
-    assert len(seeds) == len(set(seeds)) > 40
+    assert len(seeds) == len(set(seeds)) > 30
 
 
 def test_rollouts_use_no_number_twice(runs):
