@@ -109,8 +109,8 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
     """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]; 0 outside `places`."""
-    if tokens.shape[1] < 2:  # nothing is predicted, and MLX scatters no empty arrays
-        return np.zeros((len(tokens), 0), np.float32)
+    if not tokens[:, 1:].size:  # nothing is predicted, and MLX scatters no empty arrays
+        return np.zeros(tokens[:, 1:].shape, np.float32)
     model.eval()
     places = np.arange(tokens[:, 1:].size) if places is None else places
     return np.array(shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature)[0])

@@ -250,6 +250,15 @@ def test_smallest_and_fullest_batches(twin: Twin, rows: int, length: int, chunk:
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (3, 1), (2, 0)])
+def test_where_nothing_is_predicted_there_are_no_log_probabilities(twin: Twin, shape: tuple[int, int]):
+    case, tokens = make_case(), np.zeros(shape, np.int32)
+    model = case.make_model(twin.side)
+    found = twin.side.backend.token_log_probs(model=model, tokens=tokens, temperature=1.0, places=None)
+    assert found.shape == tokens[:, 1:].shape and found.dtype == np.float32
+    assert twin.side.backend.logits(model=model, tokens=tokens).shape == (*shape, 101)
+
+
 @pytest.mark.parametrize("top_k", [1, 100, 101, 102, 5000])
 @pytest.mark.parametrize("top_p", [1.0, 0.999999, 0.5, 1e-6])
 def test_top_k_up_to_and_beyond_the_vocabulary(twin: Twin, top_k: int, top_p: float):
