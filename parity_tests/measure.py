@@ -2,9 +2,9 @@
 
     python parity_tests/measure.py [SEEDS [RUN ...]]
 
-Every rung of `faisca parity`, on small fresh models of every architecture and on models that this script trains
-through all three stages first, and on the RUNs; under every family of kernels that this processor runs, with one thread and with
-two, each in a process of its own, with seeds of its own. The margin is what is allowed over the largest that was found.
+Every rung of `faisca parity`, on small fresh models of every architecture, on models that this script first trains
+through all three stages, and on the RUNs; under every family of kernels that this processor runs, with one thread
+and with two, each in a process and with seeds of its own. Margin: what is allowed over the largest that was found.
 """
 
 import contextlib
