@@ -16,9 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/faisca run --preset spark --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-# Two workers on two cores; conftest.py gives each one thread.
+# Two workers on two cores; conftest.py gives each one thread. Then the numerical rungs under two other kernels.
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python parity_tests/kernels.py
 
 lint: install
 	$(BIN)/ruff check .

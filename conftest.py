@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from faisca.fast_blas import load_fast_blas
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; and sums add up in one order
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+load_fast_blas()  # before any test imports MLX, which keeps the BLAS that it finds then
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

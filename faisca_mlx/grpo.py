@@ -17,6 +17,7 @@ from mlx.utils import tree_map
 
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig
+from faisca_mlx.losses import _row_sums, _total
 from faisca_mlx.train import Learner, Metrics, _compiled, _update, shifted_log_probs, to_device
 
 
@@ -37,7 +38,7 @@ def policy_loss(
     counts_B1 = mx.maximum(mask_BP.sum(axis=1, keepdims=True), 1)
     log_ratio = mx.where(kept, log_probs_BP - old_BP, 0.0)
     if config.importance == "sequence":  # GSPO: Zheng et al. 2025, arXiv 2507.18071
-        log_ratio = mx.broadcast_to(log_ratio.sum(axis=1, keepdims=True) / counts_B1, mask_BP.shape)
+        log_ratio = mx.broadcast_to(_row_sums(log_ratio)[:, None] / counts_B1, mask_BP.shape)
     ratio, A = mx.exp(log_ratio), advantages_B[:, None]
     if config.objective == "cispo":  # MiniMax 2025, arXiv 2506.13585
         weight = mx.stop_gradient(mx.minimum(ratio, config.cispo_cap))
@@ -50,8 +51,8 @@ def policy_loss(
     losses = mx.where(kept, losses + config.kl_weight * k3, 0.0)
     total = mx.maximum(mask_BP.sum(), 1)
     watched = {
-        "kl": (k3 * mask_BP).sum() / total,
-        "ratio_mean": (ratio * mask_BP).sum() / total,
+        "kl": _total(k3 * mask_BP) / total,
+        "ratio_mean": _total(ratio * mask_BP) / total,
         "ratio_max": mx.where(kept, ratio, 0.0).max(),
         "clip_low_share": (((ratio < 1 - config.clip_low) & (A < 0)) * mask_BP).sum() / total,
         "clip_high_share": (((ratio > 1 + config.clip_high) & (A > 0)) * mask_BP).sum() / total,
@@ -62,12 +63,12 @@ def policy_loss(
 def average(losses_BP: mx.array, mask_BP: mx.array, config: GRPOConfig, step_tokens: mx.array) -> mx.array:
     """The mean that `config.loss` names: over completions, tokens, a constant length, or the step's tokens."""
     if config.loss == "grpo":
-        return (losses_BP.sum(axis=1) / mx.maximum(mask_BP.sum(axis=1), 1)).mean()
+        return _total(_row_sums(losses_BP) / mx.maximum(mask_BP.sum(axis=1), 1)) / len(losses_BP)
     if config.loss == "bnpo":
-        return losses_BP.sum() / mx.maximum(mask_BP.sum(), 1)
+        return _total(losses_BP) / mx.maximum(mask_BP.sum(), 1)
     if config.loss == "dr_grpo":  # Liu et al. 2025, arXiv 2503.20783
-        return losses_BP.sum() / (len(losses_BP) * config.max_new_tokens)
-    return losses_BP.sum() / mx.maximum(step_tokens, 1)  # DAPO: Yu et al. 2025, arXiv 2503.14476
+        return _total(losses_BP) / (len(losses_BP) * config.max_new_tokens)
+    return _total(losses_BP) / mx.maximum(step_tokens, 1)  # DAPO: Yu et al. 2025, arXiv 2503.14476
 
 
 def grpo_step(*, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float) -> Metrics:
@@ -107,7 +108,7 @@ def _step(
     def loss_of(tokens_BT: mx.array) -> tuple[mx.array, Metrics]:
         log_probs, entropies = shifted_log_probs(learner.model, tokens_BT, places_N, config.temperature)
         loss, watched = policy_loss(log_probs, old_BP, reference_BP, advantages_B, mask_BP, config, step_tokens)
-        entropy = (entropies * mask_BP).sum() / mx.maximum(mask_BP.sum(), 1)
+        entropy = _total(entropies * mask_BP) / mx.maximum(mask_BP.sum(), 1)
         return loss, watched | {"entropy": entropy}
 
     (loss, watched), gradients = nn.value_and_grad(learner.model, loss_of)(tokens_BT)

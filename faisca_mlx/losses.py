@@ -18,6 +18,9 @@ import mlx.core as mx
 
 from faisca.backend import KEPT
 
+BLOCK = 16
+"""numbers that are added one after the other, at most"""
+
 
 def linear_cross_entropy(
     hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, with_gradients: bool
@@ -72,8 +75,10 @@ def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: in
         hidden = mx.depends([hidden_ND[rows]], losses[-1:])[0] if losses else hidden_ND[rows]
         logits, target = (hidden @ head_VD.T).astype(mx.float32), targets_N[rows]
         picked = mx.take_along_axis(logits, mx.maximum(target, 0)[:, None], axis=1).squeeze(1)
-        losses.append(mx.where(target >= 0, mx.logsumexp(logits, axis=1) - picked, 0.0))
-    return _total(losses)
+        peak = logits.max(axis=1, keepdims=True)
+        log_sums = peak.squeeze(1) + mx.log(_row_sums(mx.exp(logits - peak)))  # mx.logsumexp adds one by one
+        losses.append(mx.where(target >= 0, log_sums - picked, 0.0))
+    return _total(mx.concatenate(losses))
 
 
 def _loss_and_gradients(
@@ -89,7 +94,7 @@ def _loss_and_gradients(
         picked = mx.take_along_axis(logits, target_N[rows, None], axis=1).astype(mx.float32)
         peak = logits.max(axis=1, keepdims=True)
         exps = mx.exp(logits - peak)  # the one exponential a logit
-        sums = exps.astype(mx.float32).sum(axis=1, keepdims=True)
+        sums = _row_sums(exps.astype(mx.float32))[:, None]
         losses.append((peak + mx.log(sums) - picked) * valid_N1[rows])
         share = (valid_N1[rows] / sums).astype(hidden.dtype)  # p = exps / sums, applied to the narrow side
         d_hidden.append((exps @ head_VD) * share)
@@ -97,7 +102,7 @@ def _loss_and_gradients(
         d_head_VD = d_head if d_head_VD is None else d_head_VD + d_head
     d_hidden_ND = mx.concatenate(d_hidden) - head_VD[target_N] * valid_N1
     assert d_head_VD is not None
-    return _total(losses), d_hidden_ND, d_head_VD.at[target_N].add(-hidden_ND * valid_N1)
+    return _total(mx.concatenate(losses)), d_hidden_ND, d_head_VD.at[target_N].add(-hidden_ND * valid_N1)
 
 
 def _log_probs_and_entropies(
@@ -113,9 +118,9 @@ def _log_probs_and_entropies(
         peak = logits.max(axis=1, keepdims=True)
         scores = logits - peak
         exps = mx.exp(scores)  # the one exponential a logit
-        sums = exps.sum(axis=1, keepdims=True)
+        sums = _row_sums(exps)[:, None]
         log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
-        entropies = mx.log(sums) - (exps * scores).sum(axis=1, keepdims=True) / sums
+        entropies = mx.log(sums) - _row_sums(exps * scores)[:, None] / sums
         found.append([log_p, entropies, peak, sums])
         if keep:
             kept.append(exps)
@@ -155,13 +160,24 @@ def _scaled_logits(hidden_nD: mx.array, head_VD: mx.array, temperature: float) -
     return (hidden_nD @ head_VD.T).astype(mx.float32) / temperature
 
 
-def _total(parts: list[mx.array]) -> mx.array:
-    """The sum of all numbers, as a product with ones: BLAS adds in blocks.
+def _total(values: mx.array) -> mx.array:
+    """The sum of all numbers: a scalar."""
+    return _row_sums(values.flatten())
 
-    MLX's own sum adds one after the other on the CPU: 1e-4 off for 65,536 similar numbers.
+
+def _row_sums(values: mx.array) -> mx.array:
+    """Sums over the last axis, [..., n] -> [...], added in blocks of blocks.
+
+    MLX on the CPU adds one after the other, in few lanes, and so do some BLAS in a product with ones: 4e-4 off for
+    50,257 equal numbers, 0.1 for ten million. Here each number passes ceil(log16 n) sums of at most 16, so that
+    the error is at most 15 u ceil(log16 n) of the sum of magnitudes (u = 2^-24): 5.4e-6 for ten million.
     """
-    values = mx.concatenate([part.flatten() for part in parts])
-    return values @ mx.ones_like(values)
+    while (size := values.shape[-1]) > BLOCK:
+        whole = size - size % BLOCK
+        blocks = values[..., :whole].reshape(*values.shape[:-1], -1, BLOCK).sum(axis=-1)
+        rest = [values[..., whole:].sum(axis=-1, keepdims=True)] if size > whole else []
+        values = mx.concatenate([blocks, *rest], axis=-1)
+    return values.sum(axis=-1)
 
 
 def _chunks(size: int, chunk: int) -> Iterator[slice]:

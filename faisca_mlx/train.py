@@ -180,7 +180,8 @@ def _clip(gradients: Any, largest: float) -> tuple[Any, mx.array]:
     MLX's `clip_grad_norm` adds up a table number by number in float32, which on the CPU makes the
     norm 0.4 % too small for a vocabulary of 50,257.
     """
-    norm = mx.sqrt(_total([gradient.square().sum(axis=-1) for _, gradient in tree_flatten(gradients)]))
+    squares = [_total(gradient.square()) for _, gradient in tree_flatten(gradients)]
+    norm = mx.sqrt(_total(mx.stack(squares)))
     if not largest:
         return gradients, norm
     return tree_map(lambda gradient: gradient * mx.minimum(largest / (norm + 1e-6), 1.0), gradients), norm

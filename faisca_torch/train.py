@@ -73,7 +73,7 @@ def train_step(
 def _update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
     """Clip the gradients, take the AdamW step unless something is not finite, and clear the gradients."""
     parameters = list(learner.model.parameters())
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    grad_norm = _norm([p.grad for p in parameters if p.grad is not None])
     if learner.config.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, learner.config.clip_norm, grad_norm)
     for group in learner.optimizer.param_groups:
@@ -83,6 +83,16 @@ def _update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return {"loss": loss.detach(), "grad_norm": grad_norm, "skipped": skipped}
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, of their rows first.
+
+    On the CPU, torch's norm of a whole table adds one after the other in few lanes: 5e-4 off for 13 million random
+    numbers, 1e-2 for equal ones. Rows are short, and `sum` adds in a cascade.
+    """
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    return torch.cat(rows).square().sum().sqrt()
 
 
 def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:

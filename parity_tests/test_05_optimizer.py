@@ -1,6 +1,7 @@
 """Rung 5: one AdamW step, and a few, in every setting: weights and both moments."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ def make_config(setting: str) -> OptimizerConfig:
     return OptimizerConfig(**({"epsilon": 1e-4, "warmup_steps": 0, "schedule": "constant"} | SETTINGS[setting]))
 
 
+def compare_moments(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
+    """A second moment squares the gradient, so that its relative error is twice the first's."""
+    for moment, tolerance in (("first_moment.", 5e-6), ("second_moment.", 1e-5)):
+        one, two = ({n: value for n, value in side.items() if n.startswith(moment)} for side in (expected, found))
+        require_close(one, two, tolerance, "norm")
+
+
 @pytest.mark.parametrize("micro_batch_size", [0, 2])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_one_step_against_the_reference(twin: Twin, setting: str, micro_batch_size: int):
@@ -55,8 +63,7 @@ def test_one_step_against_the_reference(twin: Twin, setting: str, micro_batch_si
     found = outcome(twin.side, case, config, micro_batch_size)
     assert found.pop("step") == 1
     require_close(expected, {name: found[name] for name in expected}, 1e-6, "absolute")
-    moments = [name for name in expected if "moment" in name]
-    require_close({n: expected[n] for n in moments}, {n: found[n] for n in moments}, 1e-5, "norm")
+    compare_moments(expected, found)
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 2])
@@ -73,8 +80,7 @@ def test_three_steps_of_compiled_twins(yardstick: Side, trained: Twin):
 def compare_three_steps(one: Side, two: Side, config: OptimizerConfig, micro_batch_size: int) -> None:
     expected, found = (outcome(side, make_case(steps=3), config, micro_batch_size) for side in (one, two))
     require_close(expected, found, 2e-6, "absolute")
-    moments = [name for name in expected if "moment" in name]
-    require_close({n: expected[n] for n in moments}, {n: found[n] for n in moments}, 1e-5, "norm")
+    compare_moments(expected, found)
 
 
 def test_micro_batches_change_nothing(twin: Twin):
@@ -138,7 +144,7 @@ def test_the_norm_of_large_tables_is_exact(twin: Twin):
     state = twin.side.backend.get_optimizer_state(learner=learner)
     gradients = [value.astype(np.float64) for name, value in state.items() if name.startswith("first_moment.")]
     norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
-    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)  # torch's own is 4e-5 off
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
 
 
 def test_the_loss_of_many_tokens_is_exact(twin: Twin):

@@ -102,6 +102,15 @@ show(
 
 
 @on_mlx_cpu
+@pytest.mark.skipif(os.environ.get("FAISCA_FAST_BLAS") == "0", reason="it is turned off")
+def test_these_tests_compute_with_it_in_whatever_order_they_import_mlx() -> None:
+    report = fast_blas.load_fast_blas()
+    assert report.warning == "" and fast_blas._provider("cblas_sgemm") == (
+        Path(fast_blas._renamed_copy()).name if report.loaded else report.name.split()[0]
+    )
+
+
+@on_mlx_cpu
 def test_mlx_computes_the_same_and_faster(run: Callable[..., dict]) -> None:
     bundled = run(MLX_MATMUL, FAISCA_FAST_BLAS="0")
     fast = run(MLX_MATMUL, FAISCA_FAST_BLAS="1")
