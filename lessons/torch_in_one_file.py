@@ -96,10 +96,12 @@ def read_headlines(source: str, language: str) -> list[tuple[str, str]]:
     except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors, and so is that of bytes that are no UTF-8
         fail(f"--data {source} cannot be read ({' '.join(str(error).split())[:90]}): name a whole file, or hub")
     for row in rows:
-        if "title" not in row:
-            fail(f"--data {source} has no column `title`, but {', '.join(row)}: rename one")
+        if not isinstance(row.get("title", 0), str | None):
+            fail(
+                f"--data {source} has no UTF-8 text in a column `title` (it has {', '.join(row)}): rename or convert it"
+            )
         # NFC: "ã" may be one character, or "a" and a tilde. Only one of them should have to be learnt.
-        title = " ".join(unicodedata.normalize("NFC", str(row["title"] or "")).split())
+        title = " ".join(unicodedata.normalize("NFC", row["title"] or "").split())
         if title and row.get("language", language) == language:
             found.setdefault(title, row.get("requested_url") or "")
     return list(found.items())
@@ -407,7 +409,8 @@ def main(argv: list[str] | None = None) -> None:
         titles = [headlines[i][0] for i in chosen if address in headlines[i][1]]
         ids = [i for title in titles for i in (*tokenizer.encode_ordinary(title), tokenizer.eot_token)]
         if len(ids) <= settings.context:
-            fail(f"only {len(titles)} headlines have {address!r} in their address: take more data, or --address ''")
+            which = f" with {address!r} in their address (or take --address '')" if address else ""
+            fail(f"{len(titles)} headlines{which} are too few to learn from or to hold out: take more data")
         return np.array(ids, np.int32)
 
     parts = {"pretrain": "", "sft": settings.address}
