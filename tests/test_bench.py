@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,11 +187,14 @@ def test_mistakes_are_one_line(options, message, capsys):
 
 def test_a_baseline_with_another_loss_is_not_timed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch", reason="torch is not installed")
-    source = (worker.BASELINES / "reference.py").read_text(encoding="utf-8")
-    wrong = source.replace("x = x + self.dropout(self.attention", "x = x - self.dropout(self.attention")
+    root = worker.BASELINES.parent.parent
+    shutil.copytree(worker.BASELINES, tmp_path / "benchmarks" / "baselines")
+    source = (root / "lessons" / "torch_in_one_file.py").read_text(encoding="utf-8")
+    wrong = source.replace("x_BTD = x_BTD + self.dropout(self.attention", "x_BTD = x_BTD - self.dropout(self.attention")
     assert wrong != source
-    (tmp_path / "reference.py").write_text(wrong, encoding="utf-8")
-    monkeypatch.setattr(worker, "BASELINES", tmp_path)
+    (tmp_path / "lessons").mkdir()
+    (tmp_path / "lessons" / "torch_in_one_file.py").write_text(wrong, encoding="utf-8")
+    monkeypatch.setattr(worker, "BASELINES", tmp_path / "benchmarks" / "baselines")
     options = ["--preset", "tiny", "--quick", "--backends", "torch", "--peers", "reference", "--cases", "peak"]
     assert main(["bench", *options, "--json", str(tmp_path / "x.json")]) == 1
     assert "reference computes a loss of" in capsys.readouterr().err

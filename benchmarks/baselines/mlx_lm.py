@@ -136,6 +136,6 @@ def batch_of(inputs: np.ndarray, targets: np.ndarray) -> tuple[mx.array, mx.arra
     return mx.array(rows), mx.array([[1, inputs.shape[1]]] * len(rows))
 
 
-def open_baseline(work: Work, device: str) -> MlxLm:
+def open_mlx_lm(work: Work, device: str) -> MlxLm:
     """`device` as in `faisca bench --device`."""
     return MlxLm(work, device)

@@ -81,7 +81,7 @@ def full_loss(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy((model(inputs) @ model.head_VD.T).flatten(0, 1), targets.flatten())
 
 
-def open_baseline(work: Work, device: str) -> NanoGPT:
+def open_nanogpt(work: Work, device: str) -> NanoGPT:
     """`device` is a name for torch, or auto."""
     if device in ("auto", "gpu"):
         device = "cuda" if torch.cuda.is_available() else "cpu"

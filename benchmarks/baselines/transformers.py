@@ -98,7 +98,7 @@ def portable_model(work: Work) -> Portable:
     return Portable("faisca", "the benchmark's weights", work.model, work.parameters(), tokenizer, {})
 
 
-def open_baseline(work: Work, device: str) -> HuggingFace:
+def open_transformers(work: Work, device: str) -> HuggingFace:
     """`device` is a name for torch, or auto."""
     if device in ("auto", "gpu"):
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,14 +8,15 @@ measured in yet another process, which does nothing else.
 import importlib.util
 import math
 import multiprocessing
+import re
 import signal
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -68,28 +69,28 @@ class SubjectSpec:
         """Import its framework and make it."""
         if self.name in PACKAGES:
             return Twin(self.name, self.work, replace(self.options, backend=self.name))  # type: ignore[arg-type]
-        subject: Subject = load_baseline(self.name, self.baselines).open_baseline(self.work, self.options.device)
+        subject: Subject = load_baseline(self.name, self.baselines)(self.work, self.options.device)
         return subject
 
 
 def find_baseline(name: str, folder: Path) -> Path:
-    """The file of a baseline; FaiscaError where there is none."""
-    path = folder / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
-        known = known or "none: they are in a checkout of the repository, not in the package"
-        raise FaiscaError(f"peer {name!r} is unknown: choose among {known}")
-    return path
+    """The file that has the baseline's function `open_NAME(work, device)`; FaiscaError where none has."""
+    functions = {path: re.findall(r"^def open_(\w+)\(", path.read_text(), re.M) for path in folder.glob("*.py")}
+    known = {function: path for path, found in functions.items() for function in found}
+    if name not in known:
+        listing = ", ".join(sorted(known)) or "none: they are in a checkout of the repository, not in the package"
+        raise FaiscaError(f"peer {name!r} is unknown: choose among {listing}")
+    return known[name]
 
 
-def load_baseline(name: str, folder: Path) -> ModuleType:
-    """The module of a baseline."""
+def load_baseline(name: str, folder: Path) -> Callable[[Work, str], Subject]:
+    """The function that opens a baseline."""
     path = find_baseline(name, folder)
     spec = importlib.util.spec_from_file_location(f"faisca_baseline_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return cast(Callable[[Work, str], Subject], getattr(module, f"open_{name}"))
 
 
 class Worker:
