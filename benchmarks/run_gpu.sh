@@ -18,6 +18,6 @@ peers=reference,nanogpt
 if "$python" -c 'import mlx.core as mx; raise SystemExit(not mx.cuda.is_available())' 2>/dev/null; then
   "$python" -m faisca bench --preset faisca --backends mlx --device gpu --json "$out/$gpu-mlx.json"
 else
-  echo "MLX's CUDA build is not installed (pip install 'faisca-mlx[mlx-cuda]'): not measured" >&2
+  echo "MLX's CUDA build is not installed (pip install '.[mlx-cuda]'): not measured" >&2
 fi
 "$python" -m faisca run --preset faisca --backend torch --device cuda --data "$headlines" --out "runs/$gpu-$(date +%Y%m%d-%H%M%S)"

@@ -9,9 +9,12 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from faisca.backend import REMEDY
 
 ROOT = Path(__file__).parent.parent
 MARK = "<!-- tested -->"
@@ -54,6 +57,27 @@ def test_commands_in_the_documentation_run(document, tmp_path):
         done = run_block(language, code, tmp_path)
         output = f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert done.returncode == 0, f"{document.name}, line {line}: status {done.returncode}\n{code}\n{output}"
+
+
+# --- what documents and remedies say ------------------------------------------------------------
+
+
+def texts() -> dict[str, str]:
+    """What users read: documents, and sources with their help and errors."""
+    patterns = ("*.md", "docs/**/*.md", ".github/**/*.md", "faisca*/**/*.py", "benchmarks/**/*.py", "benchmarks/*.sh")
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+
+
+def test_every_installation_named_works_from_a_checkout():
+    """The package is on no index: its name with an extra cannot be installed, a path with one can."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set()
+    for name, text in texts().items():
+        assert "faisca-mlx[" not in text and "install faisca-mlx" not in text, name
+        named |= set(re.findall(r"\.\[([\w,-]+)\]", text)) if "pip install" in text else set()
+    named |= {extra for remedy in REMEDY.values() for extra in re.findall(r"\.\[([\w,-]+)\]", remedy)}
+    assert {"torch", "mlx-cuda"} <= named <= extras.keys()
 
 
 # --- the mechanism ------------------------------------------------------------------------------
