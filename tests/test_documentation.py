@@ -130,7 +130,7 @@ def test_the_documents_commands_and_options_exist():
 
 def test_readme_uses_the_folder_that_the_demo_writes():
     """Every run that README's blocks read is `make demo`'s, or is written in README."""
-    lines = [line for name, line in commands_shown() if name == "README.md"]
+    lines = [" ".join(shlex.split(line, comments=True)) for name, line in commands_shown() if name == "README.md"]
     (demo,) = re.findall(r"n=1; out=(runs/\S+);", (ROOT / "Makefile").read_text())
     written = {demo, *re.findall(r"--out (runs/\S+)", "\n".join(lines))}
     read = {word for line in lines for word in re.findall(r"(?<!--out )(runs/[\w-]+)", line)}
