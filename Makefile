@@ -1,5 +1,6 @@
 # venv + pip by default; with uv: `uv run faisca run` (see README.md).
-PYTHON ?= python3
+# PYTHON=/path/to/python names an interpreter; without it tools/make_venv.sh looks for one.
+PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -8,13 +9,14 @@ BIN := $(VENV)/bin
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@tools/make_venv.sh "$(VENV)" "$(PYTHON)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
 	touch $@
 
-# A folder of its own each time, so that no earlier run is overwritten.
+# runs/demo, or the first of runs/demo-2, runs/demo-3, … that is free: no earlier run is overwritten.
 demo: install
-	$(BIN)/faisca run --preset spark --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+	@n=1; out=runs/demo; while [ -e $$out ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
+	set -x; $(BIN)/faisca run --preset spark --out $$out
 
 # Two workers on two cores; conftest.py gives each one thread. Then the numerical rungs under two other kernels.
 test: install lint

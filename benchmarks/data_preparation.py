@@ -18,6 +18,7 @@ import tyro
 
 from faisca.batches import Windows, tokenise
 from faisca.bench.twin import timed
+from faisca.cli import exit_status
 from faisca.config import DataConfig, TrainConfig
 from faisca.headline_sources import read_headlines
 from faisca.headlines import load_headlines, stage_titles
@@ -67,6 +68,7 @@ def main(options: Options) -> int:
     """Print all times, medians of rounds in turns, and the ratios; 1 where mapping is not 10 times as slow."""
     datasets.disable_caching()
     datasets.disable_progress_bars()
+    Tokenizer.gpt2()  # first: without its vocabulary there is nothing to time
     config = DataConfig(source=options.data)
     raw = read_headlines(config).train
     table = datasets.Dataset(raw)
@@ -85,4 +87,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(exit_status(lambda: main(tyro.cli(Options))))

@@ -47,4 +47,6 @@ def main(run: Path) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("faisca: name the folder of a run: python benchmarks/startup.py RUN")
     sys.exit(main(Path(sys.argv[1])))

@@ -167,9 +167,10 @@ class Backend(Protocol):
 
 PACKAGES = {"torch": "torch", "mlx": "mlx.core"}
 REMEDY = {
-    "torch": "pip install 'faisca-mlx[torch]'",
-    "mlx": f"pip install 'faisca-mlx[{'mlx' if platform.system() == 'Darwin' else 'mlx-cpu'}]'",
+    "torch": 'pip install ".[torch]" in the checkout',
+    "mlx": f'pip install ".[{"mlx" if platform.system() == "Darwin" else "mlx-cpu"}]" in the checkout',
 }
+"""what installs each framework; a name on an index would be shorter, but the package is not published"""
 
 
 def choose_backend(name: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from faisca.checkpoint_files import FORMAT, MANIFEST, read_files, write_files
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
 from faisca.files import flush_folder, write_atomically
+from faisca.run_folder import known_runs
 from faisca.run_log import json_text
 
 LATEST = "latest"
@@ -187,7 +188,10 @@ def _find(path: Path, say: Say) -> tuple[Path, dict[str, bytes]]:
     if (path / "checkpoints").is_dir():
         return _newest_good(path, say)
     if not path.is_dir() or not (path / MANIFEST).is_file():
-        raise FaiscaError(f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders")
+        raise FaiscaError(
+            f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders"
+            f"{known_runs(path)}"
+        )
     files, problems = read_files(path)
     if problems:
         raise VerificationError(f"checkpoint {path} is damaged ({_first(problems)}): use an earlier one of its run")

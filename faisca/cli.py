@@ -52,12 +52,17 @@ a first session:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command in `argv` (default: that of the process); returns the exit status.
+    """Run the command in `argv` (default: that of the process); returns the exit status."""
+    return exit_status(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+
+
+def exit_status(program: Callable[[], int]) -> int:
+    """What a program returns, its errors as one line on standard error.
 
     0 done, 1 a verification failed, 2 bad input, 130 interrupted, 141 nobody reads the output.
     """
     try:
-        status = _dispatch(sys.argv[1:] if argv is None else argv)
+        status = program()
         sys.stdout.flush()  # here, where a closed pipe can still be met quietly
         return status
     except FaiscaError as error:

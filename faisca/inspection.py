@@ -15,6 +15,7 @@ from faisca.checkpoint_files import MANIFEST, read_files
 from faisca.cli import parse
 from faisca.errors import FaiscaError, VerificationError
 from faisca.memory import format_bytes
+from faisca.run_folder import known_runs
 
 DEPTH = 3
 """how deep below the folder `faisca runs` looks for runs"""
@@ -108,6 +109,7 @@ def named_checkpoint(path: Path) -> Path:
         if not (path / MANIFEST).is_file() and not (path / "state.json").is_file():
             raise FaiscaError(
                 f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders"
+                f"{known_runs(path)}"
             )
         return path
     folders, latest = checkpoint_folders(path), path / read_pointer(path / LATEST)

@@ -102,7 +102,7 @@ def grpo_chart(records: Records, title: str) -> Figure | None:
         _panel(axes, records, key)
     for key in rows[-1]:
         panels[key].set_xlabel("step")
-    _set_title(figure, title, _reward_words(records))
+    _set_title(figure, title, f"{_reward_words(records)} (last step)")
     return figure
 
 
@@ -176,11 +176,11 @@ def _set_title(figure: Figure, title: str, outcome: str) -> None:
 def _validation_words(records: Records) -> str:
     """The last validation loss and bits per byte, those of the whole set where they were measured."""
     loss, bits = "validation loss {:.3f}", "{:.3f} bits per byte"
-    words = [
-        _last(records, "full_validation_loss", loss) or _last(records, "validation_loss", loss),
-        _last(records, "full_bits_per_byte", bits) or _last(records, "bits_per_byte", bits),
-    ]
-    return ", ".join(filter(None, words))
+    for prefix, which in (("full_", "all validation titles"), ("", "last point")):
+        words = [_last(records, f"{prefix}validation_loss", loss), _last(records, f"{prefix}bits_per_byte", bits)]
+        if any(words):
+            return f"{', '.join(filter(None, words))} ({which})"
+    return ""
 
 
 def _reward_words(records: Records) -> str:

@@ -1,4 +1,4 @@
-"""A run's folder while a run writes there: for one run at a time, and with one clear line when storage fails."""
+"""A run's folder: written by one run at a time, with one clear line when storage fails; and which folders there are."""
 
 import errno
 from collections.abc import Iterator
@@ -15,6 +15,16 @@ STORAGE_ERRORS = {
     if hasattr(errno, name)  # Windows has no EDQUOT
 }
 """what a full, read-only or broken disk raises; any other OSError is a bug of ours"""
+
+SHOWN = 5
+"""runs that an error lists"""
+
+
+def known_runs(path: Path) -> str:
+    """For an error about a run that does not exist: the runs beside it, or in `runs`, newest first; else nothing."""
+    beside = [] if path.exists() else [*path.parent.glob("*/checkpoints"), *Path("runs").glob("*/checkpoints")]
+    runs = sorted({folder.parent for folder in beside}, key=lambda run: run.stat().st_mtime, reverse=True)
+    return f"; there are {', '.join(map(str, runs[:SHOWN]))}" if runs else ""
 
 
 @contextmanager

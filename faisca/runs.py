@@ -134,6 +134,12 @@ class Run:
         reset_peak()
         return peak
 
+    @property
+    def memory_kind(self) -> str:
+        """What `peak_memory` counts, as words of the table: the device's memory, or all of the process."""
+        counted = self.backend.memory(runtime=self.runtime, reset_peak=False).get("peak")
+        return "device" if counted else "resident"
+
 
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens after this one."""

@@ -50,9 +50,11 @@ def finish_stage(
     for name in MEASURES:
         entry |= {f"{name}_before": progress.before[name], f"{name}_after": after[name]}
     entry |= more | {
+        "counted": run.config.sample.counted,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
         "peak_memory_bytes": progress.peak_memory_bytes,
+        "peak_memory_kind": run.memory_kind if len(progress.backends) == 1 else None,
         "skipped_steps": progress.skipped,
         "backends": progress.backends,
     }

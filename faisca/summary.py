@@ -110,10 +110,10 @@ def summary_rows(summary: dict[str, Any]) -> list[list[str]]:
         _before_after(stages, ".pt validation loss", "portugal_validation_loss", _three),
         _before_after(stages, "football share", "football_share", _percent),
         _after(stages, "distinct share", "distinct_share_after", _percent),
-        _after(stages, "KL to reference", "kl_after", lambda value: f"{value:.4f}"),
+        _after(stages, _kl_title(stages), "kl_after", lambda value: f"{value:.4f}"),
         _after(stages, "time", "seconds", clock),
         _after(stages, "tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}"),
-        _after(stages, "peak memory", "peak_memory_bytes", format_bytes),
+        _after(stages, _memory_title(stages), "peak_memory_bytes", format_bytes),
     ]
     return [["", *(stage["stage"] for stage in stages)]] + [row for row in rows if set(row[1:]) != {"–"}]
 
@@ -125,6 +125,19 @@ def _before_after(stages: list[dict[str, Any]], title: str, key: str, form: Form
 
 def _after(stages: list[dict[str, Any]], title: str, key: str, form: Format) -> list[str]:
     return [title] + [_cell(stage.get(key), form) for stage in stages]
+
+
+def _memory_title(stages: list[dict[str, Any]]) -> str:
+    """Which peak it is, where all stages counted the same: the two are not comparable."""
+    kinds = {stage.get("peak_memory_kind") for stage in stages}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return f"peak memory, {kind}" if kind else "peak memory"
+
+
+def _kl_title(stages: list[dict[str, Any]]) -> str:
+    """It is not the KL of a training step, which is over that step's rollouts."""
+    counted = next((stage["counted"] for stage in stages if "counted" in stage), None)
+    return f"KL, {counted} completions" if counted else "KL to reference"
 
 
 def _cell(value: float | None, form: Format) -> str:

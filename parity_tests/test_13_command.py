@@ -68,7 +68,7 @@ def test_one_backend_alone_is_one_line_with_the_remedy(
     assert main(["parity"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("faisca: parity compares both backends") and error.count("\n") == 1
-    assert f"pip install 'faisca-mlx[{missing}" in error
+    assert f'pip install ".[{missing}' in error
 
 
 def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

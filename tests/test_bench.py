@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from rich.console import Console
 from small_models import TWINS
 
 from faisca.bench import machine, worker
+from faisca.bench.chart import _bars
 from faisca.bench.command import bench
-from faisca.bench.results import TITLES, merge, read_results, rows, summarise
+from faisca.bench.results import TITLES, Row, format_value, read_comparable, read_results, rows, summarise
+from faisca.bench.table import print_table
 from faisca.bench.twin import Twin
 from faisca.bench.work import CASES, HEADLINE_TOKENS, make_work, training_flops, training_products, training_tokens
 from faisca.cli import main
@@ -24,6 +28,7 @@ from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import check_parameters, count_parameters
 
+ROOT = Path(__file__).parent.parent
 TINY = make_work("tiny", quick=False)
 MEASURED = "pretrain,rollout,generate_1,peak,products,fresh,data"
 
@@ -140,7 +145,7 @@ def test_a_benchmark_measures_both_twins_and_a_baseline(results):
     assert found["data_preparation"]["titles_per_second"] > 0
     assert {"processor", "cores", "power", "versions", "load_average"} <= found["machine"].keys()
     assert "blas" in found["subjects"]["mlx"]["computed_with"]
-    assert "pre-training step (tokens/s)" in printed and "×" in printed
+    assert "pre-training step" in printed and "(tokens/s)" in printed and "×" in printed
     assert imread(path.with_suffix(".png")).std() > 0
 
 
@@ -150,9 +155,79 @@ def test_results_side_by_side(results, tmp_path, capsys):
     yours.write_bytes(path.read_bytes())
     assert bench(["compare", str(path), str(yours)]) == 0
     printed = capsys.readouterr().out
-    assert "mine torch" in printed and "yours reference" in printed and "1.00×" in printed
+    assert "A torch" in printed and "B reference" in printed and "1.00×" in printed
     assert bench(["compare", str(path), str(yours), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out).keys() == merge([path, yours]).keys()
+    names = {f"{file} {backend}" for file in ("mine", "yours") for backend in ("torch", "mlx", "reference")}
+    assert json.loads(capsys.readouterr().out).keys() == names
+
+
+def test_files_of_the_same_name_stay_apart(results, tmp_path, capsys):
+    path, _ = results
+    paths = []
+    for folder, processor in (("a", "Apple M1"), ("b", "Apple M4")):
+        found = read_results(path)
+        found["machine"]["processor"] = processor
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "bench.json")
+        paths[-1].write_text(json.dumps(found))
+    assert bench(["compare", *map(str, paths), "--json"]) == 0
+    names = [f"{folder}/bench {backend}" for folder in "ab" for backend in ("torch", "mlx", "reference")]
+    assert list(json.loads(capsys.readouterr().out)) == names
+    assert bench(["compare", *map(str, paths)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"A = {paths[0]}: Apple M1" in printed and f"B = {paths[1]}: Apple M4" in printed
+    with pytest.raises(FaiscaError, match="is named twice"):
+        bench(["compare", str(paths[0]), str(paths[0])])
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_comparison_fits_the_terminal_and_loses_no_number(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    paths = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("faisca-cpu", "faisca-cpu-sampling")]
+    monkeypatch.chdir(ROOT)
+    assert bench(["compare", *(str(path.relative_to(ROOT)) for path in paths)]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width and "…" not in printed
+    columns = {f"{path} {name}": subject["measured"] for path in paths for name, subject in subjects(path)}
+    for row in rows(columns):
+        for value in row.values.values():
+            assert format_value(value, row.unit) in printed, row.title
+
+
+def subjects(path):
+    return read_results(path)["subjects"].items()
+
+
+def test_markdown_to_paste(results, capsys):
+    path, _ = results
+    assert bench(["compare", str(path), "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "`faisca bench`, preset tiny, quick" and lines[2].startswith(f"- A = {path}: ")
+    table = [line for line in lines if line.startswith("|")]
+    assert table[:2] == ["|  | A torch | A mlx | A reference |", "| --- | ---: | ---: | ---: |"]
+    assert {line.count("|") for line in table} == {5} and len(table) > 6
+    with pytest.raises(FaiscaError, match="--json does not go with --markdown"):
+        bench(["compare", str(path), "--markdown", "--json"])
+
+
+def test_a_share_over_100_per_cent_is_explained(capsys):
+    for share, explained in ((119.0, True), (96.0, False)):
+        columns = {"torch": {"products_share": {"median": share}}}
+        print_table(rows(columns), ["torch"], Console(width=80))
+        assert ("over 100 % cannot be" in capsys.readouterr().out) == explained
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.2])
+def test_labels_stay_on_the_chart(spread):
+    row = Row("pretrain", "step", "tokens/s", {"torch": 12345.0, "mlx": 400.0}, {"torch": spread, "mlx": spread})
+    figure = Figure(figsize=(4.5, 1.5), layout="constrained")
+    axes = figure.subplots()
+    _bars(axes, row, ["torch", "mlx"])
+    figure.draw_without_rendering()
+    labels = [text for text in axes.texts if text.get_text() in ("12,345", "400")]
+    assert len(labels) == 2
+    for label in labels:
+        assert label.get_window_extent().x1 <= axes.get_window_extent().x1
 
 
 def test_other_work_is_not_compared(results, tmp_path):
@@ -162,7 +237,7 @@ def test_other_work_is_not_compared(results, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps(found))
     with pytest.raises(FaiscaError, match=r"other work .* work\.pretrain\.batch_size is 1, not 8"):
-        merge([path, other])
+        read_comparable([path, other])
 
 
 @pytest.mark.parametrize(
@@ -220,6 +295,55 @@ def test_the_power_source(files, power, tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(f"{text}\n")
     assert machine._power_source() == power
+
+
+MAC = {
+    "sysctl": """case "$2" in
+machdep.cpu.brand_string) echo "Apple M3 Max" ;;
+iogpu.wired_limit_mb) echo 49152 ;;
+*) exit 1 ;; esac""",
+    "system_profiler": """[ "$*" = "SPDisplaysDataType -json" ] || exit 1
+echo '{"SPDisplaysDataType": [{"_name": "Apple M3 Max", "sppci_cores": "40", "spdisplays_ndrvs": []}]}'""",
+    "pmset": "echo \"Now drawing from 'AC Power'\"",
+}
+"""what the commands of macOS print, as shell scripts"""
+
+
+def on_a_mac(tmp_path, monkeypatch, **commands):
+    for name, text in (MAC | commands).items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.platform, "mac_ver", lambda: ("15.6.1", ("", "", ""), "arm64"))
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
+    return machine.describe_machine()
+
+
+def test_a_mac_is_described_by_chip_gpu_memory_and_macos(tmp_path, monkeypatch):
+    described = on_a_mac(tmp_path, monkeypatch)
+    facts = {"processor": "Apple M3 Max", "gpu_cores": 40, "wired_limit_bytes": 48 * 2**30, "power": "mains"}
+    assert described | facts == described and described["system"] == "macOS 15.6.1 arm64"
+    line = machine.machine_line(described | {"memory_bytes": 64e9, "cores": 16})
+    assert line == "Apple M3 Max, 16 cores, 40 GPU cores, 64.0 GB, macOS 15.6.1 arm64, wired limit 51.5 GB"
+
+
+@pytest.mark.parametrize(
+    ("commands", "words"),
+    [
+        ({"sysctl": '[ "$2" = iogpu.wired_limit_mb ] && echo 0'}, "wired limit default"),
+        ({"sysctl": "exit 1"}, "wired limit unknown"),
+        ({"system_profiler": "exit 1"}, "unknown GPU cores"),
+    ],
+)
+def test_what_macos_does_not_say_is_unknown(tmp_path, monkeypatch, commands, words):
+    assert words in machine.machine_line(on_a_mac(tmp_path, monkeypatch, **commands))
+
+
+def test_elsewhere_nothing_is_said_of_apple():
+    described = machine.describe_machine()
+    assert not {"gpu_cores", "wired_limit_bytes"} & described.keys() or machine.sys.platform == "darwin"
+    assert "GPU" not in machine.machine_line(described) or machine.sys.platform == "darwin"
 
 
 def test_the_machine_is_described_without_naming_its_user():

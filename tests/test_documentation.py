@@ -5,13 +5,25 @@ in a folder of its own, with this interpreter's `bin` first on PATH. Blocks of o
 same folder, in order, so a later one can use what an earlier one made.
 """
 
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from faisca.backend import REMEDY
+from faisca.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 MARK = "<!-- tested -->"
@@ -48,12 +60,143 @@ def documents() -> list[Path]:
     return [path for path in found if path.is_file() and marked_blocks(path.read_text(encoding="utf-8"))]
 
 
+PREPARED = {"README.md": "faisca run --preset tiny --out runs/demo"}
+"""what stands for work of minutes that a document's blocks begin with: README's, for `make demo`"""
+
+
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_commands_in_the_documentation_run(document, tmp_path):
+    prepared = run_block("bash", PREPARED.get(document.name, "true"), tmp_path)
+    assert prepared.returncode == 0, prepared.stderr
     for line, language, code in marked_blocks(document.read_text(encoding="utf-8")):
         done = run_block(language, code, tmp_path)
         output = f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         assert done.returncode == 0, f"{document.name}, line {line}: status {done.returncode}\n{code}\n{output}"
+
+
+# --- what documents and remedies say ------------------------------------------------------------
+
+
+def texts() -> dict[str, str]:
+    """What users read: documents, and sources with their help and errors."""
+    patterns = ("*.md", "docs/**/*.md", ".github/**/*.md", "faisca*/**/*.py", "benchmarks/**/*.py", "benchmarks/*.sh")
+    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+
+
+def test_every_installation_named_works_from_a_checkout():
+    """The package is on no index: its name with an extra cannot be installed, a path with one can."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set()
+    for name, text in [*texts().items(), *REMEDY.items()]:
+        assert "faisca-mlx[" not in text and "install faisca-mlx" not in text, name
+        named |= {extra for group in re.findall(r"['\"]\.\[([\w,-]+)\]['\"]", text) for extra in group.split(",")}
+    assert {"torch", "mlx-cuda"} <= named <= extras.keys()
+
+
+def commands_shown() -> list[tuple[str, str]]:
+    """Every `faisca COMMAND …` in a code block of a document, with the document's name; wrapped lines joined."""
+    shown = []
+    for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        lines = [
+            line
+            for language, block in blocks
+            if language in ("", "bash")
+            for line in block.replace("\\\n", " ").splitlines()
+        ]
+        shown += [(path.name, line) for line in lines if line.startswith("faisca ")]
+    return shown
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        assert main([command, "--help"]) == 0
+        assert command != "bench" or main(["bench", "compare", "--help"]) == 0
+    return set(re.findall(r"--[a-z][\w.-]*", text.getvalue()))
+
+
+def test_the_documents_commands_and_options_exist():
+    """What takes too long to run in a test has at least no option that is gone."""
+    shown = commands_shown()
+    assert {"README.md", "porting.md", "benchmarks.md", "checkpoints.md"} <= {name for name, _ in shown}
+    for name, line in shown:
+        words = shlex.split(line, comments=True)
+        assert words[1] in COMMANDS, f"{name}: {line}"
+        options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+        assert options <= options_of(words[1]), f"{name}: {line}: {options - options_of(words[1])}"
+
+
+def test_readme_uses_the_folder_that_the_demo_writes():
+    """Every run that README's blocks read is `make demo`'s, or is written in README."""
+    lines = [" ".join(shlex.split(line, comments=True)) for name, line in commands_shown() if name == "README.md"]
+    (demo,) = re.findall(r"n=1; out=(runs/\S+);", (ROOT / "Makefile").read_text())
+    written = {demo, *re.findall(r"--out (runs/\S+)", "\n".join(lines))}
+    read = {word for line in lines for word in re.findall(r"(?<!--out )(runs/[\w-]+)", line)}
+    assert demo in read and read <= written
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+IMAGES = ROOT / "docs" / "images"
+
+
+@pytest.fixture(scope="module")
+def refresh():
+    """The script docs/refresh.py as a module."""
+    spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def generated(refresh, document: Path) -> str:
+    (table,) = re.findall(f"{refresh.BEGIN}(.*?){refresh.END}", document.read_text(encoding="utf-8"), re.DOTALL)
+    return table
+
+
+def test_readmes_table_is_that_of_its_run(refresh):
+    summary = json.loads((IMAGES / "run.json").read_text())
+    assert [entry["stage"] for entry in summary["stages"]] == ["pretrain", "sft", "grpo"]
+    assert generated(refresh, ROOT / "README.md") == refresh.run_table(summary)
+
+
+def test_readmes_picture_is_that_of_its_run():
+    with Image.open(IMAGES / "run.png") as picture:
+        assert picture.info["summary"] == hashlib.sha256((IMAGES / "run.json").read_bytes()).hexdigest()
+        assert picture.width > 3 * picture.height
+
+
+def test_the_quantisation_table_is_that_of_its_run(refresh):
+    measured = json.loads((IMAGES / "quantised.json").read_text())
+    assert generated(refresh, ROOT / "docs" / "porting.md") == refresh.quantised_table(measured)
+    summary = json.loads((IMAGES / "run.json").read_text())  # the same checkpoint: other titles, so only about as good
+    assert measured[0]["bits_per_byte"] == pytest.approx(summary["stages"][1]["bits_per_byte_after"], rel=0.1)
+
+
+def test_a_table_is_put_in_its_place_again_and_again(refresh, tmp_path):
+    document = tmp_path / "x.md"
+    document.write_text(f"before\n{refresh.BEGIN}old\n{refresh.END}after\n")
+    for _ in range(2):
+        refresh.put_table(document, "| new |\n")
+        assert document.read_text() == f"before\n{refresh.BEGIN}| new |\n{refresh.END}after\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/porting.md", "docs/benchmarks.md"]
+)
+def test_lines_of_documents_are_short(name):
+    """At most 140 characters, except rows of tables and pictures, which cannot be broken."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 140 and not line.startswith(("|", "!"))] == []
+
+
+def test_supported_pythons_are_said_alike():
+    """pyproject.toml, README and the Makefile's script, which reads pyproject.toml."""
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    first, last = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", requires).groups()
+    assert f"**Python 3.{first} to 3.{int(last) - 1}**" in (ROOT / "README.md").read_text()
 
 
 # --- the mechanism ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`faisca runs`, `faisca inspect`, and the page that specifies the format."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -115,3 +116,16 @@ def test_the_specification_names_every_key_of_the_state_and_every_file(folder):
         name for name in (*checkpoint.state, *(p.name for p in checkpoint.folder.iterdir())) if f"`{name}`" not in text
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("command", [["generate"], ["inspect"], ["run", "--resume"], ["sft", "--from"]])
+def test_an_error_about_a_missing_run_lists_those_that_exist(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("runs/old", "runs/new", "other/mine")):
+        Path(name, "checkpoints").mkdir(parents=True)
+        os.utime(name, (age, age))
+    for missing, known in {"runs/spark": "runs/new, runs/old", "other/x": "other/mine, runs/new, runs/old"}.items():
+        assert cli.main([*command, missing]) == 2
+        assert capsys.readouterr().err.endswith(f"; there are {known}\n")
+    assert cli.main([*command, "runs"]) == 2  # exists: the runs are not what was missing
+    assert "there are" not in capsys.readouterr().err

@@ -80,13 +80,13 @@ def test_the_training_chart_shows_losses_by_epoch_and_tokens_above():
     assert top.get_xlabel() == "tokens seen"
     figure.draw_without_rendering()
     assert np.allclose(top.get_xlim(), np.array(axes.get_xlim()) * 20 * 2048)
-    assert figure.get_suptitle() == "Pre-training\nvalidation loss 5.000, 2.000 bits per byte"
+    assert figure.get_suptitle() == "Pre-training\nvalidation loss 5.000, 2.000 bits per byte (last point)"
 
 
 def test_the_title_prefers_the_whole_validation_set():
     whole = {"step": 60, "full_validation_loss": 5.25, "full_bits_per_byte": 1.5}
     title = training_chart([*training_records(), whole], "SFT").get_suptitle()
-    assert title == "SFT\nvalidation loss 5.250, 1.500 bits per byte"
+    assert title == "SFT\nvalidation loss 5.250, 1.500 bits per byte (all validation titles)"
 
 
 def test_text_is_large_enough(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_the_grpo_chart_has_a_panel_for_each_measure():
         "mean completion length (tokens)",
     ]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert figure.get_suptitle() == "GRPO\nreward 0.10 → 0.50, KL 0.050"
+    assert figure.get_suptitle() == "GRPO\nreward 0.10 → 0.50, KL 0.050 (last step)"
     assert len(grpo_chart(grpo_records(), "GRPO").axes) == 2
     assert len(grpo_chart(grpo_records(entropy=3.0), "GRPO").axes) == 3
     assert len(grpo_chart([{"step": 1, "reward_mean": 1.0}], "GRPO").axes) == 1

@@ -55,6 +55,15 @@ def test_the_file_has_the_documented_names(summary, tmp_path):
     assert list(summary) == ["backend", "device", "preset", "seed", "parameters", "stages"]
 
 
+def test_the_table_says_which_memory_and_which_kl(summary):
+    for entry, kind in zip(summary["stages"], ("device", "device", "resident"), strict=True):
+        entry |= {"peak_memory_kind": kind, "counted": 200}
+    assert "| peak memory | " in summary_markdown(summary)  # two kinds: neither names the row
+    assert "| KL, 200 completions | – | – | 0.0313 |" in summary_markdown(summary)
+    summary["stages"][2]["peak_memory_kind"] = "device"
+    assert "| peak memory, device | " in summary_markdown(summary)
+
+
 @pytest.mark.parametrize("key", ["seed", "stages"])
 def test_a_summary_without_a_documented_name_is_a_bug(summary, tmp_path, key):
     del summary[key]

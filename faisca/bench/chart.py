@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from faisca.bench.results import LESS_IS_BETTER, Row, format_value
+from faisca.bench.results import LESS_IS_BETTER, Results, Row, format_value, rows, work_line
 from faisca.files import write_atomically
 from faisca.plots import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE
 
@@ -16,9 +16,11 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#999999")
 SHOWN = ("pretrain", "peak_resident", "rollout", "grpo_full", "generate_1", "generate_64")
 
 
-def draw_chart(table: list[Row], columns: list[str], title: str, path: Path) -> None:
+def draw_chart(results: Results, path: Path) -> None:
     """Write a PNG of the measures in SHOWN that were taken."""
-    shown = [row for key in SHOWN for row in table if row.key == key]
+    columns = list(results["subjects"])
+    table = {row.key: row for row in rows({name: results["subjects"][name]["measured"] for name in columns})}
+    shown = [table[key] for key in SHOWN if key in table]
     if not shown:
         return
     style: Any = STYLE | {"font.size": 10, "axes.titlesize": 10}
@@ -30,7 +32,9 @@ def draw_chart(table: list[Row], columns: list[str], title: str, path: Path) -> 
             _bars(axes, row, columns)
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
-        figure.suptitle(title, x=0.01, ha="left", size=13, weight="bold")
+        figure.suptitle(
+            f"{results['machine']['processor']} · {work_line(results)}", x=0.01, ha="left", size=13, weight="bold"
+        )
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=DPI)
     write_atomically(path, image.getvalue())
@@ -45,7 +49,8 @@ def _bars(axes: Axes, row: Row, columns: list[str]) -> None:
     axes.bar_label(bars, [format_value(value, row.unit) for value in values], padding=6, fontsize=9)
     better = "less is better" if row.unit in LESS_IS_BETTER else "tokens/s, more is better"
     axes.set_title(f"{row.title} ({better})")
-    axes.set_xlim(0, max(values) * 1.3)
+    ends = [value + error for value, error in zip(values, errors, strict=True)]
+    axes.set_xlim(0, max(ends) * 1.35)  # labels stand after the error bars
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.xaxis.set_visible(False)

@@ -11,24 +11,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import PACKAGES, REMEDY, load_backend
 from faisca.bench.chart import draw_chart
+from faisca.bench.machine import machine_line
 from faisca.bench.measure import ALL, run_benchmark
-from faisca.bench.results import Results, Row, format_value, merge, rows
+from faisca.bench.results import Results, merge, read_comparable, rows, short_names, work_line
+from faisca.bench.table import markdown_table, print_table
 from faisca.bench.work import make_work
 from faisca.bench.worker import BASELINES, find_baseline
 from faisca.cli import parse
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.files import write_atomically
-from faisca.memory import format_bytes
 from faisca.porting.libraries import missing_package
+
+CONSOLE = Console(markup=False, emoji=False, highlight=False)
+COMPUTED_WITH = ("device", "gpu", "dtype", "compile", "torch", "mlx", "blas", "tf32")
+"""what `compare` says of a backend, where it has it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class BenchOptions:
     preset: str = "spark"
     """whose sizes to measure"""
     quick: FlagCreatePairsOff[bool] = False
-    """smaller batches and fewer rounds: under two minutes for spark"""
+    """smaller batches and fewer rounds: a minute or so for spark on two idle cores, several on busy ones"""
     rounds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 5, with --quick 3)")] = None
     """times that each case is timed"""
     cases: str = ""
@@ -64,6 +66,8 @@ class CompareOptions:
     results: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE…", help="JSON files of faisca bench")]
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""
+    markdown: FlagCreatePairsOff[bool] = False
+    """print the table as Markdown, to paste into an issue"""
 
 
 def bench(argv: list[str]) -> int:
@@ -90,10 +94,9 @@ def bench(argv: list[str]) -> int:
     _write(path, (json.dumps(results, indent=2) + "\n").encode())
     columns = {name: subject["measured"] for name, subject in results["subjects"].items()}
     table = rows(columns)
-    _print_header(results)
-    _print_table(table, list(columns))
-    title = f"{work.config.preset}{' (quick)' if work.quick else ''} on {results['machine']['processor']}"
-    draw_chart(table, list(columns), title, path.with_suffix(".png"))
+    _print_header(results, CONSOLE)
+    print_table(table, list(columns), CONSOLE)
+    draw_chart(results, path.with_suffix(".png"))
     print(f"\nresults: {path}, chart: {path.with_suffix('.png')}")
     return 0
 
@@ -103,16 +106,28 @@ def compare(argv: list[str]) -> int:
 
     examples:
       faisca bench compare mine.json yours.json
+      faisca bench compare mine.json --markdown    # to paste into an issue
       faisca bench compare before.json after.json --json
     """
     options = parse(CompareOptions, argv, command="bench compare", help=compare.__doc__)
     if not options.results:
         raise FaiscaError("faisca bench compare needs results: name the JSON files of faisca bench")
-    columns = merge(list(options.results))
+    if options.json and options.markdown:
+        raise FaiscaError("--json does not go with --markdown: choose one of them")
+    paths = list(options.results)
+    names, found = short_names(paths), read_comparable(paths)
     if options.json:
-        print(json.dumps(columns, indent=2))
+        print(json.dumps(merge(names, found), indent=2))
+        return 0
+    legend, measured = _legend(paths, found), merge(_letters(len(paths)), found)
+    backends = list(dict.fromkeys(name.partition(" ")[2] for name in measured))
+    columns = sorted(measured, key=lambda name: backends.index(name.partition(" ")[2]))  # the same side by side
+    if options.markdown:
+        print("\n".join([f"`faisca bench`, {work_line(found[0])}", "", *(f"- {line}" for line in legend), ""]))
+        print(markdown_table(rows(measured), columns))
     else:
-        _print_table(rows(columns), list(columns))
+        CONSOLE.print("\n".join([work_line(found[0]), *legend, ""]))
+        print_table(rows(measured), columns, CONSOLE)
     return 0
 
 
@@ -148,39 +163,30 @@ def _write(path: Path, content: bytes) -> None:
         raise FaiscaError(f"--json {path} cannot be written ({error.strerror}): name another file") from error
 
 
-def _print_header(results: Results) -> None:
+def _print_header(results: Results, console: Console) -> None:
     machine = results["machine"]
-    print(
-        f"{machine['processor']}, {machine['cores']} cores, {format_bytes(machine['memory_bytes'])}, "
-        f"{machine['system']}; power: {machine['power']}; load before: {machine['load_average']}"
-    )
+    lines = [f"{machine_line(machine)}; power: {machine['power']}; load before: {machine['load_average']}"]
     for name, subject in results["subjects"].items():
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in subject["computed_with"].items()))
+        lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in subject["computed_with"].items()))
     if prepared := results["data_preparation"]:
-        print(
+        lines.append(
             f"data preparation: {prepared['titles_per_second']:,.0f} titles/s ({prepared['titles']:,} titles), "
             f"with the cache {prepared['second_start_seconds']:.2f} s"
         )
+    console.print("\n".join(lines))
 
 
-def _print_table(table: list[Row], columns: list[str]) -> None:
-    """A line a measure; × says how many times better than the first column, faster or smaller."""
-    printed = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    printed.add_column("")
-    for name in columns:
-        printed.add_column(name, justify="right", no_wrap=True)
-    for row in table:
-        title = f"{row.title} (tokens/s)" if row.unit == "tokens/s" else row.title
-        printed.add_row(title, *(_cell(row, name, columns[0]) for name in columns))
-    console = Console()
-    console.width = max(console.width, Measurement.get(console, console.options.update_width(1000), printed).maximum)
-    console.print(printed)
+def _letters(count: int) -> list[str]:
+    return [chr(ord("A") + i) for i in range(count)]
 
 
-def _cell(row: Row, column: str, base: str) -> str:
-    if column not in row.values:
-        return "–"
-    spread = f" ±{100 * row.spreads[column]:.0f}%" if column in row.spreads else ""
-    ratio = row.ratio(column, base) if column != base and row.unit != "%" else None
-    times = f" {ratio:{'.2f' if ratio >= 0.1 else '.3f'}}×" if ratio else ""
-    return format_value(row.values[column], row.unit) + spread + times
+def _legend(paths: list[Path], found: list[Results]) -> list[str]:
+    """What each letter stands for: file, machine, and what each backend computed with."""
+    lines = []
+    for letter, path, results in zip(_letters(len(paths)), paths, found, strict=True):
+        machine = results["machine"]
+        lines.append(f"{letter} = {path}: {machine_line(machine)}; {machine['date'][:10]}")
+        for name, subject in results["subjects"].items():
+            said = {key: value for key, value in subject["computed_with"].items() if key in COMPUTED_WITH}
+            lines.append(f"{letter} {name}: " + ", ".join(f"{key} {value}" for key, value in said.items()))
+    return lines

@@ -1,5 +1,6 @@
 """What a benchmark's reader has to know of the machine: processor, memory, versions, power."""
 
+import json
 import os
 import platform
 import subprocess
@@ -8,6 +9,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from faisca.memory import format_bytes
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MLX_ENABLE_TF32", "FAISCA_FAST_BLAS")
@@ -18,9 +21,10 @@ def describe_machine() -> dict[str, Any]:
     """Facts for the JSON file; nothing in them names the user or the host."""
     return {
         "processor": _processor(),
+        **_apple_gpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": _system(),
         "power": _power_source(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -30,12 +34,43 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine in one line, from the facts of `describe_machine` or of an older version's."""
+    parts = [machine["processor"], f"{machine['cores']} cores"]
+    if "gpu_cores" in machine:
+        parts.append(f"{machine['gpu_cores'] or 'unknown'} GPU cores")
+    parts += [format_bytes(machine["memory_bytes"]), machine["system"]]
+    if "wired_limit_bytes" in machine:
+        limit = machine["wired_limit_bytes"]
+        parts.append(f"wired limit {format_bytes(limit) if limit else 'unknown' if limit is None else 'default'}")
+    return ", ".join(parts)
+
+
 def _processor() -> str:
     if sys.platform == "darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string")
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def _system() -> str:
+    if sys.platform == "darwin":  # whose kernel has a number of its own that nobody knows
+        return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
+def _apple_gpu() -> dict[str, int | None]:
+    """On a Mac, what tells results of one chip apart: None where macOS does not say; limit 0 is its default."""
+    if sys.platform != "darwin":
+        return {}
+    displays = json.loads(_output("system_profiler", "SPDisplaysDataType", "-json") or "{}")
+    cores = [gpu["sppci_cores"] for gpu in displays.get("SPDisplaysDataType", []) if "sppci_cores" in gpu]
+    limit = _output("sysctl", "-n", "iogpu.wired_limit_mb")
+    return {
+        "gpu_cores": int(cores[0]) if cores else None,
+        "wired_limit_bytes": int(limit) * 2**20 if limit else None,
+    }
 
 
 def _power_source() -> str:
@@ -51,7 +86,8 @@ def _power_source() -> str:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """What a command of macOS prints; nothing where it fails, as for a setting that this version lacks."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _version(package: str) -> str | None:

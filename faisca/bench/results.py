@@ -94,21 +94,44 @@ def read_results(path: Path) -> Results:
     return results
 
 
-def merge(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """The columns of several results, as FILE BACKEND; FaiscaError where they measured other work."""
-    found = {path: read_results(path) for path in paths}
-    first = found[paths[0]]["work"]
-    for path, results in found.items():
-        for place, mine, theirs in _different(first, results["work"]):
+def read_comparable(paths: list[Path]) -> list[Results]:
+    """Several results of the same work; FaiscaError where they measured other work."""
+    found = [read_results(path) for path in paths]
+    for path, results in zip(paths, found, strict=True):
+        for place, mine, theirs in _different(found[0]["work"], results["work"]):
             raise FaiscaError(
                 f"{path} measured other work than {paths[0]}: {place} is {theirs}, not {mine}; "
                 "compare results of the same preset, both quick or both not"
             )
+    return found
+
+
+def merge(names: list[str], found: list[Results]) -> dict[str, dict[str, Any]]:
+    """The columns of several results, as NAME BACKEND."""
     return {
-        f"{path.stem} {name}": subject["measured"]
-        for path, results in found.items()
-        for name, subject in results["subjects"].items()
+        f"{name} {backend}": subject["measured"]
+        for name, results in zip(names, found, strict=True)
+        for backend, subject in results["subjects"].items()
     }
+
+
+def work_line(results: Results) -> str:
+    """What was measured: preset, and whether quick."""
+    work = results["work"]
+    return f"preset {work['preset']}{', quick' if work['quick'] else ''}"
+
+
+def short_names(paths: list[Path]) -> list[str]:
+    """The files' names without ending, with as many of their folders as it takes to tell them apart."""
+    absolute = [path.absolute() for path in paths]
+    for path in paths:
+        if absolute.count(path.absolute()) > 1:
+            raise FaiscaError(f"{path} is named twice: name different files")
+    for depth in range(1, max(len(path.parts) for path in absolute)):
+        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in absolute]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]  # only their endings differ
 
 
 def format_value(value: float, unit: str) -> str:
