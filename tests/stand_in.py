@@ -81,6 +81,8 @@ class StandIn:
 
     `phrases` are completions (token ids without an end) that `generate` chooses among: by the first
     uniform number of a row, and other ones after an update; the second decides whether it ends.
+    `losses` and `skipped` say what an evaluation and a step report, `costs` by how much each
+    function's calls put `clock` forward.
     """
 
     def __init__(self, phrases: list[list[int]] = [[1, 2]], ends: float = 0.75) -> None:  # noqa: B006
@@ -88,11 +90,13 @@ class StandIn:
         self.phrases, self.ends = phrases, ends
         self.losses: Callable[[int, np.ndarray], float] = nats
         self.skipped: Callable[[int], float] = lambda updates: 0.0
+        self.clock, self.costs = 0.0, dict[str, float]()
 
     def named(self, *names: str) -> list[Call]:
         return [call for call in self.calls if call.name in names]
 
     def _note(self, name: str, updates: int, answer: Any = None, **given: Any) -> Any:
+        self.clock += self.costs.get(name, 0.0)
         copied = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in given.items()}
         self.calls.append(Call(name, copied, updates, answer))
         return answer
@@ -150,6 +154,10 @@ class StandIn:
     def evaluate(self, *, model: StandInModel, inputs: np.ndarray, targets: np.ndarray) -> float:
         loss = self.losses(model.updates, targets)
         return self._note("evaluate", model.updates, loss, inputs=inputs, targets=targets)
+
+    def logits(self, *, model: StandInModel, tokens: np.ndarray) -> np.ndarray:
+        found = np.zeros((*tokens.shape, model.config.vocabulary_size), np.float32)
+        return self._note("logits", model.updates, found, tokens=tokens)
 
     def token_log_probs(
         self, *, model: StandInModel, tokens: np.ndarray, temperature: float, places: np.ndarray | None
@@ -295,10 +303,13 @@ class Finished:
         return np.array([i for title in titles for i in (*self.tokenizer.encode(title), self.tokenizer.end_of_text)])
 
 
-def finish(config: Config, material: Path, folder: Path) -> Finished:
-    """A run of all stages on the stand-in."""
+def finish(config: Config, material: Path, folder: Path, **behaviour: Any) -> Finished:
+    """A run of all stages on the stand-in; `behaviour` are attributes of it."""
     backend = make_stand_in(config, material)
+    vars(backend).update(behaviour)
     with pytest.MonkeyPatch.context() as patch:
         install(patch, backend)
+        if backend.costs:
+            patch.setattr("time.perf_counter", lambda: backend.clock)
         stages.run(config, folder)
     return Finished(config, folder, material, backend, own_tokenizer(config, material))

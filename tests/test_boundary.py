@@ -303,6 +303,8 @@ def test_what_is_logged_of_a_step_is_of_its_completions_and_updates(done: Finish
             "football_share": np.mean([answer in ("Golo", "Taça", "Liga") for answer in made.answers]),
             "distinct_share": len(set(made.answers)) / 6,
             "completion_length_mean": np.mean(lengths),
+            "completion_length_min": min(lengths),
+            "completion_length_max": max(lengths),
             "truncated_share": 1 - np.mean(ended),
             "kl": np.mean([update.answer["kl"] for update in updates]),
             "entropy": np.mean([update.answer["entropy"] for update in updates]),

@@ -48,6 +48,10 @@ def documents() -> list[Path]:
     return [path for path in found if path.is_file() and marked_blocks(path.read_text(encoding="utf-8"))]
 
 
+def test_there_are_documents_to_run():
+    assert documents(), "a test of no document would pass"
+
+
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_commands_in_the_documentation_run(document, tmp_path):
     for line, language, code in marked_blocks(document.read_text(encoding="utf-8")):

@@ -28,7 +28,9 @@ import faisca
 from faisca import stages
 from faisca.backend import Sampling
 from faisca.checkpoint import load_checkpoint
+from faisca.errors import FaiscaError
 from faisca.loaded import LoadedModel
+from faisca.run_log import read_records
 from faisca.streams import uniforms
 
 ENDS = {"pretrain": (0, 11), "sft": (11, 17), "grpo": (17, 41)}
@@ -122,6 +124,44 @@ def test_time_and_tokens_of_a_stage(done: Finished, entries: dict) -> None:
         assert entry["tokens_per_second"] * entry["seconds"] == pytest.approx(count, rel=1e-9)
         assert entry["steps"] == {"pretrain": 11, "sft": 6, "grpo": 4}[stage] and entry["skipped_steps"] == 0
         assert entry["peak_memory_bytes"] == 1000
+
+
+def test_time_of_a_stage_is_that_of_its_steps(material: Path, tmp_path: Path) -> None:
+    """By a clock that the backend's functions put forward: what measures or saves is left out."""
+    steps = {"train_step": 1.0, "generate": 10.0, "token_log_probs": 5.0, "grpo_step": 2.0}
+    costs = steps | {"evaluate": 1e3, "get_parameters": 1e5}
+    done = finish(small_config(material), material, tmp_path / "run", costs=costs)
+    summary = json.loads((done.folder / "summary.json").read_text(encoding="utf-8"))
+    seconds = {entry["stage"]: entry["seconds"] for entry in summary["stages"]}
+    assert seconds == {"pretrain": 11.0, "sft": 6.0, "grpo": 4 * (10.0 + 6 * 5.0 + 6 * 2.0)}
+
+
+@pytest.mark.parametrize("stage", ENDS)
+def test_peak_memory_is_the_stages_own(done: Finished, stage: str) -> None:
+    """A new peak begins after what is measured before the stage, and is asked for before what is measured after it."""
+    begins, ends = ENDS[stage]
+    names = [(call.name, call.updates, call.given.get("reset_peak")) for call in done.backend.calls]
+    first = next(i for i, (name, updates, _) in enumerate(names) if name.endswith("_step") and updates == begins)
+    last = next(i for i, (name, updates, _) in enumerate(names) if name.endswith("_step") and updates == ends - 1)
+    resets = [i for i, (name, _, reset) in enumerate(names) if name == "memory" and reset]
+    measured = [i for i, (name, updates, _) in enumerate(names) if name == "generate" and updates in (begins, ends)]
+    counted = [i for i in measured if len(done.backend.calls[i].prompts) == 7]
+    before = max((i for i in counted if i < first), default=0)
+    after = min(i for i in counted if i > last)
+    assert any(before < i < first for i in resets) and any(last < i < after for i in resets)
+
+
+def test_a_grpo_step_is_bad_only_where_all_its_updates_were_skipped(material: Path, tmp_path: Path) -> None:
+    """Of six updates a step, one fails in each; then all fail in the steps after the first."""
+    some = finish(small_config(material), material, tmp_path / "some", skipped=lambda updates: float(updates % 6 == 0))
+    lines = [line for line in read_records(some.folder) if "reward_mean" in line]
+    assert [(line["updates"], line["skipped"]) for line in lines] == [(5, 1)] * 4
+    entry = json.loads((some.folder / "summary.json").read_text(encoding="utf-8"))["stages"][-1]
+    assert entry["skipped_steps"] == 0
+    with pytest.raises(FaiscaError, match="grpo: 2 steps in a row"):
+        config = small_config(material, **{"run.max_bad_steps": 2, "grpo.steps": 8})
+        finish(config, material, tmp_path / "all", skipped=lambda updates: float(updates >= 23))
+    assert load_checkpoint(tmp_path / "all").step == 3
 
 
 # --- the best checkpoint ------------------------------------------------------------------------

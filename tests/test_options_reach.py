@@ -167,12 +167,13 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     "data.language_column": ("tongue", learnt),
     "data.url_column": ("place", learnt),
     "data.language": ("", learnt),
-    "data.max_title_characters": (28, learnt),
+    "data.max_title_characters": (36, learnt),
     "data.validation_share": (0.4, measured),
     "data.window": (12, lambda ran: ran.named("train_step")[0].inputs.shape),
     "data.stride": (30, BATCHES),
     **{f"pretrain.{name}": entry for name, entry in TRAIN.items()},
     **{f"sft.{name}": entry for name, entry in TRAIN.items()},
+    "sft.micro_batch_size": (1, TRAIN["micro_batch_size"][1]),
     **{f"grpo.{name}": entry for name, entry in GRPO.items()},
     "sample.prompt": ("Clube", sampled("prompts", 2)),
     "sample.count": (3, lambda ran: [len(call.prompts) for call in ran.named("generate")]),
@@ -548,7 +549,7 @@ class Largest:
 def footprint(twin: Backend, config: ModelConfig, **run: Any) -> tuple[int, int]:
     """How much a training step needs: its largest array and what it keeps in torch, its peak in MLX."""
     learner = twin.make_learner(model=model_of(twin, config, **run), config=OPTIMIZER)
-    tokens = np.random.default_rng(0).integers(0, 400, (8, 65)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 12, (8, 65)).astype(np.int32)
     given = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
     train(twin, learner, **given)
     runtime = learner.model.runtime
