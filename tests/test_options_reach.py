@@ -167,7 +167,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     "data.language_column": ("tongue", learnt),
     "data.url_column": ("place", learnt),
     "data.language": ("", learnt),
-    "data.max_title_characters": (36, learnt),
+    "data.max_title_characters": (33, learnt),
     "data.validation_share": (0.4, measured),
     "data.window": (12, lambda ran: ran.named("train_step")[0].inputs.shape),
     "data.stride": (30, BATCHES),
