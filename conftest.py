@@ -11,6 +11,8 @@ from faisca.fast_blas import load_fast_blas
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; and sums add up in one order
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 load_fast_blas()  # before any test imports MLX, which keeps the BLAS that it finds then
+# processes that tests start run this checkout too, whatever is installed
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ temperature, the completion alone is scored, right padding.
 import dataclasses
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
                 run.save(progress, model=model, learner=learner, finished=False, reference=frozen)
             if reason:
                 raise reason
-    kl = kl_to_reference(run, model, reference)
+    kl = partial(kl_to_reference, run, model, reference)
     finish_stage(run, progress, model, learner, reference=frozen, kl_after=kl)
 
 

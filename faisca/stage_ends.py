@@ -1,5 +1,6 @@
 """Both ends of a stage: measure and save before it; measure, enter it in the summary and save after it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from faisca.backend import Learner, Model
@@ -40,16 +41,17 @@ def begin_stage(
 
 
 def finish_stage(
-    run: Run, progress: Progress, model: Model, learner: Learner, reference: Any = None, **more: float
+    run: Run, progress: Progress, model: Model, learner: Learner, reference: Any = None, **more: Callable[[], float]
 ) -> None:
-    """Append the stage's entry to the summary (`more` goes into it too) and write its last checkpoint."""
+    """Append the stage's entry to the summary (what `more` measures goes into it too) and write its last checkpoint."""
     progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.peak_memory())
     run.log.say(f"measuring the model after {progress.stage}")
     after = measure(run.bench, model, run.yardsticks)
     entry: dict[str, Any] = {"stage": progress.stage, "steps": progress.step}
     for name in MEASURES:
         entry |= {f"{name}_before": progress.before[name], f"{name}_after": after[name]}
-    entry |= more | {
+    entry |= {name: measure_it() for name, measure_it in more.items()}
+    entry |= {
         "counted": run.config.sample.counted,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,

@@ -64,6 +64,10 @@ PREPARED = {"README.md": "faisca run --preset tiny --out runs/demo"}
 """what stands for work of minutes that a document's blocks begin with: README's, for `make demo`"""
 
 
+def test_there_are_documents_to_run():
+    assert documents(), "a test of no document would pass"
+
+
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_commands_in_the_documentation_run(document, tmp_path):
     prepared = run_block("bash", PREPARED.get(document.name, "true"), tmp_path)

@@ -22,6 +22,7 @@ from faisca.evaluation import (
     show_samples,
 )
 from faisca.headlines import Headlines
+from faisca.rewards import football
 from faisca.tokenizer import Tokenizer
 
 TITLES = ["Chove no norte", "O vento é forte", "Golo do Porto", "Nada de novo no sul", "Ação em Évora"]
@@ -155,7 +156,7 @@ def test_measures_of_a_model(twin, tokenizer, config, tokens):
     _, completions = count_completions(bench, model)
     texts = [tokenizer.decode(ids) for ids in completions]
     assert measured["distinct_share"] == len(set(texts)) / 6
-    assert 0 <= measured["football_share"] <= 1
+    assert measured["football_share"] == sum(football(texts)) / 6
     assert measured["samples"] == show_samples(bench, model) and len(measured["samples"]) == 3
     assert all(sample.startswith("Ch") for sample in measured["samples"])
     assert measure(bench, model, {"validation": Yardstick(tokens, 8, 2), "portugal": half}) == measured

@@ -21,8 +21,7 @@ from faisca import streams
 from faisca.config import DataConfig, TrainConfig
 from faisca.errors import FaiscaError
 from faisca.headlines import SEPARATORS, Headlines, load_headlines, normalise, stage_titles, text_buffers
-
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "headlines"
+from faisca.sample_corpus import sample_headlines
 
 
 def load(source: Path | str, seed: int = 1, **options: Any) -> Headlines:
@@ -123,22 +122,34 @@ def test_cleaning_is_what_plain_python_does(texts: list[str | None], tmp_path_fa
     assert kept == ["certo 1", *(text for text in expected if text not in ("certo 1", "certo 2"))]
 
 
-def test_real_headlines_are_cleaned_as_plain_python_does() -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"the real headlines are not at {SHARED}")
-    read = {name: pyarrow.parquet.read_table(SHARED / f"{name}.parquet") for name in ("train", "test")}
+FLAWS: tuple[Callable[[str], str], ...] = (
+    lambda title: title.replace(" ", "  ", 1),
+    lambda title: title.replace(" ", "\u00a0\t"),
+    lambda title: unicodedata.normalize("NFD", title),
+    lambda title: f"\u2028 {title}\x00",
+    lambda title: title * 20,
+    lambda title: "",
+)
+
+
+def test_thousands_of_spoilt_headlines_are_cleaned_as_plain_python_does(tmp_path: Path) -> None:
+    """The embedded corpus with a flaw in every third title, and titles that repeat because of it."""
+
+    def spoil(table: pa.Table) -> pa.Table:
+        texts = titles(table)
+        spoilt = [FLAWS[i % len(FLAWS)](text) for i, text in enumerate(texts[::3])]
+        return pa.concat_tables([rows(*texts), rows(*spoilt)])
 
     def plain(table: pa.Table) -> list[str]:
-        pairs = zip(table["title"].to_pylist(), table["language"].to_pylist(), strict=True)
-        texts = (re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text) for text, language in pairs if language == "pt" and text)
+        texts = (re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text) for text in titles(table))
         cleaned = dict.fromkeys(unicodedata.normalize("NFC", text).strip() for text in texts)
         return [text for text in cleaned if text and len(text) <= 1000]
 
-    headlines = load(SHARED)
-    validation = plain(read["test"])
-    assert titles(headlines.validation) == validation
-    seen = set(validation)
-    assert titles(headlines.train) == [text for text in plain(read["train"]) if text not in seen]
+    train, validation = map(spoil, sample_headlines())
+    headlines, kept = load(splits(tmp_path, train, validation)), plain(validation)
+    assert titles(headlines.validation) == kept and 1000 < len(kept) < validation.num_rows
+    seen = set(kept)
+    assert titles(headlines.train) == [text for text in plain(train) if text not in seen]
 
 
 # --- sources ---

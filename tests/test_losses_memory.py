@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from small_models import TWINS, open_twin
 
+ROOT = Path(__file__).parent.parent
 LOGITS = 4096 * 50_257 * 4
 BOUND = 0.4 * LOGITS
 
 PROGRAM = """
 import sys
 import numpy as np
+import faisca
 from small_models import open_twin, small_model
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig, ModelConfig, TrainConfig
@@ -46,6 +48,7 @@ def act(rows):
     return twin.read_metrics(metrics=[metrics])[0]["loss"]
 
 
+assert faisca.__file__.startswith(sys.argv[4]), f"{faisca.__file__} is another copy of the code"
 act(1)  # libraries, optimiser state, buffers of one row
 reset_peak()
 before = peak_resident_bytes()
@@ -57,8 +60,9 @@ print(peak_resident_bytes() - before)
 def growth(name: str, action: str, chunk: int) -> int:
     """Bytes by which the peak of resident memory grows in one pass over 4,096 tokens."""
     open_twin(name)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", PROGRAM, name, action, str(chunk)]
+    paths = f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT / 'tests'}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", PROGRAM, name, action, str(chunk), str(ROOT)]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

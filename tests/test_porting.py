@@ -257,7 +257,7 @@ def test_four_bits_cost_little(exported, quantised, capsys):
     assert bits.main([str(exported), str(quantised), "--count", "40", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
     plain, small = measured[str(exported)], measured[str(quantised)]
-    assert plain != small and abs(small - plain) < 0.1  # measured: +0.006
+    assert plain != small and abs(small - plain) < 0.03  # measured: +0.008
 
 
 def test_bits_per_byte_are_those_of_the_summary(trained, exported):
@@ -266,7 +266,7 @@ def test_bits_per_byte_are_those_of_the_summary(trained, exported):
     assert bits.main([str(exported), "--library", "transformers", "--count", "60"]) == 0
     titles = bits.validation_titles("sample", 60)
     ours = bits.bits_per_byte(bits.open_exported("transformers", exported), titles, 32)
-    assert ours == pytest.approx(stages[-1]["bits_per_byte_after"], rel=0.1)
+    assert ours == pytest.approx(stages[-1]["bits_per_byte_after"], rel=0.01)  # measured: 0.0014
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,128 @@
+"""Bugs in which an option does not reach what it governs: in the core, and in either twin."""
+
+from bugs.mutation import Mutation
+
+T, M = "faisca_torch/", "faisca_mlx/"
+REACH = "tests/test_options_reach.py::"
+GOVERNS = REACH + "test_an_option_changes_what_it_governs"
+BUGS = (
+    Mutation(
+        "scale_rewards ignored",
+        "faisca/reinforcement.py",
+        "group_advantages(rewards, config.group_size, config.scale_rewards)",
+        'group_advantages(rewards, config.group_size, "group")',
+        f"{GOVERNS}[grpo.scale_rewards]",
+    ),
+    Mutation(
+        "mask_truncated ignored",
+        "faisca/reinforcement.py",
+        "= not (truncated and config.mask_truncated)",
+        "= 1",
+        f"{GOVERNS}[grpo.mask_truncated]",
+    ),
+    Mutation(
+        "log_every ignored",
+        "faisca/step_log.py",
+        "len(self._pending) >= self.run.config.run.log_every",
+        "len(self._pending) >= 10",
+        f"{GOVERNS}[run.log_every]",
+    ),
+    Mutation(
+        "max_bad_steps ignored",
+        "faisca/step_log.py",
+        "progress.skipped_in_a_row >= run.config.run.max_bad_steps",
+        "progress.skipped_in_a_row >= 10",
+        f"{GOVERNS}[run.max_bad_steps]",
+    ),
+    Mutation(
+        "keep ignored",
+        "faisca/runs.py",
+        "prune_checkpoints(self.folder, self.config.run.keep,",
+        "prune_checkpoints(self.folder, 3,",
+        f"{GOVERNS}[run.keep]",
+    ),
+    Mutation(
+        "the columns of addresses have one name",
+        "faisca/headline_sources.py",
+        '"url": config.url_column}',
+        '"url": "requested_url"}',
+        f"{GOVERNS}[data.url_column]",
+    ),
+    Mutation(
+        "the share that is held out is fixed",
+        "faisca/headlines.py",
+        "_hold_out(train, config.validation_share, seed)",
+        "_hold_out(train, 0.05, seed)",
+        f"{GOVERNS}[data.validation_share]",
+    ),
+    Mutation(
+        "the cosine ends at a tenth",
+        "faisca/schedule.py",
+        "floor = config.min_learning_rate_share",
+        "floor = 0.1",
+        "tests/test_boundary.py::test_every_training_step_has_its_rate_seed_and_micro_batches",
+    ),
+    Mutation(
+        "loss_chunk ignored",
+        M + "device.py",
+        "loss_chunk=config.loss_chunk or LOSS_CHUNK",
+        "loss_chunk=LOSS_CHUNK",
+        REACH + "test_loss_chunk_bounds_the_logits",
+    ),
+    Mutation(
+        "all logits at once",
+        T + "train.py",
+        "targets_N, model.runtime.loss_chunk, with_gradients)",
+        "targets_N, len(targets_N), with_gradients)",
+        REACH + "test_loss_chunk_bounds_the_logits",
+    ),
+    Mutation(
+        "gradient_checkpointing ignored",
+        T + "device.py",
+        "gradient_checkpointing=config.gradient_checkpointing,",
+        "gradient_checkpointing=False,",
+        REACH + "test_gradient_checkpointing_keeps_less",
+    ),
+    Mutation(
+        "nothing recomputed",
+        M + "model.py",
+        "if self.runtime.gradient_checkpointing and self.training:",
+        "if False:",
+        REACH + "test_gradient_checkpointing_keeps_less",
+    ),
+    Mutation(
+        "compile ignored",
+        T + "train.py",
+        "torch.compile(model) if model.runtime.compile else model",
+        "model",
+        REACH + "test_compile_reaches_the_step",
+    ),
+    Mutation(
+        "the cap of the cache ignored",
+        M + "device.py",
+        "if config.cache_limit_gb:",
+        "if False:",
+        REACH + "test_the_cache_limit_reaches_mlx",
+    ),
+    Mutation(
+        "dtype ignored",
+        T + "train.py",
+        'if model.runtime.dtype == "float32":',
+        "if True:",
+        REACH + "test_dtype_reaches_the_arithmetic",
+    ),
+    Mutation(
+        "the policy's temperature ignored in its step",
+        T + "grpo.py",
+        "places, config.temperature)",
+        "places, 1.0)",
+        REACH + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
+    ),
+    Mutation(
+        "CISPO's cap fixed",
+        M + "grpo.py",
+        "mx.minimum(ratio, config.cispo_cap)",
+        "mx.minimum(ratio, 5.0)",
+        REACH + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
+    ),
+)
