@@ -25,6 +25,7 @@ from faisca.checkpoint_files import FORMAT, MANIFEST, read_files, write_files
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
 from faisca.files import flush_folder, write_atomically
+from faisca.nearby import no_checkpoint
 from faisca.run_log import json_text
 
 LATEST = "latest"
@@ -184,10 +185,10 @@ def remove_leftovers(run_folder: Path) -> None:
 
 def _find(path: Path, say: Say) -> tuple[Path, dict[str, bytes]]:
     """A good checkpoint's folder and files, see `find_checkpoint`."""
-    if (path / "checkpoints").is_dir():
+    if os.path.isdir(path / "checkpoints"):  # False, not an error, where a name is impossible
         return _newest_good(path, say)
-    if not path.is_dir() or not (path / MANIFEST).is_file():
-        raise FaiscaError(f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders")
+    if not os.path.isfile(path / MANIFEST):
+        raise no_checkpoint(path)
     files, problems = read_files(path)
     if problems:
         raise VerificationError(f"checkpoint {path} is damaged ({_first(problems)}): use an earlier one of its run")

@@ -1,6 +1,7 @@
 """`faisca runs` and `faisca inspect`: what lies in a folder of runs, and what is inside a checkpoint."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,9 @@ from faisca.checkpoint_files import MANIFEST, read_files
 from faisca.cli import parse
 from faisca.errors import FaiscaError, VerificationError
 from faisca.memory import format_bytes
+from faisca.nearby import no_checkpoint, run_folders
 
-DEPTH = 3
+DEPTH = 2
 """how deep below the folder `faisca runs` looks for runs"""
 
 
@@ -78,10 +80,9 @@ def inspect(argv: list[str]) -> int:
 
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at and below `folder`, by name; FaiscaError where there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs runs")
-    below = (path for depth in range(DEPTH) for path in folder.glob("*/" * depth + "checkpoints"))
-    return sorted(path.parent for path in below if path.is_dir())
+    return run_folders(folder, DEPTH)
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -104,11 +105,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 def named_checkpoint(path: Path) -> Path:
     """The checkpoint that a path names, good or not: of a run the one that `latest` names, else its newest."""
-    if not (path / "checkpoints").is_dir():
-        if not (path / MANIFEST).is_file() and not (path / "state.json").is_file():
-            raise FaiscaError(
-                f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders"
-            )
+    if not os.path.isdir(path / "checkpoints"):
+        if not os.path.isfile(path / MANIFEST) and not os.path.isfile(path / "state.json"):
+            raise no_checkpoint(path)
         return path
     folders, latest = checkpoint_folders(path), path / read_pointer(path / LATEST)
     if not folders:

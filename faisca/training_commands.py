@@ -25,6 +25,7 @@ from faisca.config import (
 )
 from faisca.config_files import Sections, layered_sections, preset_names, preset_summary, sections_of
 from faisca.errors import FaiscaError
+from faisca.nearby import runs_nearby
 from faisca.options import BackendName, DeviceName, Source
 
 SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
@@ -158,7 +159,7 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
         if value is not None:
             raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
     if not os.path.isdir(run / "checkpoints"):  # False, not an error, where it may not be read
-        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew")
+        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew{runs_nearby(run)}")
     from faisca.stages import saved_config
 
     return sections_of(saved_config(run))

@@ -36,6 +36,8 @@ class PortOptions:
     """write without comparing: for where the target's library is not installed"""
     num_heads: Annotated[int | None, arg(metavar="HEADS", help_behavior_hint="(default: 4, the original's)")] = None
     """attention heads of a state dict that has no JSON beside it"""
+    tokenizer: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """the tokenizer.json of a source that has none"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""
 
@@ -58,7 +60,12 @@ def port(argv: list[str]) -> int:
     from faisca.porting import port as porting
 
     done = porting.port(
-        options.source, options.target, options.to, verify=not options.no_verify, num_heads=options.num_heads
+        options.source,
+        options.target,
+        options.to,
+        verify=not options.no_verify,
+        num_heads=options.num_heads,
+        tokenizer=options.tokenizer,
     )
     if options.no_verify:
         print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
@@ -77,6 +84,7 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
         "target": {"path": str(options.target), "format": options.to},
         "parameters": count_parameters(done.source.model),
         "verified": bool(done.comparisons),
+        "answered_by": done.answered_by,
         "comparisons": [asdict(comparison) for comparison in done.comparisons],
         "notes": done.notes,
     }
@@ -91,7 +99,8 @@ def _show(options: PortOptions, done: Any) -> None:
     print(f"{options.source}: {done.source.found}")
     for note in done.notes:
         print(f"note: {note}")
-    print(f"{options.target}: {FORMAT_WORDS[options.to]}, {'' if done.comparisons else 'NOT '}verified")
+    verified = f"verified: {done.answered_by} answered for the source" if done.comparisons else "NOT verified"
+    print(f"{options.target}: {FORMAT_WORDS[options.to]}, {verified}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("read by")
     for title in ("logits differ by", "greedy tokens", "end of text", "texts"):
