@@ -43,8 +43,8 @@ def adapter_words(folder: Path) -> str:
 
 def hub_words(path: Path) -> str:
     """How to fetch a model of the hub, where a path that does not exist looks like one's id."""
-    looks = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(path)) and path.suffix not in WEIGHTS
-    if not looks or os.path.exists(path.parts[0]):
+    looks = re.fullmatch(r"(?!runs/)\w[\w.-]*/[\w.-]+|(distil)?gpt2[\w-]*", path.as_posix())
+    if not looks or path.suffix in WEIGHTS or os.path.exists(path.parts[0]):
         return ""
     return (
         f"; if it is a model of the Hugging Face hub, fetch it first (hf download {path} --local-dir {path.name}), "

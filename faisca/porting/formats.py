@@ -6,7 +6,7 @@ is then not verified). Whatever format a model comes from, `check_portable` is w
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,15 @@ class Portable:
     found: str
     """what was found at the source, in words"""
     model: ModelConfig
-    parameters: Parameters
+    parameters: Parameters = field(repr=False)
     """float32, by canonical name"""
     tokenizer: Tokenizer
-    training: Mapping[str, Any]
+    training: Mapping[str, Any] = field(repr=False)
     """what a checkpoint's state.json tells of the training; empty where nothing is known"""
     notes: tuple[str, ...] = ()
     """what the user should know: assumptions, and what is left behind"""
+    tokenizer_named: bool = False
+    """whether the user named the tokenizer, which then must have as many tokens as the model"""
 
 
 def check_portable(portable: Portable, source: Path) -> None:
@@ -46,7 +48,8 @@ def check_portable(portable: Portable, source: Path) -> None:
     except FaiscaError as error:
         raise FaiscaError(f"{source}: {error}") from None
     tokens, rows = portable.tokenizer.vocabulary_size, portable.model.vocabulary_size
-    padded = portable.format != "hf" and tokens < rows  # model.vocabulary_size may be larger on purpose
+    # model.vocabulary_size may be larger on purpose: our own files say so
+    padded = portable.format != "hf" and tokens < rows and not portable.tokenizer_named
     if tokens != rows and not padded:
         raise FaiscaError(
             f"{source}: the tokenizer has {tokens} tokens ({END_OF_TEXT} is {portable.tokenizer.end_of_text}), "
@@ -101,7 +104,8 @@ def check_training(training: Mapping[str, Any], source: Path) -> None:
     }
     for key, fine in fits.items():
         if not fine:
-            raise FaiscaError(f"{source}: training.{key} {shortened(str(training[key]), 60)!r} is not what faisca port writes")
+            value = shortened(str(training[key]), 60)
+            raise FaiscaError(f"{source}: training.{key} {value!r} is not what faisca port writes")
 
 
 def cannot_be_read(path: Path, error: Exception) -> FaiscaError:

@@ -37,8 +37,8 @@ def port(
 ) -> Port:
     """Write the model at `source` to the new `target` in `format` (one of FORMATS).
 
-    `num_heads` and `tokenizer`, a tokenizer.json, are for sources that do not say. FaiscaError for bad input, VerificationError where the target's own library gives other
-    answers; in both cases nothing is left at `target`.
+    `num_heads` and `tokenizer`, a tokenizer.json, are for sources that do not say. FaiscaError for
+    bad input, VerificationError where the target gives other answers; then nothing is left at `target`.
     """
     assert format in FORMATS
     _check_target(target, format)

@@ -144,6 +144,7 @@ def _original(
         tokenizer=read_tokenizer(tokenizer) if tokenizer else Tokenizer.gpt2("name a tokenizer.json with --tokenizer"),
         training={},
         notes=(f"no {sidecar_of(path).name} beside it: taken for the original script's, with {tokens} and {heads}",),
+        tokenizer_named=tokenizer is not None,
     )
 
 
