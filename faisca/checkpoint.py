@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,12 @@ class Checkpoint:
     """What a checkpoint folder holds, verified against its manifest."""
 
     folder: Path
-    state: dict[str, Any]
-    parameters: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-    reference: dict[str, np.ndarray] | None
+    state: dict[str, Any] = field(repr=False)
+    parameters: dict[str, np.ndarray] = field(repr=False)
+    optimizer: dict[str, np.ndarray] = field(repr=False)
+    reference: dict[str, np.ndarray] | None = field(repr=False)
     """GRPO's frozen model"""
-    tokenizer_json: str | None
+    tokenizer_json: str | None = field(repr=False)
     """absent where the tokenizer is GPT-2's"""
 
     @property

@@ -306,7 +306,7 @@ def test_a_hub_id_is_not_taken_and_the_download_is_named(tmp_path, monkeypatch, 
     assert "openai-community/gpt2 does not exist" in line
     assert "hf download openai-community/gpt2 --local-dir gpt2), then faisca port gpt2 runs/gpt2 --to faisca" in line
     (tmp_path / "runs").mkdir()
-    for no_id in ("runs/missing", "./gpt2", "gpt2.safetensors", "a/b/c"):
+    for no_id in ("runs/missing", "rnu", "gpt2.safetensors", "a/b/c"):
         assert "hf download" not in complaint(capsys, no_id, "run", "--to", "faisca")
 
 

@@ -1,6 +1,5 @@
 """`faisca port`: its options, and what it prints."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.cli import parse
+from faisca.cli import parse, print_json
 from faisca.errors import FaiscaError
 
 FORMAT_WORDS = {
@@ -70,7 +69,7 @@ def port(argv: list[str]) -> int:
     if options.no_verify:
         print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
     if options.json:
-        print(json.dumps(_as_dict(options, done), indent=2, ensure_ascii=False))
+        print_json(_as_dict(options, done))
     else:
         _show(options, done)
     return 0

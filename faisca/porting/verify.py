@@ -109,7 +109,7 @@ class TwinReader:
 
 def source_reader(portable: Portable, path: Path) -> tuple[Reader, list[str]]:
     """The source through a library that it belongs to, else through one of our twins; and why others do not answer."""
-    notes = []
+    notes: list[str] = []
     for library in LIBRARIES["hf"] if portable.format == "hf" else ():
         try:
             return _open_source(library, portable, path), notes
