@@ -66,6 +66,7 @@ def generate(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
     prompts = _prompts(options)
     from faisca.loaded import load
+    from faisca.run_log import printable
 
     model = load(options.checkpoint, backend=options.backend, device=options.device)
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
@@ -82,7 +83,7 @@ def generate(argv: list[str]) -> int:
         )
         return 0
     for headline in chain.from_iterable(streams):
-        print(headline, flush=True)
+        print(printable(headline), flush=True)
     return 0
 
 

@@ -194,10 +194,14 @@ def _with_presets(help: str | None) -> str:
 
 def _new_folder(out: Path | None, preset: str) -> Path:
     folder = out or Path("runs") / preset
-    if folder.exists() and not folder.is_dir():
+    if os.path.isfile(folder):  # os.path: False, not an error, where a name is impossible
         raise FaiscaError(f"--out {folder} is a file: name a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        begun = (folder / "checkpoints").is_dir()
+    try:
+        content = os.listdir(folder) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise FaiscaError(f"--out {folder} cannot be read ({error.strerror}): name another folder") from error
+    if content:
+        begun = os.path.isdir(folder / "checkpoints")
         remedy = f"continue its run with --resume {folder}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
     return folder

@@ -74,7 +74,7 @@ def _check_target(target: Path, format: str) -> None:
     if suffixes and target.suffix not in suffixes:
         raise FaiscaError(f"{target} does not say that it is a weights file: end its name in {' or '.join(suffixes)}")
     for path in [target] + [sidecar_of(target)] * bool(suffixes):
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise FaiscaError(f"{path} already exists: name another target, or remove it")
 
 
