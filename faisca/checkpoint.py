@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from faisca.checkpoint_files import FORMAT, MANIFEST, read_files, write_files
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
 from faisca.files import flush_folder, write_atomically
-from faisca.run_folder import known_runs
+from faisca.nearby import no_checkpoint
 from faisca.run_log import json_text
 
 LATEST = "latest"
@@ -45,12 +45,12 @@ class Checkpoint:
     """What a checkpoint folder holds, verified against its manifest."""
 
     folder: Path
-    state: dict[str, Any]
-    parameters: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-    reference: dict[str, np.ndarray] | None
+    state: dict[str, Any] = field(repr=False)
+    parameters: dict[str, np.ndarray] = field(repr=False)
+    optimizer: dict[str, np.ndarray] = field(repr=False)
+    reference: dict[str, np.ndarray] | None = field(repr=False)
     """GRPO's frozen model"""
-    tokenizer_json: str | None
+    tokenizer_json: str | None = field(repr=False)
     """absent where the tokenizer is GPT-2's"""
 
     @property
@@ -185,13 +185,10 @@ def remove_leftovers(run_folder: Path) -> None:
 
 def _find(path: Path, say: Say) -> tuple[Path, dict[str, bytes]]:
     """A good checkpoint's folder and files, see `find_checkpoint`."""
-    if (path / "checkpoints").is_dir():
+    if os.path.isdir(path / "checkpoints"):  # False, not an error, where a name is impossible
         return _newest_good(path, say)
-    if not path.is_dir() or not (path / MANIFEST).is_file():
-        raise FaiscaError(
-            f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders"
-            f"{known_runs(path)}"
-        )
+    if not os.path.isfile(path / MANIFEST):
+        raise no_checkpoint(path)
     files, problems = read_files(path)
     if problems:
         raise VerificationError(f"checkpoint {path} is damaged ({_first(problems)}): use an earlier one of its run")

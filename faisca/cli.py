@@ -9,6 +9,7 @@ import importlib
 import inspect
 import io
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable
@@ -47,7 +48,8 @@ a first session:
   faisca generate runs/spark --prompt Presidente -n 3
   faisca evaluate runs/spark --data sample
 
-`faisca COMMAND --help` explains a command and lists its options.
+`faisca COMMAND --help` explains a command and lists its options;
+`faisca --version` says what is installed.
 """
 
 
@@ -106,7 +108,19 @@ def parse_known(options: type[Options], argv: list[str], *, command: str) -> Opt
     return _run_tyro(options, argv, command, add_help=False)[0]
 
 
+def print_json(value: Any) -> None:
+    """What a command says with --json: strict JSON, so what is not finite is null."""
+    from faisca.run_log import json_text
+
+    print(json_text(value, indent=2))
+
+
 def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
+    if argv and argv[0] in ("-V", "--version"):
+        print(_version())
+        return 0
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
@@ -132,12 +146,25 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+def _version() -> str:
+    """Our version, and those of what computes, for a report of a fault."""
+    from importlib import metadata
+
+    words = [f"Python {platform.python_version()}"]
+    for package in ("torch", "mlx"):
+        try:
+            words.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            words.append(f"no {package}")
+    return f"faisca {metadata.version('faisca-mlx')} ({', '.join(words)})"
+
+
 def _unknown_command(name: str) -> str:
-    from faisca.config_files import suggest
+    from faisca.suggestions import suggest_command
 
     if name.startswith("-"):
         return f"{name} stands where a command belongs: write the command first, as in faisca run {name}"
-    return f"command {name!r} is unknown: {suggest(name, COMMANDS)} (faisca --help explains them)"
+    return f"command {name!r} is unknown: {suggest_command(name, COMMANDS)} (faisca --help explains them)"
 
 
 def _run_tyro(options: type[Options], argv: list[str], command: str, **more: Any) -> tuple[Options, list[str]]:
@@ -173,13 +200,12 @@ def _option_names(options: type[Any], command: str, **more: Any) -> list[str]:
 
 def _refuse_unknown_options(arguments: list[str], names: list[str], command: str) -> None:
     """Raise FaiscaError, with a suggestion, for the first argument that looks like an option and is none."""
-    from faisca.config_files import suggest
+    from faisca.suggestions import suggest_option
 
     for text in arguments:
         option = text.partition("=")[0].replace("_", "-")
         if re.match(r"--?[^\W\d]", option) and option not in names:
-            homes = [name for name in names if name.endswith(f".{option.lstrip('-')}")]
-            remedy = suggest(option, homes or names, f"faisca {command} --help lists what there is")
+            remedy = suggest_option(option, names, command) or f"faisca {command} --help lists what there is"
             raise FaiscaError(f"option {option} is unknown: {remedy}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from faisca.backend import Backend, Model, Sampling
-from faisca.errors import FaiscaError
+from faisca.errors import FaiscaError, shortened
 from faisca.streams import uniforms
 from faisca.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
     ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
     if len(ids) > context:
         raise FaiscaError(
-            f"prompt {prompt[:40]!r}… has {len(ids)} tokens, but the model's context is {context}: shorten it"
+            f"prompt {shortened(prompt, 40)!r} has {len(ids)} tokens, but the model's context is {context}: shorten it"
         )
     return ids
 

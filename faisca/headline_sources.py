@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.dataset
 
 from faisca.config import DataConfig
-from faisca.errors import FaiscaError
+from faisca.errors import FaiscaError, in_one_line
 
 HUB_DATASET = "duarteocarmo/ccnews-titles-2016"
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
@@ -91,7 +91,7 @@ def _read_part(name: str, part: Path | pa.Table, config: DataConfig) -> tuple[pa
         standard.validate(full=True)  # a file may hold bytes that are no UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FaiscaError(
-            f"{name} cannot be read ({_first_line(error)}): save it again, as Parquet or as UTF-8 text"
+            f"{name} cannot be read ({_in_words(error)}): save it again, as Parquet or as UTF-8 text"
         ) from error
     return standard, tuple(dataset.schema.names)
 
@@ -139,13 +139,11 @@ def _hub_splits(name: str) -> dict[str, pa.Table]:
         splits = datasets.load_dataset(name)
     except Exception as error:  # the network, the hub and each data set's files fail in ways of their own
         raise FaiscaError(
-            f"data set {name} cannot be had from the hub ({_first_line(error)}): offline, use --data sample "
+            f"data set {name} cannot be had from the hub ({_in_words(error)}): offline, use --data sample "
             "or --data PATH"
         ) from error
     return {split: part.data.table for split, part in splits.items()}
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    line = re.sub(r"^Error creating dataset.* input source '.*?': (Invalid: )?", "", line)
-    return "".join(filter(str.isprintable, line))
+def _in_words(error: Exception) -> str:
+    return re.sub(r"^Error creating dataset.* input source '.*?': (Invalid: )?", "", in_one_line(error))

@@ -1,10 +1,14 @@
 """`faisca runs` and `faisca inspect`: what lies in a folder of runs, and what is inside a checkpoint."""
 
-import json
+import math
+import os
+import re
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
+import safetensors
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,13 +16,17 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.checkpoint import LATEST, checkpoint_folders, find_checkpoint, read_pointer, read_state
 from faisca.checkpoint_files import MANIFEST, read_files
-from faisca.cli import parse
+from faisca.cli import parse, print_json
 from faisca.errors import FaiscaError, VerificationError
 from faisca.memory import format_bytes
-from faisca.run_folder import known_runs
+from faisca.nearby import no_checkpoint, run_folders
+from faisca.progress import IMPORTED
 
-DEPTH = 3
+DEPTH = 2
 """how deep below the folder `faisca runs` looks for runs"""
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""what safetensors calls them, and everybody else"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +62,15 @@ def runs(argv: list[str]) -> int:
     options = parse(RunsOptions, argv, command="runs", help=runs.__doc__)
     found = [describe_run(folder) for folder in find_runs(options.folder)]
     if options.json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
     else:
         _print_runs(found, options.folder)
     return 0
 
 
 def inspect(argv: list[str]) -> int:
-    """Show what is inside a checkpoint and verify its checksums. The exit status is
-    1 where it is damaged.
+    """Show what is inside a checkpoint, down to its tensors, and verify its checksums.
+    The exit status is 1 where it is damaged.
 
     examples:
       faisca inspect runs/spark
@@ -71,7 +79,7 @@ def inspect(argv: list[str]) -> int:
     options = parse(InspectOptions, argv, command="inspect", help=inspect.__doc__)
     folder = named_checkpoint(options.checkpoint)
     described = describe_checkpoint(folder)
-    print(json.dumps(described, indent=2)) if options.json else _print_checkpoint(described)
+    print_json(described) if options.json else _print_checkpoint(described)
     if described["damage"]:
         raise VerificationError(f"checkpoint {folder} is damaged ({described['damage'][0]}): use an earlier one")
     return 0
@@ -79,10 +87,9 @@ def inspect(argv: list[str]) -> int:
 
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at and below `folder`, by name; FaiscaError where there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs runs")
-    below = (path for depth in range(DEPTH) for path in folder.glob("*/" * depth + "checkpoints"))
-    return sorted(path.parent for path in below if path.is_dir())
+    return run_folders(folder, DEPTH)
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -105,12 +112,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 def named_checkpoint(path: Path) -> Path:
     """The checkpoint that a path names, good or not: of a run the one that `latest` names, else its newest."""
-    if not (path / "checkpoints").is_dir():
-        if not (path / MANIFEST).is_file() and not (path / "state.json").is_file():
-            raise FaiscaError(
-                f"{path} is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders"
-                f"{known_runs(path)}"
-            )
+    if not os.path.isdir(path / "checkpoints"):
+        if not os.path.isfile(path / MANIFEST) and not os.path.isfile(path / "state.json"):
+            raise no_checkpoint(path)
         return path
     folders, latest = checkpoint_folders(path), path / read_pointer(path / LATEST)
     if not folders:
@@ -119,15 +123,31 @@ def named_checkpoint(path: Path) -> Path:
 
 
 def describe_checkpoint(folder: Path) -> dict[str, Any]:
-    """What `faisca inspect` says: every file with its size and check, and the state of an undamaged state.json."""
+    """What `faisca inspect` says: every file with its size and check, what undamaged ones hold: state, tensors."""
     files, problems = read_files(folder)
     listed = {
         name: {"bytes": len(files[name]) if name in files else None, "check": problems.get(name, "ok")}
         for name in sorted(files.keys() | problems.keys())
     }
-    readable = "state.json" in files and "state.json" not in problems
-    state = read_state(folder) if readable else {}
-    return {"checkpoint": str(folder), "damage": list(problems.values()), "files": listed, "state": state}
+    whole = files.keys() - problems.keys()
+    state = read_state(folder) if "state.json" in whole else {}
+    tensors = _tensors(folder / "model.safetensors") if "model.safetensors" in whole else {}
+    return {
+        **{"checkpoint": str(folder), "damage": list(problems.values()), "files": listed, "state": state},
+        "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
+        "tensors": tensors,
+    }
+
+
+def _tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of each tensor in a .safetensors file, by name, block 2 before block 10."""
+    with safetensors.safe_open(path, framework="np") as file:
+        names = sorted(file.keys(), key=lambda name: [part.zfill(9) for part in name.split(".")])
+        slices = {name: file.get_slice(name) for name in names}
+        return {
+            name: {"shape": part.get_shape(), "dtype": DTYPES.get(part.get_dtype(), part.get_dtype())}
+            for name, part in slices.items()
+        }
 
 
 ROW = ("stage", "step", "total_steps", "validation_loss", "portugal_validation_loss", "backend", "device", "dtype")
@@ -152,7 +172,7 @@ def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
         losses = [
             "–" if run[name] is None else f"{run[name]:.3f}" for name in ("validation_loss", "portugal_validation_loss")
         ]
-        where = f"{run['backend']} {run['device']}" if run["backend"] else "–"
+        where = " ".join(dict.fromkeys((run["backend"], run["device"]))) if run["backend"] else "–"  # imported, once
         name = Path(run["run"]).relative_to(folder).as_posix()
         cells = [name if name != "." else run["run"], run["stage"] or "–", steps, *losses, where]
         table.add_row(*(Text(cell) for cell in [*cells, format_bytes(run["bytes"]), run["resumable"]]))
@@ -171,6 +191,37 @@ def _print_checkpoint(described: dict[str, Any]) -> None:
         size = "–" if file["bytes"] is None else format_bytes(file["bytes"])
         table.add_row(name, Text(f"{size:>8}  {file['check']}"))
     console.print(table)
+    if described["tensors"]:
+        console.print()
+        console.print(_tensor_table(described["tensors"], described["parameters"]))
+
+
+def _tensor_table(tensors: dict[str, dict[str, Any]], parameters: int) -> Table:
+    """Names, shapes and types; blocks that are alike stand there once."""
+    table = Table(box=None, pad_edge=False, title=f"{parameters:,} parameters", title_justify="left")
+    for title in ("tensor", "shape", "type"):
+        table.add_column(title, no_wrap=True)
+    groups: dict[str, dict[str, tuple[str, str]]] = {}
+    for name, tensor in tensors.items():
+        block = re.match(r"\w+\.\d+(?=\.)", name)
+        group, inner = (block[0], f"  {name[block.end() + 1 :]}") if block else (name, name)
+        groups.setdefault(group, {})[inner] = (str(tensor["shape"]), tensor["dtype"])
+    for content, alike in groupby(groups.items(), key=lambda item: item[1]):
+        names = [name for name, _ in alike]
+        if names[0] not in content:
+            table.add_row(
+                names[0] if len(names) == 1 else f"{names[0]} … {names[-1].rpartition('.')[2]} ({len(names)} alike)"
+            )
+        for inner, cells in content.items():
+            table.add_row(inner, *cells)
+    return table
+
+
+def _computed_with(state: dict[str, Any]) -> str:
+    """What computed the weights, in words."""
+    if state["backend"] == IMPORTED:
+        return f"imported from {state.get('ported_from', 'another format')}"
+    return f"{state['backend']} on {state['device']}, {state['dtype']}"
 
 
 def _facts(state: dict[str, Any]) -> dict[str, str]:
@@ -184,7 +235,7 @@ def _facts(state: dict[str, Any]) -> dict[str, str]:
         **losses,
         "best": state["best"]["checkpoint"] if state.get("best") else "–",
         "skipped steps": str(progress["skipped"]),
-        "computed with": f"{state['backend']} on {state['device']}, {state['dtype']}",
+        "computed with": _computed_with(state),
         "seed": str(state["seed"]),
         "model": ", ".join(f"{name} {value}" for name, value in model.items()),
         "tokenizer": state["tokenizer"]["kind"],

@@ -1,8 +1,9 @@
 """A trained model from a checkpoint, ready to write headlines and to be asked for its numbers."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,18 +11,19 @@ from faisca.backend import Backend, Model, Runtime, Sampling, choose_backend, lo
 from faisca.batches import tokenise
 from faisca.checkpoint import Checkpoint, load_checkpoint
 from faisca.config import Config, ModelConfig, RunConfig
-from faisca.config_files import config_from_dict
+from faisca.config_files import config_from_dict, load_preset
 from faisca.errors import FaiscaError
 from faisca.evaluation import Bench, make_yardsticks, measure
 from faisca.generation import complete, encode_prompt, headline
 from faisca.headlines import has_address, load_headlines
+from faisca.parameters import count_parameters
 from faisca.runs import checkpoint_tokenizer
 from faisca.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LoadedModel:
-    """What `faisca.load` returns."""
+    """A trained model, as `faisca.load` returns it: it writes headlines and answers for its numbers."""
 
     checkpoint: Checkpoint
     config: Config
@@ -31,17 +33,64 @@ class LoadedModel:
     runtime: Runtime
     model: Model
 
-    def generate(self, prompt: str = "", n: int = 1, *, seed: int = 0, **options: float | None) -> list[str]:
-        """`n` headlines that begin with `prompt`.
+    def __repr__(self) -> str:
+        model, runtime = self.model_config, self.runtime
+        return (
+            f"<faisca model: {count_parameters(model):,} parameters, {model.num_layers} blocks of width {model.dim}, "
+            f"context {model.context}; {self.checkpoint.folder}; "
+            f"{runtime.backend} on {runtime.device}, {runtime.dtype}>"
+        )
 
-        Options: temperature, top_k, top_p, max_new_tokens; those left out are the run's `sample` settings.
+    def generate(
+        self,
+        prompt: str = "",
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """`n` headlines that begin with `prompt`; an empty one lets the model begin.
+
+        The same `seed` writes the same headlines. What is left out, or None, is as in the run's own
+        `sample` settings: `temperature` (0 takes the likeliest token each time), `top_k` (0 is off),
+        `top_p` (1 is off), `max_new_tokens`. FaiscaError for an impossible value and for a prompt
+        that does not fit the context.
         """
-        return list(self.stream(prompt, n, seed=seed, **options))
+        sampling = self.sampling(temperature, top_k, top_p, max_new_tokens)
+        return list(self._stream(prompt, n, seed, sampling))
 
-    def stream(self, prompt: str = "", n: int = 1, *, seed: int = 0, **options: float | None) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: str = "",
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[str]:
         """The headlines of `generate`, each as soon as it is complete, in order."""
-        chosen = {name: value for name, value in options.items() if value is not None}
-        sampling = self._sampling(chosen)
+        return self._stream(prompt, n, seed, self.sampling(temperature, top_k, top_p, max_new_tokens))
+
+    def sampling(
+        self,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Sampling:
+        """The settings with which `generate` samples: these, and the run's own where they are None."""
+        named = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        sample = dataclasses.replace(self.config.sample, **chosen)
+        dataclasses.replace(self.config, sample=sample)  # checks the values
+        return Sampling(sample.temperature, sample.top_k, sample.top_p, sample.max_new_tokens)
+
+    def _stream(self, prompt: str, n: int, seed: int, sampling: Sampling) -> Iterator[str]:
         if n < 1:
             raise FaiscaError(f"n {n} is too small: ask for at least one headline")
         ids = encode_prompt(self.tokenizer, prompt, self.model_config.context)
@@ -85,11 +134,6 @@ class LoadedModel:
         left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
         return {name: value for name, value in measured.items() if name not in left_out}
 
-    def _sampling(self, chosen: dict[str, float]) -> Sampling:
-        sample = dataclasses.replace(self.config.sample, **chosen)  # type: ignore[arg-type]
-        dataclasses.replace(self.config, sample=sample)  # checks the values
-        return Sampling(sample.temperature, sample.top_k, sample.top_p, sample.max_new_tokens)
-
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(ids)
         limit = self.model_config.vocabulary_size
@@ -103,7 +147,11 @@ class LoadedModel:
 
 
 def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Load a checkpoint folder, or a run folder's newest checkpoint, on any backend."""
+    """Load a checkpoint folder, or a run folder's newest checkpoint, on any backend.
+
+    `backend`: auto, torch, mlx; `device`: auto, cpu, gpu, cuda, mps; `dtype`: auto, float32,
+    bfloat16. FaiscaError for what is no checkpoint, VerificationError where it is damaged.
+    """
     checkpoint = load_checkpoint(Path(path))
     config = config_from_dict(checkpoint.state["config"])
     run = RunConfig(backend=backend, device=device, dtype=dtype)  # type: ignore[arg-type]
@@ -113,3 +161,18 @@ def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: s
     model_config = ModelConfig(**checkpoint.state["model"])
     model = twin.make_model(config=model_config, parameters=checkpoint.parameters, runtime=runtime)
     return LoadedModel(checkpoint, config, model_config, checkpoint_tokenizer(checkpoint), twin, runtime, model)
+
+
+def train(
+    out: str | Path, preset: str = "spark", start_from: str | Path | None = None, **sections: Mapping[str, Any]
+) -> LoadedModel:
+    """Train as `faisca run` does, into the new folder `out`, and load what came of it.
+
+    `sections` change the preset: `train("runs/mine", pretrain={"epochs": 1}, run={"stages": ["pretrain"]})`.
+    `start_from` is a checkpoint to begin with. FaiscaError for an impossible value or a folder in use.
+    """
+    from faisca.stages import run
+
+    config = config_from_dict(sections, load_preset(preset))
+    run(config, Path(out), None if start_from is None else Path(start_from))
+    return load(out, config.run.backend, config.run.device, config.run.dtype)

@@ -1,12 +1,15 @@
 """The commands that use a trained model: `faisca generate` and `faisca evaluate`."""
 
-import json
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from faisca.cli import parse
+from faisca.cli import parse, print_json
+from faisca.errors import FaiscaError, in_one_line
 from faisca.options import BackendName, Checkpoint, DeviceName, Source
 
 OF_THE_RUN = "(default: the run's own)"
@@ -17,10 +20,12 @@ class GenerateOptions:
     """Options of `faisca generate`; None leaves a choice to the run."""
 
     checkpoint: Checkpoint
-    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint=OF_THE_RUN)] = None
+    prompt: Annotated[str | None, arg(metavar="TEXT", aliases=["-p"], help_behavior_hint=OF_THE_RUN)] = None
     """what the headlines begin with; an empty text lets the model begin"""
+    prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """a file with a prompt a line, or - for standard input; empty lines are passed over"""
     n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
-    """headlines"""
+    """headlines, of each prompt"""
     temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint=OF_THE_RUN)] = None
     """above 1 is bolder, below 1 is safer; 0 takes the likeliest token each time"""
     top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint=OF_THE_RUN)] = None
@@ -31,6 +36,8 @@ class GenerateOptions:
     """longest headline, in tokens"""
     seed: Annotated[int, arg(metavar="N")] = 0
     """the same seed writes the same headlines"""
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead: settings, and each prompt with its headlines"""
     backend: BackendName = "auto"
     device: DeviceName = "auto"
 
@@ -52,18 +59,51 @@ def generate(argv: list[str]) -> int:
 
     examples:
       faisca generate runs/spark
-      faisca generate runs/spark --prompt "Governo " -n 10 --temperature 0.8
+      faisca generate runs/spark -p Governo -n 10 --temperature 0.8
       faisca generate runs/spark/checkpoints/pretrain-000300 --prompt ""
+      faisca generate runs/spark --prompts prompts.txt -n 1 --json
     """
     options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
+    prompts = _prompts(options)
     from faisca.loaded import load
+    from faisca.run_log import printable
 
     model = load(options.checkpoint, backend=options.backend, device=options.device)
-    prompt = model.config.sample.prompt if options.prompt is None else options.prompt
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
-    for headline in model.stream(prompt, options.n, seed=options.seed, **sampling):
-        print(headline, flush=True)
+    settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+    prompts = prompts or [model.config.sample.prompt]
+    streams = [model.stream(prompt, options.n, seed=options.seed, **settings) for prompt in prompts]
+    if options.json:
+        print_json(
+            {
+                "checkpoint": str(model.checkpoint.folder),
+                **{"backend": model.runtime.backend, "device": model.runtime.device, "seed": options.seed},
+                "settings": asdict(model.sampling(**settings)),
+                "generated": [{"prompt": p, "texts": list(s)} for p, s in zip(prompts, streams, strict=True)],
+            }
+        )
+        return 0
+    for headline in chain.from_iterable(streams):
+        print(printable(headline), flush=True)
     return 0
+
+
+def _prompts(options: GenerateOptions) -> list[str]:
+    """The prompts that were given, in order; none leaves it to the run."""
+    if options.prompts is None:
+        return [] if options.prompt is None else [options.prompt]
+    if options.prompt is not None:
+        raise FaiscaError("--prompt does not go with --prompts, which has its own: leave one of them out")
+    try:
+        raw = sys.stdin.buffer.read() if str(options.prompts) == "-" else options.prompts.read_bytes()
+        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaiscaError(
+            f"--prompts {options.prompts} cannot be read ({in_one_line(error)}): name a text file in UTF-8"
+        ) from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise FaiscaError(f"--prompts {options.prompts} has no prompt: write one a line")
+    return prompts
 
 
 def evaluate(argv: list[str]) -> int:
@@ -78,7 +118,7 @@ def evaluate(argv: list[str]) -> int:
 
     measured = load(options.checkpoint, backend=options.backend, device=options.device).evaluate(options.source)
     if options.json:
-        print(json.dumps(measured, indent=2))
+        print_json(measured)
     else:
         _print_table(measured, title=f"{options.checkpoint} on {options.source}")
     return 0

@@ -11,6 +11,8 @@ from faisca.config import Config, ModelConfig
 from faisca.config_files import config_to_dict
 
 LIBRARIES = {"faisca": "faisca-mlx", "numpy": "numpy", "safetensors": "safetensors", "tokenizers": "tokenizers"}
+IMPORTED = "imported"
+"""backend, device and dtype of a model that came from elsewhere"""
 STREAMS = "NumPy Philox; key: first 16 bytes of SHA-256 of '{seed}/{purpose}'; counter: [0, 0, step, row]"
 
 

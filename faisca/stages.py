@@ -79,7 +79,7 @@ def _note_change(run: Run, checkpoint: Checkpoint) -> None:
     keys = ("backend", "device", "dtype")
     now, before = {key: getattr(run.runtime, key) for key in keys}, {key: checkpoint.state[key] for key in keys}
     if now != before:
-        words = (" ".join(computed.values()) for computed in (now, before))
+        words = (" ".join(dict.fromkeys(computed.values())) for computed in (now, before))  # imported, once
         run.log.say("from here on with {}; so far it was {}".format(*words))
         previous = {f"previous_{key}": value for key, value in before.items()}
         run.log.record(stage=checkpoint.stage, step=checkpoint.step, **now, **previous)

@@ -43,14 +43,14 @@ class Tokenizer:
     """the tokenizer.json that a bpe came from"""
 
     @staticmethod
-    def gpt2() -> "Tokenizer":
-        """tiktoken's 50,257 tokens; raises FaiscaError where they are neither cached nor to be had."""
+    def gpt2(otherwise: str = "go online once") -> "Tokenizer":
+        """tiktoken's 50,257 tokens; where they are neither cached nor to be had, a FaiscaError with another remedy."""
         try:
             return Tokenizer("gpt2", tiktoken.get_encoding("gpt2"))
         except (OSError, ValueError) as error:  # no network, or a damaged download
             raise FaiscaError(
                 f"the gpt2 vocabulary cannot be downloaded ({type(error).__name__}): set TIKTOKEN_CACHE_DIR "
-                "to a folder that has it, or train a vocabulary with --tokenizer.kind bpe"
+                f"to a folder that has it, or {otherwise}"
             ) from error
 
     @staticmethod
@@ -138,7 +138,7 @@ class Tokenizer:
 def load_tokenizer(config: TokenizerConfig, titles: pa.Array) -> Tokenizer:
     """The tokenizer that the configuration asks for; a bpe is trained on the titles."""
     if config.kind == "gpt2":
-        return Tokenizer.gpt2()
+        return Tokenizer.gpt2("train a vocabulary with --tokenizer.kind bpe")
     return Tokenizer.train(titles.to_pylist(), config.vocabulary_size)
 
 

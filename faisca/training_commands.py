@@ -25,8 +25,8 @@ from faisca.config import (
 )
 from faisca.config_files import Sections, layered_sections, preset_names, preset_summary, sections_of
 from faisca.errors import FaiscaError
+from faisca.nearby import runs_nearby
 from faisca.options import BackendName, DeviceName, Source
-from faisca.run_folder import known_runs
 
 SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
 """options of `run` that can be given without its name"""
@@ -159,7 +159,7 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
         if value is not None:
             raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
     if not os.path.isdir(run / "checkpoints"):  # False, not an error, where it may not be read
-        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew{known_runs(run)}")
+        raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew{runs_nearby(run)}")
     from faisca.stages import saved_config
 
     return sections_of(saved_config(run))
@@ -194,10 +194,14 @@ def _with_presets(help: str | None) -> str:
 
 def _new_folder(out: Path | None, preset: str) -> Path:
     folder = out or Path("runs") / preset
-    if folder.exists() and not folder.is_dir():
+    if os.path.isfile(folder):  # os.path: False, not an error, where a name is impossible
         raise FaiscaError(f"--out {folder} is a file: name a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        begun = (folder / "checkpoints").is_dir()
+    try:
+        content = os.listdir(folder) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise FaiscaError(f"--out {folder} cannot be read ({error.strerror}): name another folder") from error
+    if content:
+        begun = os.path.isdir(folder / "checkpoints")
         remedy = f"continue its run with --resume {folder}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
     return folder

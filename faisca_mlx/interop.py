@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from faisca.errors import FaiscaError, first_line
+from faisca.errors import FaiscaError, in_one_line
 from faisca.porting import mlx_lm_model
 
 
@@ -58,8 +58,8 @@ def open_exported(*, folder: Path) -> Exported:
     """A Hugging Face folder as mlx-lm loads it; FaiscaError where it does not."""
     try:
         return Exported(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise FaiscaError(f"mlx_lm cannot load {folder}: {first_line(error)}") from error
+    except Exception as error:  # over a folder that it does not expect, its loader trips in many ways
+        raise FaiscaError(f"mlx_lm cannot load {folder}: {in_one_line(error)}") from error
 
 
 def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
     try:
         arrays = mx.load(str(path))
     except (OSError, RuntimeError, ValueError) as error:
-        raise FaiscaError(f"{path} cannot be read ({first_line(error)}): check that it is whole") from error
+        raise FaiscaError(f"{path} cannot be read ({in_one_line(error)}): check that it is whole") from error
     if not isinstance(arrays, dict):
         raise FaiscaError(f"{path} holds a single array: it should hold arrays by name")
     return {name: _array(value) for name, value in arrays.items()}

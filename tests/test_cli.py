@@ -1,6 +1,8 @@
 """The command line: layers of configuration, help texts, and one line for every mistake."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from faisca import cli
+from faisca.backend import Sampling
 from faisca.cli import COMMANDS, command_function, main
 from faisca.config import Config
 from faisca.config_files import load_preset, read_config, write_config
-from faisca.errors import VerificationError
+from faisca.errors import FaiscaError, VerificationError
+from faisca.run_folder import hold_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -232,17 +236,41 @@ def test_options_are_parsed_without_heavy_imports():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_version_and_the_help_of_a_command(capsys):
+    for word in ("--version", "-V"):
+        assert main([word]) == 0
+        assert re.fullmatch(
+            r"faisca \d+\.\d+\.\d+ \(Python \d\S+, (no )?torch.*, (no )?mlx.*\)\n", capsys.readouterr().out
+        )
+    for one, other in ((["help"], ["--help"]), (["help", "runs"], ["runs", "--help"])):
+        assert main(one) == main(other) == 0
+        text = capsys.readouterr().out
+        assert text[: len(text) // 2] == text[len(text) // 2 :] and "usage: faisca" in text
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 HOSTILE = {
     "foo": "command 'foo' is unknown: choose among run, pretrain, ",
     "rnu": "command 'rnu' is unknown: did you mean run?",
+    "train": "command 'train' is unknown: did you mean run (all stages) or pretrain (the first)?",
+    "Finetune": "did you mean sft?",
+    "help foo": "command 'foo' is unknown",
     "--preset tiny": "--preset stands where a command belongs",
     "run --preset tny": "preset 'tny' is unknown: did you mean tiny?",
     "run --presett tiny": "option --presett is unknown: did you mean --preset?",
-    "run --epochs 3": "option --epochs is unknown: did you mean --",
+    "run --epochs 3": "did you mean --pretrain.epochs, --sft.epochs or --grpo.epochs?",
+    "run --epocs 3": "did you mean --pretrain.epochs, --sft.epochs or --grpo.epochs?",
+    "run --batch-size 3": "did you mean --pretrain.batch-size or --sft.batch-size?",
+    "run --lr 3": "did you mean --pretrain.learning-rate, --sft.learning-rate or --grpo.learning-rate?",
+    "run --pretrain.lr 3": "did you mean --pretrain.learning-rate?",
+    "run --n_layer 3": "did you mean --model.num-layers?",
+    "sft --lr 3": "unknown: did you mean --sft.learning-rate?",
+    "run --wandb": "option --wandb is unknown: faisca run --help lists what there is",
+    "run --foo": "option --foo is unknown: faisca run --help lists what there is",
+    "run --version": "option --version is unknown: faisca run --help lists what there is",
     "run --pretrain.bath_size=3": "option --pretrain.bath-size is unknown: did you mean --pretrain.batch-size?",
-    "run --learning-rate 3": ".learning-rate?",
+    "run --learning-rate 3": "did you mean --pretrain.learning-rate, --sft.learning-rate or --grpo.learning-rate?",
     "run --qqqqqqqq": "option --qqqqqqqq is unknown: faisca run --help lists",
     "run extra": "argument 'extra' is one too many",
     "run --grpo.mask-truncated True": "argument 'True' is one too many",
@@ -274,7 +302,8 @@ HOSTILE = {
     "run --out full": "full is not empty: name another folder with --out, or empty it",
     "run --out begun": "begun is not empty: name another folder with --out, or continue its run with --resume begun",
     "run --resume full": "--resume full is no run folder: it has no checkpoints",
-    "run --resume nowhere": "--resume nowhere is no run folder",
+    "run --resume nowhere": "--resume nowhere is no run folder: it has no checkpoints, so start it anew; nearby: begun",
+    "inspect nowhere": "nowhere is no checkpoint: name a run folder, or one of its checkpoints/STAGE-STEP folders;",
     "run --resume full --preset tiny": "--preset does not go with --resume",
     "run --resume full --from file": "--from does not go with --resume",
     "sft --stages pretrain": "faisca sft cannot run stages pretrain: use faisca run",
@@ -285,6 +314,11 @@ HOSTILE = {
     "generate --promt Olá runs/x": "option --promt is unknown: did you mean --prompt?",
     "generate --promt Olá": "option --promt is unknown: did you mean --prompt?",
     "generate a -k 3": "option -k is unknown",
+    "generate a --temp 3": "did you mean --temperature?",
+    "generate a --prompt b --prompts file": "--prompt does not go with --prompts",
+    "generate a --prompts nowhere": "--prompts nowhere cannot be read (",
+    "generate a --prompts full": "--prompts full cannot be read (",
+    "generate a --prompts file": "--prompts file has no prompt: write one a line",
     "evaluate full": "--data is missing",
 }
 
@@ -357,6 +391,9 @@ class FakeModel:
     def __init__(self) -> None:
         self.asked: dict[str, object] = {}
 
+    checkpoint = SimpleNamespace(folder=Path("runs/x/checkpoints/sft-000001"))
+    runtime = SimpleNamespace(backend="torch", device="cpu")
+
     def stream(self, prompt: str, n: int, **options: object) -> Iterator[str]:
         self.asked = {"prompt": prompt, "n": n, **options}
         return iter([f"{prompt} {i}" for i in range(n)])
@@ -379,6 +416,54 @@ def test_generate_prints_a_headline_a_line(monkeypatch, capsys):
     assert model.asked["prompt"] == "Presidente" and model.asked["n"] == 5
     assert main(["generate", "runs/x", "--prompt", ""]) == 0
     assert model.asked["prompt"] == ""
+    assert main(["generate", "runs/x", "-p", "Porto\x1b[2J", "-n", "1"]) == 0
+    assert capsys.readouterr().out.endswith("\nPorto [2J 0\n")  # nothing that steers a terminal
+
+
+def test_generate_takes_prompts_from_a_file_and_from_standard_input(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=lambda path, backend, device: FakeModel()))
+    content = "\ufeffGoverno\r\n\r\nO Porto \u2028x\nGoverno".encode()
+    Path("prompts.txt").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    for source in ("prompts.txt", "-"):
+        assert main(["generate", "runs/x", "--prompts", source, "-n", "2"]) == 0
+        lines = [f"{prompt} {i}" for prompt in ("Governo", "O Porto  x", "Governo") for i in range(2)]
+        assert capsys.readouterr().out == "\n".join(lines) + "\n"
+
+
+def test_generate_as_json_says_what_repeats_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=lambda path, backend, device: FakeModel()))
+    Path("prompts.txt").write_text("Olá\nPorto\n")
+
+    def sampling(self, **options):
+        return Sampling(options["temperature"], 3, 1.0, 9)
+
+    argv = ["--prompts", "prompts.txt", "-n", "1", "--seed", "7", "--temperature", "0.25", "--json"]
+    monkeypatch.setattr(FakeModel, "sampling", sampling, raising=False)
+    assert main(["generate", "runs/x", *argv]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        **{"checkpoint": "runs/x/checkpoints/sft-000001", "backend": "torch", "device": "cpu", "seed": 7},
+        "settings": {"temperature": 0.25, "top_k": 3, "top_p": 1.0, "max_new_tokens": 9},
+        "generated": [{"prompt": "Olá", "texts": ["Olá 0"]}, {"prompt": "Porto", "texts": ["Porto 0"]}],
+    }
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "x" * 300, "file/x", "/dev/null/x"])
+def test_a_folder_that_cannot_be_is_one_line(folder, capsys):
+    Path("file").touch()
+    if not Path("/proc").is_dir() and folder == "/proc/x":
+        pytest.skip("no /proc here")
+    with pytest.raises(FaiscaError, match=r"cannot be written \(.*\): choose another --out"), hold_folder(Path(folder)):
+        raise AssertionError("it is there")
+    for argv in (["inspect", folder], ["runs", folder], ["generate", folder], ["run", "--resume", folder]):
+        assert folder in complaint(capsys, *argv)
+    assert folder in complaint(capsys, "port", folder, "target", "--to", "hf")
+
+
+def test_a_folder_is_free_again_after_a_run(tmp_path):
+    for _ in range(2):
+        with hold_folder(tmp_path), pytest.raises(FaiscaError, match="in use"), hold_folder(tmp_path):
+            pass
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):

@@ -72,6 +72,35 @@ def test_inspect_shows_and_verifies(folder, capsys):
     assert {file["check"] for file in described["files"].values()} == {"ok"}
 
 
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_inspect_shows_parameters_and_tensors(folder, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    weights = load_checkpoint(folder / "done").parameters
+    assert cli.main(["inspect", str(folder / "done"), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["parameters"] == sum(array.size for array in weights.values())
+    assert described["tensors"] == {n: {"shape": list(a.shape), "dtype": "float32"} for n, a in weights.items()}
+    assert cli.main(["inspect", str(folder / "done")]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.strip()}
+    assert f"{described['parameters']:,} parameters" in map(str.rstrip, lines)
+    assert "transformer_blocks.0 … 1 (2 alike)" in map(str.rstrip, lines)
+    for name, array in weights.items():
+        shown = re.sub(r"^transformer_blocks\.\d+\.", "", name)
+        assert re.search(rf"{re.escape(str(list(array.shape)))} +float32 *$", rows[shown]), name
+    assert max(map(len, lines)) <= int(columns)
+
+
+def test_an_import_is_said_in_words(folder, tmp_path, capsys):
+    assert cli.main(["port", str(folder / "done"), str(tmp_path / "x.npz"), "--to", "mlx", "--no-verify"]) == 0
+    description = tmp_path / "x.npz.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"training": {}}))
+    assert cli.main(["port", str(tmp_path / "x.npz"), str(tmp_path / "run"), "--to", "faisca", "--no-verify"]) == 0
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path / "run")]) == 0
+    assert re.search(r"computed with +imported from MLX arrays", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_inspect_finds_damage(name, folder, tmp_path, capsys):
     run = shutil.copytree(folder / "nested/died", tmp_path / "run")

@@ -1,9 +1,11 @@
 """`faisca.load`: a trained model in Python, on any backend."""
 
 import dataclasses
+import inspect
 import itertools
 import json
 import shutil
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -173,6 +175,44 @@ def test_loading_changes_no_file(folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_model_is_one_line_in_a_notebook(model, folder):
+    text = repr(model)
+    assert "\n" not in text and len(text) < 300 and str(folder) in text
+    assert "blocks of width 32" in text and f"{model.runtime.backend} on cpu, float32" in text
+    parameters = sum(array.size for array in model.checkpoint.parameters.values())
+    assert f"{parameters:,} parameters" in text and len(repr(model.checkpoint)) < 300
+
+
+def test_options_have_names_that_editors_show(model):
+    for function in (model.generate, model.stream):
+        names = list(inspect.signature(function).parameters)
+        assert names == ["prompt", "n", "seed", "temperature", "top_k", "top_p", "max_new_tokens"]
+        with pytest.raises(TypeError, match="unexpected keyword argument 'temperatur'"):
+            function("O ", temperatur=1)
+
+
+def test_what_the_package_offers():
+    assert {"load", "train", "__version__"} <= set(dir(faisca))
+    assert faisca.__version__ == metadata.version("faisca-mlx")
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        faisca.lode  # noqa: B018
+    assert all(inspect.getdoc(getattr(faisca, name)) for name in ("load", "train"))
+
+
+def test_training_from_python_is_a_run(tmp_path):
+    options = {"pretrain": {"max_steps": 2}, "run": {"stages": ["pretrain"], "backend": "torch", "device": "cpu"}}
+    model = faisca.train(tmp_path / "run", "tiny", **options)
+    assert (model.checkpoint.stage, model.checkpoint.step) == ("pretrain", 2)
+    tuned = faisca.train(tmp_path / "tuned", "tiny", tmp_path / "run", run=options["run"] | {"stages": ["grpo"]})
+    assert tuned.checkpoint.stage == "grpo" and tuned.model_config == model.model_config
+    for wrong, words in (
+        ({"pretrain": {"lr": 1}}, "pretrain.lr is unknown"),
+        ({"train": {}}, "section train is unknown"),
+    ):
+        with pytest.raises(FaiscaError, match=words):
+            faisca.train(tmp_path / "none", "tiny", **wrong)
+
+
 @pytest.mark.parametrize("options", [{"backend": "jax"}, {"device": "abacus"}, {"dtype": "int4"}])
 def test_unknown_choices_are_named(folder, options):
     ((name, value),) = options.items()
@@ -184,6 +224,15 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FaiscaError, match="is no checkpoint: name a run folder"):
             faisca.load(path)
+
+
+def test_other_formats_are_ported_first(tmp_path):
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    (tmp_path / "model.npz").touch()
+    for name, words in (("gpt2", "a Hugging Face folder"), ("model.npz", "a weights file")):
+        with pytest.raises(FaiscaError, match=f"{words}, .*: port it first, as in faisca port .*{name} runs/"):
+            faisca.load(tmp_path / name)
 
 
 def test_a_damaged_checkpoint_is_not_loaded(folder, tmp_path):

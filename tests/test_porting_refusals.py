@@ -25,7 +25,7 @@ from faisca.config import Config
 from faisca.porting import folders, libraries, verify
 from faisca.porting.formats import Portable
 from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
-from faisca.porting.port import port
+from faisca.porting.port import port, read_source
 
 pytest.importorskip("mlx_lm", reason="mlx_lm is missing")
 pytestmark = pytest.mark.xdist_group("refusals")
@@ -132,13 +132,6 @@ def test_json_says_what_was_compared(run, tmp_path, capsys):
     )
 
 
-def test_a_missing_library_is_an_error_with_a_way_out(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(libraries, "_installed", lambda name: name not in ("transformers", "mlx_lm"))
-    line = complaint(capsys, run, tmp_path / "hf", "--to", "hf")
-    assert "pip install" in line and "--no-verify" in line and list(tmp_path.iterdir()) == []
-    assert main(["port", str(run), str(tmp_path / "hf"), "--to", "hf", "--no-verify"]) == 0
-
-
 def test_one_library_of_two_is_enough_and_the_other_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(libraries, "_installed", lambda name: name != "mlx_lm")
     done = port(run, tmp_path / "hf", "hf")
@@ -172,7 +165,10 @@ BAD_FOLDERS = {
     "another width": (lambda f: edit_json(f / "config.json", n_embd=48), "config.json asks for"),
     "heads that do not divide": (lambda f: edit_json(f / "config.json", n_head=5), "num_heads 5"),
     "a text for a number": (lambda f: edit_json(f / "config.json", n_head="3"), "num_heads '3'"),
-    "another architecture": (lambda f: edit_json(f / "config.json", model_type="llama"), "model_type 'llama'"),
+    "another architecture": (
+        lambda f: edit_json(f / "config.json", model_type="llama"),
+        "model_type 'llama' does not fit: only GPT-2 comes in",
+    ),
     "another activation": (lambda f: edit_json(f / "config.json", activation_function="relu"), "'relu'"),
     "unscaled attention": (lambda f: edit_json(f / "config.json", scale_attn_weights=False), "scale_attn_weights"),
     "no head": (lambda f: edit_json(f / "config.json", tie_word_embeddings=False), "lm_head.weight is missing"),
@@ -183,7 +179,7 @@ BAD_FOLDERS = {
     ),
     "biases that are denied": (lambda f: edit_json(f / "config.json", attention_bias=False), "is not zero"),
     "a broken config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json: name the model's with --tokenizer"),
     "truncated weights": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
         "model.safetensors cannot be read",
@@ -267,8 +263,9 @@ def test_code_in_a_folder_is_not_run(bad, tmp_path, monkeypatch, capsys):
     (bad / "faisca_gpt2.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     edit_json(bad / "config.json", model_file="faisca_gpt2.py")
     monkeypatch.setattr(libraries, "_installed", lambda name: name != "transformers")
-    assert "mlx_lm cannot load" in complaint(capsys, bad, tmp_path / "run", "--to", "faisca")
-    assert not marker.exists() and not (tmp_path / "run").exists()
+    assert main(["port", str(bad), str(tmp_path / "run"), "--to", "faisca"]) == 0
+    assert "verified: mlx_lm answered for the source" in capsys.readouterr().out  # with a file of ours
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -301,6 +298,70 @@ def test_rubbish_is_refused(tmp_path, capsys, name):
 def test_a_source_that_is_none_is_refused(tmp_path, capsys, name):
     (tmp_path / "notes.txt").write_text("notes")
     assert name in complaint(capsys, tmp_path / name, tmp_path / "run", "--to", "faisca")
+
+
+def test_a_hub_id_is_not_taken_and_the_download_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = complaint(capsys, "openai-community/gpt2", "run", "--to", "faisca")
+    assert "openai-community/gpt2 does not exist" in line
+    assert "hf download openai-community/gpt2 --local-dir gpt2), then faisca port gpt2 runs/gpt2 --to faisca" in line
+    (tmp_path / "runs").mkdir()
+    for no_id in ("runs/missing", "rnu", "gpt2.safetensors", "a/b/c"):
+        assert "hf download" not in complaint(capsys, no_id, "run", "--to", "faisca")
+
+
+@pytest.mark.parametrize(("weights", "way"), [("adapter_model", "merge_and_unload"), ("adapters", "mlx_lm fuse")])
+def test_an_adapter_is_no_model_and_the_merge_is_named(tmp_path, capsys, weights, way):
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / f"{weights}.safetensors").touch()
+    line = complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
+    assert "LoRA weights" in line and way in line
+
+
+def test_a_source_beside_runs_names_them(sources, tmp_path, capsys):
+    line = complaint(capsys, sources / "rnu", tmp_path / "run", "--to", "faisca")
+    assert "rnu does not exist" in line and f"nearby: {sources / 'run'}" in line
+
+
+# --- a tokenizer for what has none ----------------------------------------------------------------
+
+
+def test_a_named_tokenizer_goes_with_a_file_that_has_no_description(weights, run, tmp_path, monkeypatch, capsys):
+    """Offline, as a user has it: no GPT-2 vocabulary is to be had."""
+    (tmp_path / "x.safetensors.json").unlink()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    monkeypatch.setattr("tiktoken.load.read_file", lambda path: (_ for _ in ()).throw(OSError("no network")))
+    line = complaint(capsys, weights, tmp_path / "back", "--to", "faisca")
+    assert "TIKTOKEN_CACHE_DIR" in line and "--tokenizer" in line and "--tokenizer.kind" not in line
+    named = ["--tokenizer", str(run / "tokenizer.json"), "--num-heads", "2"]
+    assert main(["port", str(weights), str(tmp_path / "back"), "--to", "faisca", *named]) == 0
+    assert f"with {run / 'tokenizer.json'} and 2 heads" in capsys.readouterr().out
+    same = [read_source(path) for path in (run, tmp_path / "back")]
+    assert same[0].tokenizer.fingerprint == same[1].tokenizer.fingerprint
+    other = tmp_path / "other.json"
+    other.write_text(small_tokenizer(290).json_text(), encoding="utf-8")
+    line = complaint(capsys, weights, tmp_path / "again", "--to", "faisca", "--tokenizer", other)
+    assert "290 tokens" in line and "--tokenizer FILE" in line
+
+
+def test_a_named_tokenizer_goes_with_a_folder_that_has_none(bad, tmp_path):
+    (bad / "tokenizer.json").rename(tmp_path / "mine.json")
+    assert port(bad, tmp_path / "run", "faisca", tokenizer=tmp_path / "mine.json").answered_by == "transformers"
+
+
+def test_a_named_tokenizer_does_not_go_with_a_source_that_has_its_own(weights, run, bad, tmp_path, capsys):
+    for source in (weights, run, bad):
+        line = complaint(capsys, source, tmp_path / "t", "--to", "faisca", "--tokenizer", run / "tokenizer.json")
+        assert "--tokenizer does not go with" in line
+    assert "--num-heads does not go with" in complaint(
+        capsys, weights, tmp_path / "t", "--to", "faisca", "--num-heads", 2
+    )
+    for name in ("nowhere.json", "."):
+        (bad / "tokenizer.json").unlink(missing_ok=True)
+        assert "cannot be read" in complaint(capsys, bad, tmp_path / "t", "--to", "faisca", "--tokenizer", name)
 
 
 @pytest.mark.parametrize("format", TARGETS)

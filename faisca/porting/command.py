@@ -1,6 +1,5 @@
 """`faisca port`: its options, and what it prints."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.cli import parse
+from faisca.cli import parse, print_json
 from faisca.errors import FaiscaError
 
 FORMAT_WORDS = {
@@ -36,6 +35,8 @@ class PortOptions:
     """write without comparing: for where the target's library is not installed"""
     num_heads: Annotated[int | None, arg(metavar="HEADS", help_behavior_hint="(default: 4, the original's)")] = None
     """attention heads of a state dict that has no JSON beside it"""
+    tokenizer: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """the tokenizer.json of a source that has none"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""
 
@@ -58,12 +59,17 @@ def port(argv: list[str]) -> int:
     from faisca.porting import port as porting
 
     done = porting.port(
-        options.source, options.target, options.to, verify=not options.no_verify, num_heads=options.num_heads
+        options.source,
+        options.target,
+        options.to,
+        verify=not options.no_verify,
+        num_heads=options.num_heads,
+        tokenizer=options.tokenizer,
     )
     if options.no_verify:
         print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
     if options.json:
-        print(json.dumps(_as_dict(options, done), indent=2, ensure_ascii=False))
+        print_json(_as_dict(options, done))
     else:
         _show(options, done)
     return 0
@@ -77,6 +83,7 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
         "target": {"path": str(options.target), "format": options.to},
         "parameters": count_parameters(done.source.model),
         "verified": bool(done.comparisons),
+        "answered_by": done.answered_by,
         "comparisons": [asdict(comparison) for comparison in done.comparisons],
         "notes": done.notes,
     }
@@ -91,7 +98,8 @@ def _show(options: PortOptions, done: Any) -> None:
     print(f"{options.source}: {done.source.found}")
     for note in done.notes:
         print(f"note: {note}")
-    print(f"{options.target}: {FORMAT_WORDS[options.to]}, {'' if done.comparisons else 'NOT '}verified")
+    verified = f"verified: {done.answered_by} answered for the source" if done.comparisons else "NOT verified"
+    print(f"{options.target}: {FORMAT_WORDS[options.to]}, {verified}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("read by")
     for title in ("logits differ by", "greedy tokens", "end of text", "texts"):

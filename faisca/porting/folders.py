@@ -6,9 +6,10 @@ from typing import Any
 
 import safetensors.numpy
 
+from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.porting import mlx_lm_model
-from faisca.porting.formats import Portable
+from faisca.porting.formats import Portable, read_json
 from faisca.porting.huggingface import TRAINING_FILE, config_json, needs_model_file, to_theirs
 from faisca.summary import run_line, summary_markdown
 from faisca.tokenizer import END_OF_TEXT
@@ -29,8 +30,29 @@ def write_folder(portable: Portable, folder: Path) -> None:
     }
     if needs_model_file(portable.model):
         texts[mlx_lm_model.FILE_NAME] = mlx_lm_model.TEXT
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    _write_texts(texts, folder)
+
+
+def write_view(portable: Portable, source: Path, view: Path) -> None:
+    """The Hugging Face folder `source` as mlx-lm can load it; the weights are links to its own.
+
+    mlx-lm's GPT-2 takes no folder as transformers 5 saves it: it wants `n_ctx` and names without a prefix.
+    """
+    weights = sorted(source.glob("model*.safetensors"))
+    if not weights:
+        raise FaiscaError(f"mlx_lm reads .safetensors only, and {source} has none")
+    stated, ours = read_json(source / "config.json"), config_json(portable)
+    config = {key: stated.get(key, value) for key, value in ours.items()}  # nothing else: it could name code
+    view.mkdir()
+    texts = {
+        "config.json": _json(config | {"model_file": mlx_lm_model.FILE_NAME}),
+        "tokenizer.json": portable.tokenizer.json_text(),
+        "tokenizer_config.json": _json(_tokenizer_config(portable)),
+        mlx_lm_model.FILE_NAME: mlx_lm_model.TEXT,
+    }
+    _write_texts(texts, view)
+    for file in weights:
+        (view / file.name).symlink_to(file.resolve())
 
 
 def model_card(portable: Portable) -> str:
@@ -80,6 +102,11 @@ def _tokenizer_config(portable: Portable) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": portable.model.context,
     }
+
+
+def _write_texts(texts: dict[str, str], folder: Path) -> None:
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ is then not verified). Whatever format a model comes from, `check_portable` is w
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from faisca.config import STAGES, ModelConfig
 from faisca.config_files import config_from_dict
-from faisca.errors import FaiscaError, first_line
+from faisca.errors import FaiscaError, in_one_line, shortened
 from faisca.parameters import Parameters, check_parameters
 from faisca.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -30,13 +30,15 @@ class Portable:
     found: str
     """what was found at the source, in words"""
     model: ModelConfig
-    parameters: Parameters
+    parameters: Parameters = field(repr=False)
     """float32, by canonical name"""
     tokenizer: Tokenizer
-    training: Mapping[str, Any]
+    training: Mapping[str, Any] = field(repr=False)
     """what a checkpoint's state.json tells of the training; empty where nothing is known"""
     notes: tuple[str, ...] = ()
     """what the user should know: assumptions, and what is left behind"""
+    tokenizer_named: bool = False
+    """whether the user named the tokenizer, which then must have as many tokens as the model"""
 
 
 def check_portable(portable: Portable, source: Path) -> None:
@@ -46,11 +48,13 @@ def check_portable(portable: Portable, source: Path) -> None:
     except FaiscaError as error:
         raise FaiscaError(f"{source}: {error}") from None
     tokens, rows = portable.tokenizer.vocabulary_size, portable.model.vocabulary_size
-    padded = portable.format != "hf" and tokens < rows  # model.vocabulary_size may be larger on purpose
+    # model.vocabulary_size may be larger on purpose: our own files say so
+    padded = portable.format != "hf" and tokens < rows and not portable.tokenizer_named
     if tokens != rows and not padded:
         raise FaiscaError(
             f"{source}: the tokenizer has {tokens} tokens ({END_OF_TEXT} is {portable.tokenizer.end_of_text}), "
-            f"but token_embedding.weight has {rows} rows: use the tokenizer that the model was trained with"
+            f"but token_embedding.weight has {rows} rows: use the tokenizer.json that the model was trained with "
+            f"({'in the folder' if portable.format == 'hf' else '--tokenizer FILE'})"
         )
 
 
@@ -82,6 +86,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, or a FaiscaError."""
+    try:
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise cannot_be_read(path, error) from error
+
+
 def check_training(training: Mapping[str, Any], source: Path) -> None:
     """Raise a FaiscaError where a description of the training, which a stranger may have written, is malformed."""
     fits = {
@@ -92,9 +104,10 @@ def check_training(training: Mapping[str, Any], source: Path) -> None:
     }
     for key, fine in fits.items():
         if not fine:
-            raise FaiscaError(f"{source}: training.{key} {str(training[key])[:60]!r} is not what faisca port writes")
+            value = shortened(str(training[key]), 60)
+            raise FaiscaError(f"{source}: training.{key} {value!r} is not what faisca port writes")
 
 
 def cannot_be_read(path: Path, error: Exception) -> FaiscaError:
     """The one line for a file that is missing, truncated or something else."""
-    return FaiscaError(f"{path} cannot be read ({first_line(error)}): check that it is whole and what its name says")
+    return FaiscaError(f"{path} cannot be read ({in_one_line(error)}): check that it is whole and what its name says")

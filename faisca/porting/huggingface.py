@@ -16,7 +16,7 @@ from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import Parameters, parameter_shapes
 from faisca.porting import mlx_lm_model
-from faisca.porting.formats import Portable, cannot_be_read, check_training, float32, model_config, read_json
+from faisca.porting.formats import Portable, check_training, float32, model_config, read_json, read_tokenizer
 from faisca.porting.weight_files import read_file
 from faisca.tokenizer import Tokenizer
 
@@ -49,12 +49,12 @@ UNSUPPORTED = {
 """options of GPT-2 that our model lacks: the only value that will do, and what any other would mean"""
 
 
-def read_folder(folder: Path) -> Portable:
-    """A Hugging Face GPT-2 folder, tied or not, exact or tanh GELU."""
+def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
+    """A Hugging Face GPT-2 folder, tied or not, exact or tanh GELU; `tokenizer_json` is for one that has none."""
     config = read_json(folder / "config.json")
     _check_config(config, folder)
     arrays = _read_arrays(folder)
-    tokenizer = _read_tokenizer(folder, config)
+    tokenizer = _read_tokenizer(folder, config, tokenizer_json)
     training = read_json(folder / TRAINING_FILE) if (folder / TRAINING_FILE).is_file() else {}
     check_training(training, folder / TRAINING_FILE)
     model = _read_model(config, str(folder / "config.json"))
@@ -174,7 +174,9 @@ def _transposed(name: str) -> bool:
 def _check_config(config: dict[str, Any], folder: Path) -> None:
     if config.get("model_type") != "gpt2":
         raise FaiscaError(
-            f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not gpt2: only GPT-2 fits"
+            f"{folder / 'config.json'}: model_type {config.get('model_type')!r} does not fit: only GPT-2 comes in "
+            "(model_type gpt2, as GPT-2 and DistilGPT-2 have), as our model is built like it; port a folder of that "
+            "kind, or use this one with transformers or mlx_lm"
         )
     if "quantization" in config or "quantization_config" in config:
         raise FaiscaError(f"{folder / 'config.json'}: quantization is set: port the folder it was made from instead")
@@ -224,17 +226,16 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if not BUFFERS.search(name)}
 
 
-def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+def _read_tokenizer(folder: Path, config: dict[str, Any], named: Path | None) -> Tokenizer:
+    own = folder / "tokenizer.json"
+    if named and own.is_file():
+        raise FaiscaError(f"--tokenizer does not go with {folder}, which has its own: leave it out")
+    if not named and not own.is_file():
         raise FaiscaError(
-            f"{folder} has no tokenizer.json: transformers.AutoTokenizer.from_pretrained('{folder}')"
-            f".save_pretrained('{folder}') writes one"
+            f"{folder} has no tokenizer.json: name the model's with --tokenizer FILE; "
+            f"transformers.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}') writes one"
         )
-    try:
-        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise cannot_be_read(path, error) from error
+    tokenizer = read_tokenizer(named or own)
     stated = config.get("eos_token_id", 50256)
     if stated != tokenizer.end_of_text and tokenizer.vocabulary_size == config.get("vocab_size", 50257):
         raise FaiscaError(

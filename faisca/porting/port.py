@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faisca.errors import FaiscaError, VerificationError
+from faisca.nearby import WEIGHTS, hub_words, runs_nearby
 from faisca.porting.folders import write_folder
 from faisca.porting.formats import FORMATS, Portable, check_portable
 from faisca.porting.huggingface import read_folder
 from faisca.porting.run_folders import read_run, write_run
 from faisca.porting.verify import Comparison, compare, source_reader, target_readers
-from faisca.porting.weight_files import PICKLES, SUFFIXES, read_weight_file, sidecar_of, write_weight_file
+from faisca.porting.weight_files import SUFFIXES, read_weight_file, sidecar_of, write_weight_file
 
 
 @dataclass(frozen=True)
@@ -19,40 +20,52 @@ class Port:
     """What was ported, and how source and target compare; no comparisons where it was not verified."""
 
     source: Portable
+    answered_by: str
+    """what answered for the source; empty where nothing was asked"""
     comparisons: list[Comparison]
     notes: list[str]
 
 
-def port(source: Path, target: Path, format: str, *, verify: bool = True, num_heads: int | None = None) -> Port:
+def port(
+    source: Path,
+    target: Path,
+    format: str,
+    *,
+    verify: bool = True,
+    num_heads: int | None = None,
+    tokenizer: Path | None = None,
+) -> Port:
     """Write the model at `source` to the new `target` in `format` (one of FORMATS).
 
-    FaiscaError for bad input, VerificationError where the target's own library gives other
-    answers; in both cases nothing is left at `target`.
+    `num_heads` and `tokenizer`, a tokenizer.json, are for sources that do not say. FaiscaError for
+    bad input, VerificationError where the target gives other answers; then nothing is left at `target`.
     """
     assert format in FORMATS
     _check_target(target, format)
-    portable = read_source(source, num_heads)
+    portable = read_source(source, num_heads, tokenizer)
     check_portable(portable, source)
     with _workshop(target) as folder:
         made = Path(folder) / target.name
         _write(portable, made, format)
-        comparisons, notes = _verify(portable, source, made, format) if verify else ([], [])
+        done = _verify(portable, source, made, format) if verify else Port(portable, "", [], [*portable.notes])
         _move(made, target)
-    return Port(portable, comparisons, [*portable.notes, *notes])
+    return done
 
 
-def read_source(path: Path, num_heads: int | None = None) -> Portable:
-    """The model at `path`, whatever its format."""
-    if path.is_dir() and (path / "config.json").is_file():
-        return read_folder(path)
-    if path.is_dir():
+def read_source(path: Path, num_heads: int | None = None, tokenizer: Path | None = None) -> Portable:
+    """The model at `path`, whatever its format; see `port`."""
+    if os.path.isfile(path / "config.json"):
+        return read_folder(path, tokenizer)
+    if os.path.isdir(path):
+        if tokenizer:
+            raise FaiscaError(f"--tokenizer does not go with {path}, which has its own: leave it out")
         return read_run(path)
-    if path.is_file() and path.suffix in (*SUFFIXES["mlx"], *PICKLES):
-        return read_weight_file(path, num_heads)
-    what = "is neither a folder nor a weights file" if path.exists() else "does not exist"
+    if os.path.isfile(path) and path.suffix in WEIGHTS:
+        return read_weight_file(path, num_heads, tokenizer)
+    what = "is neither a folder nor a weights file" if os.path.exists(path) else "does not exist"
     raise FaiscaError(
         f"{path} {what}: name a run or checkpoint folder, a Hugging Face folder, or a "
-        f"{', '.join((*SUFFIXES['mlx'], *PICKLES))} file"
+        f"{', '.join(WEIGHTS)} file{runs_nearby(path)}{hub_words(path)}"
     )
 
 
@@ -61,7 +74,7 @@ def _check_target(target: Path, format: str) -> None:
     if suffixes and target.suffix not in suffixes:
         raise FaiscaError(f"{target} does not say that it is a weights file: end its name in {' or '.join(suffixes)}")
     for path in [target] + [sidecar_of(target)] * bool(suffixes):
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise FaiscaError(f"{path} already exists: name another target, or remove it")
 
 
@@ -88,10 +101,10 @@ def _write(portable: Portable, made: Path, format: str) -> None:
         ) from error
 
 
-def _verify(portable: Portable, source: Path, made: Path, format: str) -> tuple[list[Comparison], list[str]]:
+def _verify(portable: Portable, source: Path, made: Path, format: str) -> Port:
     """Compare the target with the source, library by library; VerificationError at the first that differs."""
-    openers, notes = target_readers(format, made, read_source)
-    reference = source_reader(portable, source)
+    openers, unchecked = target_readers(format, made, read_source)
+    reference, unasked = source_reader(portable, source)
     comparisons = []
     for opener in openers:
         try:
@@ -104,7 +117,7 @@ def _verify(portable: Portable, source: Path, made: Path, format: str) -> tuple[
                 "the target was removed; please report this"
             )
         comparisons.append(comparison)
-    return comparisons, notes
+    return Port(portable, reference.name, comparisons, [*portable.notes, *unasked, *unchecked])
 
 
 def _move(made: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from faisca.checkpoint import load_checkpoint, save_checkpoint
 from faisca.config import Config, TokenizerConfig
 from faisca.config_files import config_from_dict, write_config
 from faisca.porting.formats import Portable, model_config
-from faisca.progress import Progress, run_state
+from faisca.progress import IMPORTED, Progress, run_state
 
 TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages")
 """what of a checkpoint's state goes along"""
@@ -70,7 +70,7 @@ def _config(portable: Portable) -> Config:
 def _state(portable: Portable, config: Config) -> dict[str, Any]:
     training, tokenizer = portable.training, portable.tokenizer
     stage, step = training.get("stage", "pretrain"), training.get("step", 0)
-    computed = {key: training.get(key, "imported") for key in ("backend", "device", "dtype")}
+    computed = {key: training.get(key, IMPORTED) for key in ("backend", "device", "dtype")}
     return run_state(
         Progress(stage, step, total_steps=step),
         finished=True,

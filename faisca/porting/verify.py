@@ -2,9 +2,11 @@
 
 Logits on texts and on a row of random tokens as long as the context; the likeliest tokens after
 some texts; the end-of-text id; ids of hostile texts. A comparison of arrays would miss what goes
-wrong between arrays and answers: a transposed square matrix, another GELU, another epsilon.
+wrong between arrays and answers: a transposed square matrix, another GELU, another epsilon. Where
+a format's own libraries are missing, one of our twins answers, and that is said.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from faisca.backend import Backend, Model, Sampling, choose_backend, load_backend
+from faisca.backend import PACKAGES, REMEDY, Backend, Model, Sampling, choose_backend, load_backend
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.generation import complete
 from faisca.parameters import Parameters
+from faisca.porting.folders import write_view
 from faisca.porting.formats import Portable
-from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exported, read_arrays
+from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exported, read_arrays, require
 from faisca.porting.weight_files import canonical_names
 from faisca.streams import generator
 from faisca.tokenizer import Tokenizer
@@ -104,17 +107,15 @@ class TwinReader:
         return self.tokenizer.decode(ids)
 
 
-def source_reader(portable: Portable, path: Path) -> Reader:
-    """The source through the library that it belongs to, or through any twin where that has no other reader."""
-    if portable.format == "hf":
-        libraries = [library for library in LIBRARIES["hf"] if missing_package(library) is None]
-        if not libraries:
-            raise _nobody("the source", "hf")
-        return open_exported(libraries[0], path)
-    twin = portable.format if portable.format != "faisca" else choose_backend("auto")[0]
-    if missing_package(twin) is not None:
-        twin = choose_backend("auto")[0]
-    return TwinReader(twin, portable.model, portable.parameters, portable.tokenizer)
+def source_reader(portable: Portable, path: Path) -> tuple[Reader, list[str]]:
+    """The source through a library that it belongs to, else through one of our twins; and why others do not answer."""
+    notes: list[str] = []
+    for library in LIBRARIES["hf"] if portable.format == "hf" else ():
+        try:
+            return _open_source(library, portable, path), notes
+        except FaiscaError as error:
+            notes.append(f"{library} does not answer for the source: {error}")
+    return TwinReader(_twin(portable.format), portable.model, portable.parameters, portable.tokenizer), notes
 
 
 def target_readers(
@@ -122,9 +123,7 @@ def target_readers(
 ) -> tuple[list[Callable[[], Reader]], list[str]]:
     """How to open the target with each library that is installed, and what to say of the others."""
     missing = {library: package for library in LIBRARIES[format] if (package := missing_package(library))}
-    present = [library for library in LIBRARIES[format] if library not in missing]
-    if not present:
-        raise _nobody("the target", format)
+    present = [library for library in LIBRARIES[format] if library not in missing] or [_twin(format)]
     said = [
         f"not checked with {library}: {package} is not installed ({REMEDIES[library]})"
         for library, package in missing.items()
@@ -160,13 +159,34 @@ def compare(source: Reader, target: Reader, model: ModelConfig, tokenizer: Token
 
 
 def _open(library: str, format: str, path: Path, read: Callable[[Path], Portable]) -> Reader:
-    if format == "hf":
+    if library not in PACKAGES:
         return open_exported(library, path)
     portable = read(path)
     parameters = portable.parameters
-    if format != "faisca":  # the arrays as the library itself reads them
+    if library == format:  # the arrays as the library itself reads them
         parameters = canonical_names(read_arrays(library, path))
     return TwinReader(library, portable.model, parameters, portable.tokenizer)
+
+
+def _open_source(library: str, portable: Portable, path: Path) -> Reader:
+    require(library)
+    if library == "transformers":
+        return open_exported(library, path)
+    with tempfile.TemporaryDirectory() as folder:
+        view = Path(folder) / path.resolve().name
+        write_view(portable, path, view)
+        return open_exported(library, view)
+
+
+def _twin(format: str) -> str:
+    """The twin of a format where it is installed, else any that is; a FaiscaError where none is."""
+    for name in (format, choose_backend("auto")[0], *PACKAGES):
+        if name in PACKAGES and missing_package(name) is None:
+            return name
+    raise FaiscaError(
+        f"nothing here can compute what a model says, to verify it: {' or '.join(REMEDY.values())}, "
+        "or leave the port unverified with --no-verify"
+    )
 
 
 def _compare_greedy(
@@ -198,11 +218,3 @@ def _random_row(model: ModelConfig) -> list[int]:
     """Random tokens at every position: no row of the positional table goes unseen."""
     draws = generator(0, "tokens that faisca port compares")
     return [int(token) for token in draws.integers(model.vocabulary_size, size=model.context)]
-
-
-def _nobody(side: str, format: str) -> FaiscaError:
-    package = missing_package(LIBRARIES[format][0])
-    return FaiscaError(
-        f"nothing here can load {side} to verify it, as {package} is not installed: "
-        f"{REMEDIES[LIBRARIES[format][0]]}, or leave the port unverified with --no-verify"
-    )

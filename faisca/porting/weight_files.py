@@ -20,7 +20,15 @@ import safetensors.numpy
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import Parameters
-from faisca.porting.formats import Portable, cannot_be_read, check_training, float32, model_config, read_json
+from faisca.porting.formats import (
+    Portable,
+    cannot_be_read,
+    check_training,
+    float32,
+    model_config,
+    read_json,
+    read_tokenizer,
+)
 from faisca.porting.libraries import read_arrays
 from faisca.tokenizer import Tokenizer
 
@@ -37,14 +45,16 @@ ORIGINAL_NAMES = (
 SIDECAR_KEYS = ("model", "tokenizer", "training")
 
 
-def read_weight_file(path: Path, num_heads: int | None) -> Portable:
-    """A weights file of any of the formats; `num_heads` is for state dicts that do not say it."""
-    arrays, format = read_file(path)
+def read_weight_file(path: Path, num_heads: int | None, tokenizer: Path | None) -> Portable:
+    """A weights file of any of the formats; `num_heads` and `tokenizer` are for files with no JSON beside them."""
     sidecar = sidecar_of(path)
+    if sidecar.is_file() and (num_heads or tokenizer):
+        option = "--num-heads" if num_heads else "--tokenizer"
+        raise FaiscaError(f"{option} does not go with {path}: {sidecar.name} says it, so leave it out")
+    arrays, format = read_file(path)
     if sidecar.is_file():
-        parameters = float32(arrays, path)
-        return _described(format, parameters, sidecar)
-    return _original(path, float32(canonical_names(arrays), path), format, num_heads)
+        return _described(format, float32(arrays, path), sidecar)
+    return _original(path, float32(canonical_names(arrays), path), format, num_heads, tokenizer)
 
 
 def sidecar_of(path: Path) -> Path:
@@ -120,18 +130,21 @@ def _described(format: str, parameters: Parameters, sidecar: Path) -> Portable:
     )
 
 
-def _original(path: Path, parameters: Parameters, format: str, num_heads: int | None) -> Portable:
+def _original(
+    path: Path, parameters: Parameters, format: str, num_heads: int | None, tokenizer: Path | None
+) -> Portable:
     """A state dict of the original script: sizes from its shapes, the rest as the script has it."""
-    heads = num_heads or ORIGINAL_HEADS
-    assumed = f"no {sidecar_of(path).name} beside it: taken for the original script's, with GPT-2's tokenizer"
+    heads = f"{num_heads} heads" if num_heads else f"{ORIGINAL_HEADS} heads (--num-heads says otherwise)"
+    tokens = str(tokenizer) if tokenizer else "GPT-2's tokenizer (--tokenizer says otherwise)"
     return Portable(
         format=format,
         found="a state dict of the original script",
-        model=_model_of_shapes(path, parameters, heads),
+        model=_model_of_shapes(path, parameters, num_heads or ORIGINAL_HEADS),
         parameters=parameters,
-        tokenizer=Tokenizer.gpt2(),
+        tokenizer=read_tokenizer(tokenizer) if tokenizer else Tokenizer.gpt2("name a tokenizer.json with --tokenizer"),
         training={},
-        notes=(f"{assumed} and {heads} heads ({'--num-heads' if num_heads else '--num-heads says otherwise'})",),
+        notes=(f"no {sidecar_of(path).name} beside it: taken for the original script's, with {tokens} and {heads}",),
+        tokenizer_named=tokenizer is not None,
     )
 
 

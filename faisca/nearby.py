@@ -1,0 +1,69 @@
+"""What a path is that was taken for a checkpoint and is none: the message says it, and what to do.
+
+No library is imported here: options are checked before anything heavy is.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from faisca.errors import FaiscaError
+
+WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
+"""how weights files end"""
+MOST = 4
+"""runs that a message names"""
+
+
+def no_checkpoint(path: Path) -> FaiscaError:
+    """The error for a path at which a checkpoint should be."""
+    if adapter := adapter_words(path):
+        return FaiscaError(f"{path} is no checkpoint: {adapter}")
+    foreign = "a Hugging Face folder" if os.path.isfile(path / "config.json") else ""
+    if path.suffix in WEIGHTS and os.path.isfile(path):
+        foreign = "a weights file"
+    if foreign:
+        return FaiscaError(
+            f"{path} is {foreign}, and this is no checkpoint: port it first, "
+            f"as in faisca port {path} runs/{path.resolve().stem} --to faisca"
+        )
+    wanted = "name a run folder, or one of its checkpoints/STAGE-STEP folders"
+    return FaiscaError(f"{path} is no checkpoint: {wanted}{runs_nearby(path)}{hub_words(path)}")
+
+
+def adapter_words(folder: Path) -> str:
+    """What to do with a folder of LoRA weights; empty where it is none."""
+    if not os.path.isfile(folder / "adapter_config.json"):
+        return ""
+    merge = "peft: PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().save_pretrained(MERGED)"
+    if os.path.isfile(folder / "adapters.safetensors"):
+        merge = f"python -m mlx_lm fuse --model BASE --adapter-path {folder} --save-path MERGED"
+    return f"it has LoRA weights, changes to another model: merge them into it, and port what comes out ({merge})"
+
+
+def hub_words(path: Path) -> str:
+    """How to fetch a model of the hub, where a path that does not exist looks like one's id."""
+    looks = re.fullmatch(r"(?!runs/)\w[\w.-]*/[\w.-]+|(distil)?gpt2[\w-]*", path.as_posix())
+    if not looks or path.suffix in WEIGHTS or os.path.exists(path.parts[0]):
+        return ""
+    return (
+        f"; if it is a model of the Hugging Face hub, fetch it first (hf download {path} --local-dir {path.name}), "
+        f"then faisca port {path.name} runs/{path.name} --to faisca"
+    )
+
+
+def runs_nearby(path: Path) -> str:
+    """The newest runs at a path, beside it, and in runs/, as the end of a message; empty where there are none."""
+    places = dict.fromkeys((path, path.parent, Path("runs")))
+    folders = {run for place in places if os.path.isdir(place) for run in run_folders(place)}
+    if not folders:
+        return ""
+    newest = sorted(folders, key=lambda run: os.path.getmtime(run / "checkpoints"), reverse=True)
+    names = [run.as_posix() for run in newest[:MOST]]
+    return f"; nearby: {', '.join(names)}" + ", …" * (len(newest) > MOST)
+
+
+def run_folders(folder: Path, depth: int = 1) -> list[Path]:
+    """The run folders below `folder`, and itself if it is one: those that have a folder `checkpoints`."""
+    below = (path for level in range(depth + 1) for path in folder.glob("*/" * level + "checkpoints"))
+    return sorted(path.parent for path in below if path.is_dir())
