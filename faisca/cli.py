@@ -11,18 +11,20 @@ import io
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from faisca.errors import FaiscaError, VerificationError
+from faisca.text import fit
 
 Options = TypeVar("Options")
 
 COMMANDS = {
     "run": ("faisca.training_commands:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
     "pretrain": ("faisca.training_commands:pretrain", "only the first stage: a language model of headlines"),
-    "sft": ("faisca.training_commands:sft", "only fine-tuning, from a checkpoint: headlines of Portugal"),
+    "sft": ("faisca.training_commands:sft", "only fine-tuning, from a checkpoint: headlines of one kind"),
     "grpo": ("faisca.training_commands:grpo", "only reinforcement learning, from a checkpoint: football"),
     "generate": ("faisca.model_commands:generate", "write headlines with a checkpoint"),
     "evaluate": ("faisca.model_commands:evaluate", "measure a checkpoint on headlines"),
@@ -89,7 +91,7 @@ def parse(
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise FaiscaError(f"argument {text!r} is not valid UTF-8: write it in UTF-8")
     if help and not {"-h", "--help"}.isdisjoint(argv):
-        print(inspect.cleandoc(help), end="\n\n")  # here, as tyro would join the lines of paragraphs
+        print(fit(inspect.cleandoc(help), _width()), end="\n\n")  # here, as tyro would join the lines of paragraphs
     fallback = {} if default is None else {"default": default}
     try:
         parsed, unknown = _run_tyro(options, argv, command, **fallback)
@@ -124,7 +126,7 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
-        print(HELP.format(commands="\n".join(lines)), end="")
+        print(fit(HELP.format(commands="\n".join(lines)), _width()), end="")
         return 0
     if argv[0] not in COMMANDS:
         raise FaiscaError(_unknown_command(argv[0]))
@@ -139,6 +141,10 @@ def command_function(name: str) -> Callable[[list[str]], int]:
     module, function = COMMANDS[name][0].split(":")
     command: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     return command
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _fail(message: str, status: int) -> int:

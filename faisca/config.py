@@ -150,7 +150,7 @@ class GRPOConfig(OptimizerConfig):
     steps: Count = 40
     """rollout-and-update rounds"""
     prompts: tuple[str, ...] = ("",)
-    """what rollouts begin with; an empty prompt starts a headline"""
+    """what rollouts begin with, or a file of lines; "" starts a headline; a space at the end is left out"""
     prompts_per_step: Count = 1
     """prompts in a step, taken in turn; each has a group of its own"""
     group_size: Count = 24
@@ -192,7 +192,7 @@ class SampleConfig:
     """Headlines shown along the way, and those that are counted."""
 
     prompt: str = "Presidente"
-    """what the shown headlines begin with"""
+    """what the shown headlines begin with; a space at its end is left out: tokens bring their own"""
     count: Count = 3
     """headlines shown before and after each stage"""
     counted: Count = 200

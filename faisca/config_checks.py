@@ -88,7 +88,8 @@ def _check_data(config: "Config") -> None:
     if config.data.window > config.model.context:
         raise FaiscaError(
             f"data.window {config.data.window} is larger than model.context {config.model.context}, the "
-            f"rows of the positional table: use at least --model.context {config.data.window}"
+            f"rows of the positional table: use --data.window {config.model.context} --data.stride "
+            f"{config.model.context}, or for a new model at least --model.context {config.data.window}"
         )
     for name in ("source", "title_column"):
         if not getattr(config.data, name):

@@ -79,23 +79,29 @@ def preset_sections(name: str) -> Sections:
     return read_sections(_preset_path(name), sections_of(Config(preset=name)))
 
 
-def read_sections(path: Path, base: Sections | None = None) -> Sections:
-    """`base` with the values of a TOML file laid on it; see `read_config`."""
+def read_sections(path: Path, base: Sections | None = None, without_preset: Sections | None = None) -> Sections:
+    """`base` with the values of a TOML file laid on it; see `read_config`.
+
+    Without `base` and where the file names no preset, they are laid on `without_preset`, if given.
+    """
     values = _read_toml(path)
     try:
+        if base is None and "preset" not in values:
+            base = without_preset
         return _lay(preset_sections(_preset_of(values)) if base is None else base, values)
     except FaiscaError as error:
         raise FaiscaError(f"{path}: {error}") from None
 
 
-def layered_sections(preset: str | None, file: Path | None) -> Sections:
+def layered_sections(preset: str | None, file: Path | None, otherwise: Sections | None = None) -> Sections:
     """The layers below the command line: a preset, and a file laid over it.
 
-    Without `preset` it is the one that the file names, else `spark`; FaiscaError where they disagree.
+    Without `preset` it is the one that the file names, else `otherwise`, else `spark`; FaiscaError where
+    the two disagree.
     """
     if file is None:
-        return preset_sections(preset or "spark")
-    sections = read_sections(file, preset_sections(preset) if preset else None)
+        return otherwise if otherwise and preset is None else preset_sections(preset or "spark")
+    sections = read_sections(file, preset_sections(preset) if preset else None, otherwise)
     if preset not in (None, sections["preset"]):
         raise FaiscaError(
             f"--preset {preset} disagrees with {file}, which builds on preset {sections['preset']}: leave --preset out"

@@ -1,9 +1,9 @@
 """How good a model is: losses on two fixed yardsticks, and what its headlines are like.
 
 Every stage is measured on the same two sets of titles, which no stage trains on: `validation`
-(all of the language) and `portugal` (those with `.pt/` in their address, the validation titles
-of SFT). How Portuguese-from-Portugal a model is shows as its loss on the second: the original
-reports the same number, and it needs no second model. The football and distinct shares are
+(all of the language) and `portugal` (the validation titles of SFT: by default those with `.pt/`
+in their address). How Portuguese-from-Portugal a model is shows as its loss on the second: the
+original reports the same number, and it needs no second model. The rewards, and the football and distinct shares, are
 counted over completions of GRPO's prompts, sampled as GRPO samples.
 """
 
@@ -19,8 +19,9 @@ from faisca.backend import Backend, Model, Sampling
 from faisca.batches import evaluation_batches, target_bytes
 from faisca.config import Config, GRPOConfig, SampleConfig
 from faisca.generation import complete, encode_prompt, headline
-from faisca.headlines import Headlines, stage_titles
-from faisca.rewards import football, share
+from faisca.headlines import Titles
+from faisca.rewards import Reward, football, mean_and_deviation, score, share
+from faisca.text import titles_name
 from faisca.tokenizer import Tokenizer
 
 
@@ -43,18 +44,21 @@ class Bench:
     seed: int
     sample: SampleConfig
     grpo: GRPOConfig
+    reward: Reward | None = None
+    """that of `grpo.reward`; None measures no reward"""
 
 
 def make_yardsticks(
-    config: Config, headlines: Headlines, tokenise: Callable[[pa.Array, str], np.ndarray]
+    config: Config, titles: Titles, tokenise: Callable[[pa.Array, str], np.ndarray]
 ) -> dict[str, Yardstick]:
     """Both yardsticks; `tokenise` takes titles and a label for the progress."""
     yardsticks = {}
-    for name, stage in (("validation", "pretrain"), ("portugal", "sft")):
+    kind = titles_name(config.sft.url_contains)
+    for name, stage, words in (("validation", "pretrain", ""), ("portugal", "sft", f"{kind} ")):
         stage_config = getattr(config, stage)
-        _, titles = stage_titles(headlines, stage_config, seed=config.run.seed, stage=stage)
+        tokens = tokenise(titles[stage][1], f"tokenising {words}validation titles")
         rows = stage_config.micro_batch_size or stage_config.batch_size
-        yardsticks[name] = Yardstick(tokenise(titles, f"tokenising {name} titles"), config.data.window, rows)
+        yardsticks[name] = Yardstick(tokens, config.data.window, rows)
     return yardsticks
 
 
@@ -114,11 +118,16 @@ def measure(bench: Bench, model: Model, yardsticks: dict[str, Yardstick]) -> dic
     loss, bits = measure_loss(bench, model, yardsticks["validation"])
     portugal, _ = measure_loss(bench, model, yardsticks["portugal"])
     texts = [bench.tokenizer.decode(completion) for completion in count_completions(bench, model)[1]]
+    mean, deviation = None, None
+    if bench.reward is not None:
+        mean, deviation = mean_and_deviation(score(bench.reward, bench.grpo.reward, texts))
     return {
         "validation_loss": loss,
         "bits_per_byte": bits,
         "portugal_validation_loss": portugal,
         "football_share": share(football(texts)),
+        "reward": mean,
+        "reward_std": deviation,
         "distinct_share": len(set(texts)) / len(texts),
         "samples": show_samples(bench, model),
     }

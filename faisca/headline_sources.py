@@ -4,6 +4,7 @@ Whatever the source, the result is the same: splits as Arrow tables with the tex
 language and url, untouched otherwise. `headlines.py` filters and cleans them.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.dataset
 
 from faisca.config import DataConfig
 from faisca.errors import FaiscaError, in_one_line
+from faisca.headline_files import SUFFIXES, open_file
 
 HUB_DATASET = "duarteocarmo/ccnews-titles-2016"
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
+Filters = Mapping[str, str]
+"""what stages ask of addresses, by the stage"""
+NO_FILTERS: Filters = {}
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,25 @@ class RawHeadlines:
     train: pa.Table
     validation: pa.Table | None
     columns: tuple[str, ...]
+    """of the first training part; none where it is plain text"""
     notes: tuple[str, ...]
 
 
-def read_headlines(config: DataConfig) -> RawHeadlines:
+def is_path(source: str) -> bool:
+    """Whether a source is a file or folder, not the sample or the hub."""
+    return source not in ("sample", "hub") and not source.startswith("hub:")
+
+
+def read_headlines(config: DataConfig, filters: Filters = NO_FILTERS) -> RawHeadlines:
+    """The headlines of `config.source`; `filters` are only for the message where columns are missing."""
     source = config.source
     if source == "sample":
         from faisca.sample_corpus import sample_headlines
 
-        return _raw(dict(zip(("train", "validation"), sample_headlines(), strict=True)), config)
+        return _raw(dict(zip(("train", "validation"), sample_headlines(), strict=True)), config, filters)
     if source == "hub" or source.startswith("hub:"):
-        return _raw(_hub_splits(HUB_DATASET if source == "hub" else source.removeprefix("hub:")), config)
-    return _raw(_files(source), config)
+        return _raw(_hub_splits(HUB_DATASET if source == "hub" else source.removeprefix("hub:")), config, filters)
+    return _raw(_files(source), config, filters)
 
 
 def _files(source: str) -> dict[str, Path]:
@@ -54,12 +64,14 @@ def _files(source: str) -> dict[str, Path]:
             f"data.source {source!r} does not exist: name a file or folder, or use sample, hub or hub:OWNER/NAME"
         )
     usable = [file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] not in "._"]
+    # beside other files, JSON describes them
+    usable = [file for file in usable if file.suffix.lower() != ".json"] or usable
     if not usable:
         raise FaiscaError(f"data.source {source!r} has no headlines: use files in {', '.join(SUFFIXES)}")
     return {file.name: file for file in usable}
 
 
-def _raw(parts: Mapping[str, Path | pa.Table], config: DataConfig) -> RawHeadlines:
+def _raw(parts: Mapping[str, Path | pa.Table], config: DataConfig, filters: Filters) -> RawHeadlines:
     """Parts whose names begin with train, and with test or valid, are the splits; else all are one."""
     training = [name for name in parts if name.lower().startswith("train")]
     validation = [name for name in parts if training and name.lower().startswith(("test", "valid"))]
@@ -67,67 +79,67 @@ def _raw(parts: Mapping[str, Path | pa.Table], config: DataConfig) -> RawHeadlin
     notes = [f"{name} left out" for name in parts if name not in training + validation]
     plain = [name for name in training + validation if config.language and name.lower().endswith(".txt")]
     notes += [f"{name} is plain text, taken to be in language {config.language!r}" for name in plain]
-    read = {name: _read_part(name, parts[name], config) for name in training + validation}
+    read = {name: _read_part(name, parts[name], config, filters) for name in training + validation}
     return RawHeadlines(
-        train=pa.concat_tables([read[name][0] for name in training]),
-        validation=pa.concat_tables([read[name][0] for name in validation]) if validation else None,
-        columns=read[training[0]][1],
-        notes=tuple(notes),
+        train=pa.concat_tables([read[name].train for name in training]),
+        validation=pa.concat_tables([read[name].train for name in validation]) if validation else None,
+        columns=read[training[0]].columns,
+        notes=(*notes, *(note for part in read.values() for note in part.notes)),
     )
 
 
-def _read_part(name: str, part: Path | pa.Table, config: DataConfig) -> tuple[pa.Table, tuple[str, ...]]:
-    """Titles, languages and addresses of a part; and the columns that it has."""
-    wanted = {"title": config.title_column, "url": config.url_column}
-    if config.language:
-        wanted["language"] = config.language_column
+def _read_part(name: str, part: Path | pa.Table, config: DataConfig, filters: Filters) -> RawHeadlines:
+    """Titles, languages and addresses of a part, its columns, and what had to be guessed of it."""
+    wanted = {"title": config.title_column, "language": config.language_column, "url": config.url_column}
+    if not config.language:
+        del wanted["language"]
     try:
-        dataset = _open(part, config)
-        found = {role: column for role, column in wanted.items() if _has_text(name, role, column, dataset)}
+        dataset, notes = open_file(part, config) if isinstance(part, Path) else (pyarrow.dataset.dataset(part), [])
+        found = _text_columns(name, dataset.schema, wanted, filters)
         table = dataset.to_table(columns=list(found.values()))
         texts = {role: table[column].cast(pa.string()) for role, column in found.items()}
         nothing = pa.nulls(table.num_rows, pa.string())
         standard = pa.table({role: texts.get(role, nothing) for role in ("title", "language", "url")})
         standard.validate(full=True)  # a file may hold bytes that are no UTF-8
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FaiscaError(
             f"{name} cannot be read ({_in_words(error)}): save it again, as Parquet or as UTF-8 text"
         ) from error
-    return standard, tuple(dataset.schema.names)
+    columns = () if name.lower().endswith(".txt") else tuple(dataset.schema.names)
+    return RawHeadlines(standard, None, columns, tuple(f"{name} is {note}" for note in notes))
 
 
-def _open(part: Path | pa.Table, config: DataConfig) -> pyarrow.dataset.Dataset:
-    if isinstance(part, pa.Table):
-        return pyarrow.dataset.dataset(part)
-    suffix = part.suffix.lower()
-    if suffix == ".txt":
-        lines = pa.array(part.read_text("utf-8-sig").removesuffix("\n").split("\n"))
-        languages = pa.repeat(config.language, len(lines))
-        return pyarrow.dataset.dataset(pa.table({config.title_column: lines, config.language_column: languages}))
-    columns = (config.title_column, config.language_column, config.url_column)
-    delimited = pyarrow.dataset.CsvFileFormat(
-        pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
-    )
-    formats = {".parquet": "parquet", ".jsonl": "json", ".csv": delimited, ".tsv": delimited}
-    return pyarrow.dataset.dataset(part, format=formats[suffix])
+def _text_columns(part: str, schema: pa.Schema, wanted: Mapping[str, str], filters: Filters) -> dict[str, str]:
+    """The wanted columns that are there, by role; a FaiscaError names all that must be there and are not."""
+    missing = [role for role, column in wanted.items() if column not in schema.names]
+    found = {role: column for role, column in wanted.items() if role not in missing}
+    if missing not in ([], ["url"]):  # only a stage that filters by address needs it, and complains there
+        raise FaiscaError(_missing_words(part, schema, {role: wanted[role] for role in missing}, filters))
+    for role, column in found.items():
+        kind = schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+            listing = ", ".join(schema.names)
+            raise FaiscaError(
+                f"column {column!r} of {part} holds {kind}, not text: name one of {listing} with --data.{role}-column"
+            )
+    return found
 
 
-def _has_text(part: str, role: str, column: str, dataset: pyarrow.dataset.Dataset) -> bool:
-    """Whether the column is there; raises a FaiscaError where it must be, or is no text."""
-    listing = ", ".join(dataset.schema.names)
-    remedy = f"name one of {listing} with --data.{role}-column"
-    if role == "language":
-        remedy += ', or keep every language with --data.language ""'
-    if column not in dataset.schema.names:
-        if role == "url":  # only a stage that filters by address needs it, and complains there
-            return False
-        raise FaiscaError(f"{part} has no column {column!r}: {remedy}")
-    kind = dataset.schema.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-        raise FaiscaError(f"column {column!r} of {part} holds {kind}, not text: {remedy}")
-    return True
+def _missing_words(part: str, schema: pa.Schema, missing: Mapping[str, str], filters: Filters) -> str:
+    remedies = {
+        "title": "--data.title-column NAME",
+        "language": '--data.language-column NAME (or --data.language "" keeps every language)',
+        "url": "--data.url-column NAME",
+    }
+    if "url" in missing and filters:
+        (stage, wanted), *_ = filters.items()
+        remedies["url"] += f' (or --{stage}.url-contains "", now {wanted!r}, takes every address)'
+    elif "url" in missing:
+        missing = {role: column for role, column in missing.items() if role != "url"}
+    names = ", ".join(map(repr, missing.values()))
+    listing = ", ".join(schema.names)
+    return f"{part} has no column {names}; it has {listing}: give " + ", ".join(remedies[role] for role in missing)
 
 
 def _hub_splits(name: str) -> dict[str, pa.Table]:

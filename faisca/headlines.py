@@ -13,14 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from faisca.config import DataConfig, TrainConfig
+from faisca.config import Config, DataConfig, TrainConfig
 from faisca.errors import FaiscaError
-from faisca.headline_sources import RawHeadlines, read_headlines
+from faisca.headline_sources import NO_FILTERS, Filters, RawHeadlines, read_headlines
 from faisca.streams import generator, permutation
 
 SEPARATORS = r"[\s\p{Z}\p{Cc}]+"  # white space of every script, and control characters
 IRREGULAR = r"  |[\p{Cc}\p{Zl}\p{Zp}\x{a0}\x{1680}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}]"  # not single spaces
 NOT_LATIN = r"[^\x{0}-\x{2ff}]"  # Unicode promises that all below is in normal form C
+
+Titles = dict[str, tuple[pa.Array, pa.Array]]
+"""training and validation titles by stage"""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Headlines:
     """the columns that the source has"""
 
 
-def load_headlines(config: DataConfig, seed: int) -> Headlines:
+def load_headlines(config: DataConfig, seed: int, filters: Filters = NO_FILTERS) -> Headlines:
     """Read, filter and clean both splits; `seed` decides what is held out where there is only one.
+
+    `filters` are what stages will ask of addresses: an error then says at once what they lack, too.
 
     Raises FaiscaError where the source cannot be read, lacks a column, or leaves a split empty.
     """
-    raw = read_headlines(config)
+    raw = read_headlines(config, filters)
     dropped: Counter[str] = Counter()
     train = _clean(raw.train, config, dropped)
     if raw.validation is None:
@@ -52,7 +57,7 @@ def load_headlines(config: DataConfig, seed: int) -> Headlines:
     report = _report(raw, train, validation, dropped)
     for split, table in (("training", train), ("validation", validation)):
         if not table.num_rows:
-            raise FaiscaError(_why_empty(split, raw, config, report))
+            raise FaiscaError(_why_empty(split, raw, config, report) + _why_no_address(raw, filters))
     return Headlines(train, validation, report, raw.columns)
 
 
@@ -65,6 +70,20 @@ def stage_titles(headlines: Headlines, config: TrainConfig, *, seed: int, stage:
     validation = _select(headlines, headlines.validation, config.url_contains, config.max_validation_titles, stage)
     order = permutation(seed, f"order of {stage} titles", len(train))
     return train.take(pa.array(order)), validation
+
+
+def select_titles(headlines: Headlines, config: Config) -> Titles:
+    """The titles of both stages that train on titles, see `stage_titles`."""
+    return {
+        stage: stage_titles(headlines, getattr(config, stage), seed=config.run.seed, stage=stage)
+        for stage in ("pretrain", "sft")
+    }
+
+
+def address_filters(config: Config) -> Filters:
+    """What the stages ask of addresses, by the stage."""
+    filters = {stage: getattr(config, stage).url_contains for stage in ("pretrain", "sft")}
+    return {stage: part for stage, part in filters.items() if part}
 
 
 def has_address(table: pa.Table, part: str) -> bool:
@@ -93,10 +112,13 @@ def _select(headlines: Headlines, table: pa.Table, url_contains: str, most: int,
         titles = titles.filter(pc.match_substring(table["url"], url_contains))
     if not len(titles):
         remedy = f'--{stage}.url-contains "" takes all titles'
+        need = f"{stage}.url_contains {url_contains!r} needs addresses"
+        if pc.all(pc.equal(table["url"], "")).as_py() and not headlines.columns:
+            raise FaiscaError(f"{need}, and plain text has none: {remedy}")
         if pc.all(pc.equal(table["url"], "")).as_py():
             raise FaiscaError(
-                f"{stage}.url_contains {url_contains!r} needs addresses, but the data have none: name their "
-                f"column with --data.url-column (among {', '.join(headlines.columns)}); {remedy}"
+                f"{need}, but the data have none: name their column with --data.url-column "
+                f"(among {', '.join(headlines.columns)}); {remedy}"
             )
         split = "training" if table is headlines.train else "validation"
         raise FaiscaError(f"{stage}.url_contains {url_contains!r} is in no address of the {split} titles: {remedy}")
@@ -182,3 +204,11 @@ def _why_empty(split: str, raw: RawHeadlines, config: DataConfig, report: str) -
             f"choose with --data.language among those that occur ({', '.join(languages[:8]) or 'none'})"
         )
     return f"no {split} title is left of data.source {config.source!r} ({report}): add titles"
+
+
+def _why_no_address(raw: RawHeadlines, filters: Filters) -> str:
+    """What else will be in the way once titles are left: filters that no address passes."""
+    lost = [stage for stage, part in filters.items() if not pc.any(pc.match_substring(raw.train["url"], part)).as_py()]
+    return "".join(
+        f'; no address contains {filters[stage]!r} either: --{stage}.url-contains "" takes all titles' for stage in lost
+    )

@@ -21,6 +21,8 @@ from faisca.errors import FaiscaError, VerificationError
 from faisca.memory import format_bytes
 from faisca.nearby import no_checkpoint, run_folders
 from faisca.progress import IMPORTED
+from faisca.tables import print_table
+from faisca.text import titles_name
 
 DEPTH = 2
 """how deep below the folder `faisca runs` looks for runs"""
@@ -52,8 +54,8 @@ class InspectOptions:
 
 def runs(argv: list[str]) -> int:
     """List the runs in a folder: how far each is, its losses on validation titles
-    (all, and those from Portugal), what computed it, its size, and whether it
-    can be resumed.
+    (all, and those of fine-tuning, by default from Portugal), what computed it,
+    its size, and whether it can be resumed.
 
     examples:
       faisca runs runs
@@ -105,6 +107,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     return known | {
         **{"stage": state["stage"], "step": state["step"], "total_steps": state.get("schedule", {}).get("total_steps")},
         **_losses(state),
+        "sft_url_contains": state["config"]["sft"]["url_contains"],
         **{"backend": state["backend"], "device": state["device"], "dtype": state["dtype"]},
         "resumable": "finished" if done else "yes",
     }
@@ -150,7 +153,17 @@ def _tensors(path: Path) -> dict[str, dict[str, Any]]:
         }
 
 
-ROW = ("stage", "step", "total_steps", "validation_loss", "portugal_validation_loss", "backend", "device", "dtype")
+ROW = (
+    "stage",
+    "step",
+    "total_steps",
+    "validation_loss",
+    "portugal_validation_loss",
+    "sft_url_contains",
+    "backend",
+    "device",
+    "dtype",
+)
 
 
 def _losses(state: dict[str, Any]) -> dict[str, float | None]:
@@ -163,9 +176,10 @@ def _losses(state: dict[str, Any]) -> dict[str, float | None]:
 
 def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for name in ("stage", "step", "loss", ".pt loss", "backend", "size", "resumable"):
-        numbers = name in ("step", "loss", ".pt loss", "size")
+    kinds = {titles_name(run["sft_url_contains"]) for run in found if run["stage"]}
+    portugal = f"{kinds.pop() if len(kinds) == 1 else 'SFT'} loss"
+    for name in ("run", "stage", "step", "loss", portugal, "backend", "size", "resumable"):
+        numbers = name in ("step", "loss", portugal, "size")
         table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for run in found:
         steps = f"{run['step']}/{run['total_steps']}" if run["total_steps"] else str(run["step"] or "–")
@@ -177,7 +191,10 @@ def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
         cells = [name if name != "." else run["run"], run["stage"] or "–", steps, *losses, where]
         table.add_row(*(Text(cell) for cell in [*cells, format_bytes(run["bytes"]), run["resumable"]]))
     console = Console()
-    console.print(table if found else Text(f"no runs in {folder}"), soft_wrap=not found)
+    if found:
+        print_table(console, table)
+    else:
+        console.print(Text(f"no runs in {folder}"), soft_wrap=True)
 
 
 def _print_checkpoint(described: dict[str, Any]) -> None:
@@ -228,11 +245,12 @@ def _facts(state: dict[str, Any]) -> dict[str, str]:
     if not state:
         return {}
     progress, model, total = state["progress"], state["model"], state.get("schedule", {}).get("total_steps")
-    losses = {name.replace("_", " "): f"{loss:.4f}" for name, loss in _losses(state).items() if loss is not None}
+    names = ("validation loss", f"{titles_name(state['config']['sft']['url_contains'])} validation loss")
+    losses = zip(names, _losses(state).values(), strict=True)
     return {
         "stage": f"{state['stage']}, step {state['step']}" + (f" of {total}" if total else ""),
         "finished": "yes" if state["finished"] else "no",
-        **losses,
+        **{name: f"{loss:.4f}" for name, loss in losses if loss is not None},
         "best": state["best"]["checkpoint"] if state.get("best") else "–",
         "skipped steps": str(progress["skipped"]),
         "computed with": _computed_with(state),

@@ -15,8 +15,9 @@ from faisca.config_files import config_from_dict, load_preset
 from faisca.errors import FaiscaError
 from faisca.evaluation import Bench, make_yardsticks, measure
 from faisca.generation import complete, encode_prompt, headline
-from faisca.headlines import has_address, load_headlines
+from faisca.headlines import has_address, load_headlines, select_titles
 from faisca.parameters import count_parameters
+from faisca.rewards import load_reward
 from faisca.runs import checkpoint_tokenizer
 from faisca.tokenizer import Tokenizer
 
@@ -119,19 +120,23 @@ class LoadedModel:
         """Measure the model on the validation headlines of a source, those that the run's own options keep.
 
         Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
-        address contains what SFT asks for, `football_share` and `distinct_share`.
+        address contains what SFT asks for, `football_share`, `distinct_share`, and `reward` and `reward_std`
+        where the run's reward is keywords (a file that a checkpoint names is not run).
         """
         config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
         headlines = load_headlines(config.data, config.run.seed)
+        reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
         bench = Bench(
-            self.backend, self.tokenizer, self.model_config.context, config.run.seed, config.sample, config.grpo
+            self.backend, self.tokenizer, self.model_config.context, config.run.seed, config.sample, config.grpo, reward
         )
         abroad = not has_address(headlines.validation, config.sft.url_contains)
         if abroad:
             config = dataclasses.replace(config, sft=config.pretrain)
-        yardsticks = make_yardsticks(config, headlines, lambda titles, _: tokenise(titles, self.tokenizer))
+        titles = select_titles(headlines, config)
+        yardsticks = make_yardsticks(config, titles, lambda some, _: tokenise(some, self.tokenizer))
         measured = measure(bench, self.model, yardsticks)
         left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
+        left_out |= {"reward", "reward_std"} if reward is None else set()
         return {name: value for name, value in measured.items() if name not in left_out}
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:

@@ -9,8 +9,10 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from faisca.cli import parse, print_json
+from faisca.config import Config
 from faisca.errors import FaiscaError, in_one_line
 from faisca.options import BackendName, Checkpoint, DeviceName, Source
+from faisca.text import printable, reward_title, titles_name
 
 OF_THE_RUN = "(default: the run's own)"
 
@@ -21,7 +23,7 @@ class GenerateOptions:
 
     checkpoint: Checkpoint
     prompt: Annotated[str | None, arg(metavar="TEXT", aliases=["-p"], help_behavior_hint=OF_THE_RUN)] = None
-    """what the headlines begin with; an empty text lets the model begin"""
+    """what the headlines begin with, a space at its end left out; an empty text lets the model begin"""
     prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """a file with a prompt a line, or - for standard input; empty lines are passed over"""
     n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
@@ -60,13 +62,13 @@ def generate(argv: list[str]) -> int:
     examples:
       faisca generate runs/spark
       faisca generate runs/spark -p Governo -n 10 --temperature 0.8
+      faisca generate runs/spark --prompt Governo -n 10 --temperature 0.8
       faisca generate runs/spark/checkpoints/pretrain-000300 --prompt ""
       faisca generate runs/spark --prompts prompts.txt -n 1 --json
     """
     options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
     prompts = _prompts(options)
     from faisca.loaded import load
-    from faisca.run_log import printable
 
     model = load(options.checkpoint, backend=options.backend, device=options.device)
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
@@ -116,21 +118,32 @@ def evaluate(argv: list[str]) -> int:
     options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
     from faisca.loaded import load
 
-    measured = load(options.checkpoint, backend=options.backend, device=options.device).evaluate(options.source)
+    model = load(options.checkpoint, backend=options.backend, device=options.device)
+    measured = model.evaluate(options.source)
     if options.json:
         print_json(measured)
     else:
-        _print_table(measured, title=f"{options.checkpoint} on {options.source}")
+        _print_table(_named(measured, model.config), title=f"{options.checkpoint} on {options.source}")
     return 0
+
+
+def _named(measured: dict[str, float], config: Config) -> dict[str, float]:
+    """The measures by the names that people see, which follow the run's configuration."""
+    names = {"portugal_validation_loss": f"{titles_name(config.sft.url_contains)} validation loss"}
+    if config.grpo.reward != "football":
+        names |= {"reward": reward_title(config.grpo.reward), "reward_std": "its spread"}
+        measured = {name: value for name, value in measured.items() if name != "football_share"}
+    return {names.get(name, name.replace("_", " ")): value for name, value in measured.items()}
 
 
 def _print_table(measured: dict[str, float], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in measured.items():
-        table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+        table.add_row(Text(name), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
     Console().print(table)

@@ -20,16 +20,16 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from faisca.files import write_atomically
 from faisca.run_log import read_records
 from faisca.summary import SUMMARY, read_summary
+from faisca.text import reward_title, titles_name
 
 Records = list[dict[str, Any]]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 VALIDATIONS: dict[str, dict[str, Any]] = {
     "validation_loss": {"color": ORANGE, "marker": "o", "label": "validation"},
-    "portugal_validation_loss": {"color": GREEN, "marker": "s", "linestyle": "--", "label": ".pt validation"},
+    "portugal_validation_loss": {"color": GREEN, "marker": "s", "linestyle": "--", "label": "{kind} validation"},
 }
 PANELS = {
-    "reward_mean": ("mean reward", BLUE),
     "kl": ("KL to the reference (nats per token)", ORANGE),
     "entropy": ("entropy (nats per token)", GREEN),
     "completion_length_mean": ("mean completion length (tokens)", PURPLE),
@@ -55,19 +55,26 @@ def draw_charts(folder: Path) -> list[Path]:
 
     Raises FaiscaError where the folder has no `metrics.jsonl`, or a broken one.
     """
-    records, run = read_records(folder), _run_name(folder)
-    paths = []
+    records, config, paths = read_records(folder), _read_config(folder), []
+    run = _run_name(folder, config)
     for stage, name in {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "grpo": "GRPO"}.items():
-        draw = grpo_chart if stage == "grpo" else training_chart
+        of_stage, title = [record for record in records if record["stage"] == stage], f"{name} · {run}"
         with matplotlib.rc_context(STYLE):
-            figure = draw([record for record in records if record["stage"] == stage], f"{name} · {run}")
+            if stage == "grpo":
+                figure = grpo_chart(of_stage, title, config.get("grpo", {}).get("reward", "football"))
+            else:
+                figure = training_chart(of_stage, title, config.get("sft", {}).get("url_contains", ".pt/"))
             if figure is not None:
                 paths.append(_save(figure, folder / "charts" / f"{stage}.png"))
     return paths
 
 
-def training_chart(records: Records, title: str) -> Figure | None:
-    """Losses against epochs, tokens seen above; None where no loss was measured."""
+def training_chart(records: Records, title: str, url_contains: str = ".pt/") -> Figure | None:
+    """Losses against epochs, tokens seen above; None where no loss was measured.
+
+    `url_contains` is what SFT asks of addresses: the second validation curve is named after it.
+    """
+    kind = titles_name(url_contains)
     epochs, losses = series(records, "epoch", "loss")
     validations = {key: series(records, "epoch", key) for key in VALIDATIONS}
     if not len(losses) and not any(len(values) for _, values in validations.values()):
@@ -80,7 +87,8 @@ def training_chart(records: Records, title: str) -> Figure | None:
         axes.plot(epochs, smooth(losses), color=BLUE, marker="o" if len(losses) == 1 else "", label=label)
     for key, (x, values) in validations.items():
         if len(values):
-            axes.plot(x, values, **VALIDATIONS[key], markevery=1 + len(values) // 40)
+            look = VALIDATIONS[key] | {"label": VALIDATIONS[key]["label"].format(kind=kind)}
+            axes.plot(x, values, **look, markevery=1 + len(values) // 40)
     _from_zero(axes)
     axes.set(xlabel="epochs", ylabel="loss (nats per token)")
     axes.legend(loc="best")
@@ -89,17 +97,24 @@ def training_chart(records: Records, title: str) -> Figure | None:
     return figure
 
 
-def grpo_chart(records: Records, title: str) -> Figure | None:
-    """Reward and KL by step, entropy and completion length below them; None where no reward was measured."""
-    measured = [key for key in PANELS if len(series(records, "step", key)[1])]
-    if "reward_mean" not in measured:
+def grpo_chart(records: Records, title: str, reward: str = "football") -> Figure | None:
+    """Reward and KL by step, entropy and completion length below them; None where there are no steps.
+
+    `reward` is the name of the reward. Its panel is there, and says so, where nothing could be scored.
+    """
+    records = [record for record in records if "reward_mean" in record]
+    if not records:
         return None
-    halves = [[key for key in half if key in measured] for half in (list(PANELS)[:2], list(PANELS)[2:])]
+    measured = ["reward_mean", *(key for key in PANELS if len(series(records, "step", key)[1]))]
+    halves = [[key for key in half if key in measured] for half in (("reward_mean", "kl"), tuple(PANELS)[1:])]
     rows: list[Any] = [half * (2 // len(half)) for half in halves if half]  # a panel alone fills its row
     figure = Figure(figsize=SIZE, layout="constrained")
     panels = figure.subplot_mosaic(rows, height_ratios=[3, 2][: len(rows)], sharex=True)
     for key, axes in panels.items():
-        _panel(axes, records, key)
+        if key == "reward_mean":
+            _reward_panel(axes, records, reward)
+        else:
+            _panel(axes, records, key)
     for key in rows[-1]:
         panels[key].set_xlabel("step")
     _set_title(figure, title, f"{_reward_words(records)} (last step)")
@@ -124,33 +139,38 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def _panel(axes: Axes, records: Records, key: str) -> None:
     name, colour = PANELS[key]
-    steps, values = series(records, "step", key)
-    axes.plot(steps, values, color=colour, marker=_marker(values), label="mean reward")
-    _from_zero(axes)
+    values = _curve(axes, records, key, colour)
     axes.set_title(name)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    if key == "reward_mean":
-        _reward_details(axes, records)
-    else:
-        top = max(values.max(), 1e-3)
-        axes.set_ylim(min(0.0, values.min()) - 0.04 * top, 1.1 * top)
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    top = max(values.max(), 1e-3)
+    axes.set_ylim(min(0.0, values.min()) - 0.04 * top, 1.1 * top)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _reward_details(axes: Axes, records: Records) -> None:
-    """The spread of rewards as a band, and the football share where it is not the reward itself."""
-    records = [record for record in records if _is_number(record.get("reward_mean"))]
-    steps, means = series(records, "step", "reward_mean")
+def _reward_panel(axes: Axes, records: Records, reward: str) -> None:
+    """The mean reward with its spread as a band, or a note that nothing could be scored."""
+    name = reward_title(reward)
+    axes.set_title(f"mean {name}")
+    scored = [record for record in records if _is_number(record.get("reward_mean"))]
+    if not scored:
+        axes.set(xlim=(0, records[-1]["step"]), yticks=[])
+        axes.text(0.5, 0.5, "no completion could be scored", transform=axes.transAxes, ha="center")
+        return
+    means = _curve(axes, scored, "reward_mean", BLUE)
     if means.min() >= 0 and means.max() <= 1:
         axes.set_ylim(-0.03, 1.03)
-    spread = series(records, "step", "reward_std")[1]
+    steps, spread = series(scored, "step", "reward_std")
     if len(spread) == len(means):
         axes.fill_between(steps, means - spread, means + spread, color=BLUE, alpha=0.12, linewidth=0)
-        axes.set_title("mean reward ± standard deviation")
-    steps, football = series(records, "step", "football_share")
-    if len(football) and not (len(football) == len(means) and np.allclose(football, means)):
-        axes.plot(steps, football, color=GREEN, linestyle="--", label="football share")
-        axes.legend(loc="upper left")
+        axes.set_title(f"mean {name} ± deviation")
+
+
+def _curve(axes: Axes, records: Records, key: str, colour: str) -> np.ndarray:
+    """Draw a measure by step; its values, float64 [N]."""
+    steps, values = series(records, "step", key)
+    axes.plot(steps, values, color=colour, marker=_marker(values))
+    _from_zero(axes)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    return values
 
 
 def _from_zero(axes: Axes) -> None:
@@ -185,9 +205,9 @@ def _validation_words(records: Records) -> str:
 
 def _reward_words(records: Records) -> str:
     """The first and the last reward, and the last KL."""
-    first = series(records, "step", "reward_mean")[1][0]
+    rewards = series(records, "step", "reward_mean")[1]
     words = [
-        f"reward {first:.2f}" + _last(records, "reward_mean", " → {:.2f}"),
+        f"reward {rewards[0]:.2f} → {rewards[-1]:.2f}" if len(rewards) else "nothing scored",
         _last(records, "kl", "KL {:.3f}"),
     ]
     return ", ".join(filter(None, words))
@@ -198,14 +218,18 @@ def _last(records: Records, key: str, form: str) -> str:
     return form.format(values[-1]) if len(values) else ""
 
 
-def _run_name(folder: Path) -> str:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The run's config.toml; empty where there is none."""
+    path = folder / "config.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _run_name(folder: Path, config: dict[str, Any]) -> str:
     """Preset and backend where the run has come to a summary, else the preset of its configuration."""
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder)
         return f"{summary['preset']} on {summary['backend']}"
-    config = folder / "config.toml"
-    values = tomllib.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return str(values.get("preset", folder.resolve().name))
+    return str(config.get("preset", folder.resolve().name))
 
 
 def _marker(values: np.ndarray) -> str:

@@ -20,7 +20,8 @@ from faisca.config import GRPOConfig
 from faisca.evaluation import count_completions, kl_divergence
 from faisca.generation import complete, encode_prompt, headline
 from faisca.progress import Progress
-from faisca.rewards import football, group_advantages, load_reward, score, share
+from faisca.rewards import football, group_advantages, mean_and_deviation, score, share
+from faisca.rollout_report import SignalWatch, best_and_worst, notes
 from faisca.runs import Run, due
 from faisca.schedule import learning_rate
 from faisca.stage_ends import begin_stage, finish_stage
@@ -44,7 +45,6 @@ class Rollout:
 def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
     """GRPO towards `grpo.reward`, against a frozen copy of the model as it was when the stage began."""
     config, backend = run.config.grpo, run.backend
-    reward = load_reward(config.reward)
     frozen = checkpoint.reference if checkpoint is not None else backend.get_parameters(model=model)
     assert frozen is not None
     reference = backend.make_model(config=run.model_config, parameters=frozen, runtime=run.runtime)
@@ -53,12 +53,13 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     begin_stage(run, progress, model, learner, checkpoint, reference=frozen)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")
+    signal = SignalWatch(run.log.say)
     with run.log.track("grpo", config.steps, done=progress.step) as tracker:
         while progress.step < config.steps:
             began = time.perf_counter()
             rollout = roll_out(run, model, progress.step)
             answers = [run.tokenizer.decode(ids) for ids in rollout.completions]
-            rewards = score(reward, config.reward, answers)
+            rewards = score(run.reward, config.reward, answers)
             advantages = group_advantages(rewards, config.group_size, config.scale_rewards)
             rollouts = pack(rollout, advantages, run.tokenizer.end_of_text, run.model_config.context, config)
             rollouts = with_log_probs(run, rollouts, model, reference)
@@ -67,11 +68,13 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             progress.step += 1
             progress.seconds += time.perf_counter() - began
             progress.tokens += sum(len(ids) for ids in rollout.completions)
-            measured = watch(run, rollout, answers, rewards, updates)
+            measured = watch(run, rollout, answers, rewards, advantages, updates)
+            signal.look(progress.step, rewards, advantages)
             run.log.record(stage="grpo", step=progress.step, learning_rate=rate, **measured)
             count_bad_step(run, progress, measured["updates"] == 0 and measured["skipped"] > 0)
             shown = {"reward": measured["reward_mean"], "kl": measured["kl"]}
-            tracker.update(progress.step, **shown, tokens_per_second=progress.tokens / progress.seconds)
+            extremes = notes(measured["best"], measured["worst"])
+            tracker.update(progress.step, extremes, **shown, tokens_per_second=progress.tokens / progress.seconds)
             reason = reason_to_stop(run, progress)
             if reason or due(progress.step, run.config.run.checkpoint_every):
                 run.save(progress, model=model, learner=learner, finished=False, reference=frozen)
@@ -155,21 +158,29 @@ def select(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:
 
 
 def watch(
-    run: Run, rollout: Rollout, answers: list[str], rewards: np.ndarray, updates: list[dict[str, float]]
+    run: Run,
+    rollout: Rollout,
+    answers: list[str],
+    rewards: np.ndarray,
+    advantages: np.ndarray,
+    updates: list[dict[str, float]],
 ) -> dict[str, Any]:
     """What a trainer logs of a step, so that reward hacking, collapse and length bias can be seen."""
     lengths = np.array([len(ids) for ids in rollout.completions])
     ended = [ids[-1] == run.tokenizer.end_of_text for ids in rollout.completions]
     groups = rewards.reshape(-1, run.config.grpo.group_size)
-    best = int(np.nanargmax(rewards)) if not np.isnan(rewards).all() else 0
+    mean, deviation = mean_and_deviation(rewards)
+    rows = zip(rollout.texts, rollout.completions, strict=True)
+    texts = [headline(run.tokenizer, prompt, completion) for prompt, completion in rows]
+    extremes = best_and_worst(texts, rewards, advantages)
     watched = {name: float(np.mean([update[name] for update in updates])) for name in (updates or [{}])[0]}
     return watched | {
         "updates": len(updates) - sum(update["skipped"] for update in updates),
         "skipped": sum(update["skipped"] for update in updates),
         "ratio_max": max((update["ratio_max"] for update in updates), default=None),
         "kl": watched.get("kl"),
-        "reward_mean": float(np.nanmean(rewards)) if not np.isnan(rewards).all() else None,
-        "reward_std": float(np.nanstd(rewards, ddof=1)) if (~np.isnan(rewards)).sum() > 1 else None,
+        "reward_mean": mean,
+        "reward_std": deviation,
         "equal_groups_share": float(np.mean([len(set(group)) == 1 for group in groups.tolist()])),
         "football_share": share(football(answers)),
         "distinct_share": len(set(answers)) / len(answers),
@@ -177,7 +188,8 @@ def watch(
         "completion_length_min": int(lengths.min()),
         "completion_length_max": int(lengths.max()),
         "truncated_share": 1 - share(ended),
-        "sample": headline(run.tokenizer, rollout.texts[best], rollout.completions[best]),
+        "sample": extremes["best"]["text"],
+        **extremes,
     }
 
 

@@ -69,6 +69,12 @@ def score(reward: Reward, name: str, completions: list[str]) -> np.ndarray:
     return rewards
 
 
+def mean_and_deviation(rewards: np.ndarray) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (Bessel-corrected) of the rewards that are no NaN; None where there are too few."""
+    scored = rewards[~np.isnan(rewards)]
+    return (float(scored.mean()) if len(scored) else None, float(scored.std(ddof=1)) if len(scored) > 1 else None)
+
+
 def group_advantages(rewards: np.ndarray, group_size: int, scale: str) -> np.ndarray:
     """Advantages of completions against their group: float64 [B], rows of a group side by side.
 

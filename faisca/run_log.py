@@ -18,6 +18,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from faisca.errors import FaiscaError
+from faisca.text import printable
 from faisca.tracker import Tracker, track
 
 METRICS = "metrics.jsonl"
@@ -62,9 +63,12 @@ class RunLog:
         """Time that the run has taken, that before its checkpoint included."""
         return time.monotonic() - self._began
 
-    def say(self, text: str) -> None:
-        """Print a line, above the live bar if there is one."""
-        self.console.print(printable(text), soft_wrap=True)
+    def say(self, text: str, *, whole: bool = False) -> None:
+        """Print a line, above the live bar if there is one.
+
+        A terminal gets it broken at words, unless it is to stay `whole`, as a command to copy is.
+        """
+        self.console.print(printable(text), soft_wrap=whole or not self.console.is_terminal)
 
     def record(self, *, stage: str, step: int, **measured: Any) -> None:
         """Append one object to `metrics.jsonl`; numbers that are not finite become null."""
@@ -103,11 +107,6 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 def json_text(value: Any, indent: int | None = None) -> str:
     """Strict JSON of numbers (NumPy's too), texts, lists and dicts; what is not finite becomes null."""
     return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def printable(text: str) -> str:
-    """The text with control characters as spaces: what an untrained model samples may steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "hashlib._Hash"]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from faisca.backend import Backend, Learner, Model, Runtime, choose_backend, load_backend
 from faisca.batches import Windows, steps_per_epoch, tokenise
@@ -17,16 +19,17 @@ from faisca.config_files import config_text
 from faisca.errors import FaiscaError
 from faisca.evaluation import Bench, Yardstick, make_yardsticks
 from faisca.files import write_atomically
-from faisca.generation import encode_prompt
-from faisca.headlines import Headlines, load_headlines, stage_titles
+from faisca.generation import encode_prompt, ends_in_space
+from faisca.headlines import address_filters, load_headlines, select_titles
 from faisca.interrupts import StopRequest, stop_on_signals
 from faisca.memory import peak_resident_bytes, reset_peak
 from faisca.parameters import count_parameters
 from faisca.progress import Progress, best_of, run_state
-from faisca.rewards import load_reward
+from faisca.rewards import Reward, load_reward
 from faisca.run_folder import hold_folder
 from faisca.run_log import RunLog
 from faisca.tokenizer import Tokenizer, load_tokenizer
+from faisca.tracker import Tracker
 
 
 @dataclass
@@ -39,14 +42,16 @@ class Run:
     stop: StopRequest
     backend: Backend
     runtime: Runtime
-    headlines: Headlines
     tokenizer: Tokenizer
     model_config: ModelConfig
+    reward: Reward
     stages: list[dict[str, Any]]
     """entries of the summary, one a finished stage"""
     best: dict[str, Any] | None
     """the best checkpoint so far, see `best_of`"""
     yardsticks: dict[str, Yardstick] = field(default_factory=dict)
+    windows: dict[str, Windows] = field(default_factory=dict)
+    """training windows of pre-training and SFT, by stage"""
 
     @property
     def bench(self) -> Bench:
@@ -57,6 +62,7 @@ class Run:
             self.config.run.seed,
             self.config.sample,
             self.config.grpo,
+            self.reward,
         )
 
     @property
@@ -68,6 +74,8 @@ class Run:
             "preset": self.config.preset,
             "seed": self.config.run.seed,
             "parameters": count_parameters(self.model_config),
+            "reward": self.config.grpo.reward,
+            "sft_url_contains": self.config.sft.url_contains,
             "stages": self.stages,
         }
 
@@ -76,16 +84,15 @@ class Run:
         """The name of the best checkpoint so far."""
         return None if self.best is None else str(self.best["checkpoint"])
 
-    def windows(self, stage: str) -> Windows:
-        """Training windows of pre-training or SFT."""
-        titles, _ = stage_titles(self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage)
-        data = self.config.data
-        return Windows(self.tokens(titles, f"tokenising {stage} titles"), data.window, data.stride)
+    def tokens(self, titles: pa.Array, label: str) -> np.ndarray:
+        """Titles as one array of token ids; progress is shown where the token cache does not have them."""
+        with ExitStack() as stack:
 
-    def tokens(self, titles: Any, label: str) -> np.ndarray:
-        """Titles as one array of token ids, with progress where it takes long."""
-        with self.log.track(label, len(titles)) as tracker:
-            return tokenise(titles, self.tokenizer, progress=lambda done, total: tracker.update(done))
+            @cache
+            def tracker() -> Tracker:
+                return stack.enter_context(self.log.track(label, len(titles)))
+
+            return tokenise(titles, self.tokenizer, progress=lambda done, _: tracker().update(done))
 
     def save(
         self,
@@ -155,16 +162,19 @@ def open_run(
     What can be refused is refused before the folder is touched, and before hours of training. Who
     resumes holds the folder already.
     """
+    headlines = load_headlines(config.data, config.run.seed, address_filters(config))
+    titles = select_titles(headlines, config)  # refuses a filter that leaves none
     name, reason = choose_backend(config.run.backend)
-    backend = load_backend(name)
+    backend = load_backend(name)  # takes seconds: what can be refused without it has been
     runtime = backend.open_runtime(config=config.run)
-    headlines = load_headlines(config.data, config.run.seed)
-    tokenizer = checkpoint_tokenizer(checkpoint) if checkpoint else _new_tokenizer(config, headlines)
+    tokenizer = (
+        checkpoint_tokenizer(checkpoint) if checkpoint else load_tokenizer(config.tokenizer, titles["pretrain"][0])
+    )
     model_config = _model_config(config, tokenizer, checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
-    _check_texts(config, tokenizer)
-    for stage in ("pretrain", "sft"):  # refuses a filter that leaves no titles
-        stage_titles(headlines, getattr(config, stage), seed=config.run.seed, stage=stage)
+    reward = load_reward(config.grpo.reward)
+    for prompt in (config.sample.prompt, *config.grpo.prompts):
+        encode_prompt(tokenizer, prompt, config.model.context)  # refuses one that does not fit
     state: dict[str, Any] = checkpoint.state if checkpoint and resuming else {}
     with nullcontext() if resuming else hold_folder(folder):
         if not resuming and (folder / "checkpoints").exists():
@@ -181,17 +191,22 @@ def open_run(
                 log.say(line)
             log.say(f"data: {headlines.report}")
             log.say(_model_words(model_config, tokenizer))
+            for prompt in filter(ends_in_space, config.grpo.prompts):
+                log.say(f"prompt {prompt!r}: the space at its end is left out, for tokens bring their own")
             stages, best = list(state.get("stages", [])), state.get("best")
-            run = Run(config, folder, log, stop, backend, runtime, headlines, tokenizer, model_config, stages, best)
-            run.yardsticks = make_yardsticks(config, headlines, run.tokens)
-            for stage in set(config.run.stages) - {"grpo"}:
-                steps_per_epoch(run.windows(stage), getattr(config, stage).batch_size)
+            run = Run(config, folder, log, stop, backend, runtime, tokenizer, model_config, reward, stages, best)
+            run.yardsticks = make_yardsticks(config, titles, run.tokens)
+            run.windows = {
+                stage: _windows(run, stage, titles[stage][0]) for stage in config.run.stages if stage in titles
+            }
             yield run
 
 
-def _new_tokenizer(config: Config, headlines: Headlines) -> Tokenizer:
-    titles, _ = stage_titles(headlines, config.pretrain, seed=config.run.seed, stage="pretrain")
-    return load_tokenizer(config.tokenizer, titles)
+def _windows(run: Run, stage: str, titles: pa.Array) -> Windows:
+    data = run.config.data
+    windows = Windows(run.tokens(titles, f"tokenising {stage} titles"), data.window, data.stride)
+    steps_per_epoch(windows, getattr(run.config, stage).batch_size)  # refuses a batch that is too large
+    return windows
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -211,13 +226,6 @@ def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint |
             "leave it at 0, which takes the tokenizer's"
         )
     return dataclasses.replace(config.model, vocabulary_size=wanted or tokenizer.vocabulary_size)
-
-
-def _check_texts(config: Config, tokenizer: Tokenizer) -> None:
-    """Refuse a reward that cannot be loaded and prompts that do not fit."""
-    load_reward(config.grpo.reward)
-    for prompt in (config.sample.prompt, *config.grpo.prompts):
-        encode_prompt(tokenizer, prompt, config.model.context)
 
 
 def _words(details: Mapping[str, str]) -> str:

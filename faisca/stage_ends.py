@@ -14,6 +14,8 @@ MEASURES = (
     "bits_per_byte",
     "portugal_validation_loss",
     "football_share",
+    "reward",
+    "reward_std",
     "distinct_share",
     "samples",
 )
@@ -32,8 +34,9 @@ def begin_stage(
         run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
     else:
         run.save(progress, model=model, learner=learner, finished=False, reference=reference)
-    if not progress.before and run.stages:
-        progress.before = {name: run.stages[-1][f"{name}_after"] for name in MEASURES}
+    last = run.stages[-1] if run.stages else {}
+    if not progress.before and all(f"{name}_after" in last for name in MEASURES):  # an older version had fewer
+        progress.before = {name: last[f"{name}_after"] for name in MEASURES}
     if not progress.before:
         run.log.say(f"measuring the model before {progress.stage}")
         progress.before = measure(run.bench, model, run.yardsticks)
@@ -49,7 +52,7 @@ def finish_stage(
     after = measure(run.bench, model, run.yardsticks)
     entry: dict[str, Any] = {"stage": progress.stage, "steps": progress.step}
     for name in MEASURES:
-        entry |= {f"{name}_before": progress.before[name], f"{name}_after": after[name]}
+        entry |= {f"{name}_before": progress.before.get(name), f"{name}_after": after[name]}
     entry |= {name: measure_it() for name, measure_it in more.items()}
     entry |= {
         "counted": run.config.sample.counted,

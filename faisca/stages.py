@@ -1,5 +1,7 @@
 """The recipe: pre-training, SFT and GRPO, one after the other on one model, from the start or from a checkpoint."""
 
+import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from faisca.config import STAGES, Config, TrainConfig
 from faisca.config_files import config_from_dict
 from faisca.errors import FaiscaError
 from faisca.evaluation import measure_loss, show_samples
+from faisca.headline_sources import is_path
 from faisca.parameters import initial_parameters
 from faisca.plots import draw_charts
 from faisca.progress import Progress
@@ -32,11 +35,12 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
     if start_from is None and first != "pretrain":
         raise FaiscaError(f"{first} starts from a trained model: name a checkpoint with --from")
     checkpoint = None if start_from is None else load_checkpoint(start_from)
+    data_words = "" if checkpoint is None else compare_data(config, checkpoint)
     with open_run(config, folder, checkpoint=checkpoint) as opened:
         if checkpoint is None:
             parameters = initial_parameters(opened.model_config, config.run.seed)
         else:
-            opened.log.say(f"starting from {checkpoint.folder}: its model, tokenizer and weights")
+            opened.log.say(f"starting from {checkpoint.folder}: its model, tokenizer and weights; {data_words}")
             parameters = checkpoint.parameters
         return _run_stages(opened, _make_model(opened, parameters), list(config.run.stages), None)
 
@@ -60,6 +64,28 @@ def resume(folder: Path, config: Config) -> dict[str, Any]:
 def saved_config(folder: Path) -> Config:
     """The configuration in a run's newest good checkpoint."""
     return config_from_dict(read_state(find_checkpoint(folder, say=lambda _: None))["config"])
+
+
+def compare_data(config: Config, checkpoint: Checkpoint) -> str:
+    """Whether a run measures on the titles that its checkpoint was trained and measured on, in words.
+
+    Raises FaiscaError where those are to be taken, and the files are not there.
+    """
+    source, begun = config.data.source, config_from_dict(checkpoint.state["config"])
+    if checkpoint.state["backend"] == "imported":
+        return f"data: {source} (what an imported model was trained on is not known)"
+    data = config.data
+    if dataclasses.replace(begun.data, window=data.window, stride=data.stride) != data:  # windows change no title
+        theirs = begun.data.source if begun.data.source != source else "the same source with other options"
+        return f"data: {source}, not its own ({theirs}): losses cannot be compared with those of that run"
+    if is_path(source) and not Path(source).expanduser().exists():
+        raise FaiscaError(
+            f"{checkpoint.folder} was trained on {source}, which does not exist here: name it with --data PATH, "
+            "or other data, with which losses cannot be compared with those of that run"
+        )
+    if is_path(source) and begun.run.seed != config.run.seed:
+        return f"its data, {source}, but with seed {config.run.seed}: where titles are held out, they are others"
+    return f"its data, {source}"
 
 
 def _make_model(run: Run, parameters: dict[str, Any]) -> Model:
@@ -95,7 +121,9 @@ def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoin
         if run.stop and stage != stages[-1]:
             raise KeyboardInterrupt  # the stage's end has been saved
     show_summary(run.summary, run.log.console)
-    run.log.say(f"all of it is in {run.folder}; try: faisca generate {run.folder} --prompt Presidente")
+    run.log.say(f"all of it is in {run.folder}; to write headlines with it:")
+    words = ("faisca", "generate", str(run.folder), "--prompt", run.config.sample.prompt)
+    run.log.say(f"  {shlex.join(words)}", whole=True)
     return run.summary
 
 
@@ -109,7 +137,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     """Pre-training or SFT: minimise the cross-entropy of the stage's windows."""
     stage, seed = progress.stage, run.config.run.seed
     config: TrainConfig = getattr(run.config, stage)
-    windows = run.windows(stage)
+    windows = run.windows[stage]
     an_epoch = steps_per_epoch(windows, config.batch_size)
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
     progress.total_steps, progress.steps_per_epoch = total, an_epoch

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +17,9 @@ from rich.text import Text
 from faisca.errors import FaiscaError
 from faisca.files import write_atomically
 from faisca.memory import format_bytes
-from faisca.run_log import json_text, printable
+from faisca.run_log import json_text
+from faisca.tables import print_table
+from faisca.text import one_line, reward_title, titles_name
 from faisca.tracker import clock
 
 SUMMARY = "summary.json"
@@ -39,9 +40,13 @@ STAGE_KEYS = (
     "samples_before",
     "samples_after",
 )
-"""what every stage has; grpo also has `kl_after`; what was not measured is None"""
+"""what every stage has; what was not measured is None
 
-LONGEST_SAMPLE = 160
+grpo also has `kl_after`. Every stage of a new run has `reward_before`, `reward_after`, `reward_std_before` and
+`reward_std_after`: mean and standard deviation of `grpo.reward` over the completions that are counted,
+None where no completion can be scored. The run's `reward` and `sft_url_contains` say what rewards and
+`portugal_validation_loss` mean.
+"""
 
 Format = Callable[[float], str]
 
@@ -73,14 +78,13 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     """Print the table of measures, then the headlines before and after each stage."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     header, *rows = summary_rows(summary)
-    for name, *cells in zip(header, *rows, strict=True):
-        width = max(map(cell_len, [name, *cells]))  # a narrow terminal wraps lines: no number is cut short
-        table.add_column(name, justify="right" if name else "left", min_width=width)
+    for name in header:
+        table.add_column(name, justify="right" if name else "left")
     for row in rows:
         table.add_row(*row)
     console.print(Text(run_line(summary), style="bold"), soft_wrap=True)
     console.print()
-    console.print(table, crop=False)
+    print_table(console, table, by="columns")
     console.print()
     for stage in summary["stages"]:
         _show_samples(stage, console)
@@ -103,19 +107,28 @@ def run_line(summary: dict[str, Any]) -> str:
 
 def summary_rows(summary: dict[str, Any]) -> list[list[str]]:
     """The table as texts: a header of stages, then a row for each measure that some stage has."""
-    stages = summary["stages"]
+    stages, kind = summary["stages"], titles_name(summary.get("sft_url_contains", ".pt/"))
     rows = [
         _before_after(stages, "validation loss (nats)", "validation_loss", _three),
         _after(stages, "bits per byte", "bits_per_byte_after", _three),
-        _before_after(stages, ".pt validation loss", "portugal_validation_loss", _three),
-        _before_after(stages, "football share", "football_share", _percent),
+        _before_after(stages, f"{kind} validation loss", "portugal_validation_loss", _three),
+        *_reward_rows(stages, summary.get("reward", "football")),
         _after(stages, "distinct share", "distinct_share_after", _percent),
         _after(stages, _kl_title(stages), "kl_after", lambda value: f"{value:.4f}"),
         _after(stages, "time", "seconds", clock),
         _after(stages, "tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}"),
         _after(stages, _memory_title(stages), "peak_memory_bytes", format_bytes),
     ]
-    return [["", *(stage["stage"] for stage in stages)]] + [row for row in rows if set(row[1:]) != {"–"}]
+    shown = [row for row in rows if set(row[1:]) != {"–"} or row[0].startswith("reward")]
+    return [["", *(stage["stage"] for stage in stages)], *shown]
+
+
+def _reward_rows(stages: list[dict[str, Any]], reward: str) -> list[list[str]]:
+    """The share that the football reward is the mean of, or mean and standard deviation of another reward."""
+    if reward == "football":
+        return [_before_after(stages, "football share", "football_share", _percent)]
+    title = reward_title(reward)
+    return [_before_after(stages, title, "reward", _number), _before_after(stages, "its spread", "reward_std", _number)]
 
 
 def _before_after(stages: list[dict[str, Any]], title: str, key: str, form: Format) -> list[str]:
@@ -148,6 +161,10 @@ def _three(value: float) -> str:
     return f"{value:.3f}"
 
 
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -156,12 +173,7 @@ def _show_samples(stage: dict[str, Any], console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     for when in ("before", "after"):
         for i, sample in enumerate(stage.get(f"samples_{when}") or []):
-            table.add_row("" if i else f"{when} {stage['stage']}", Text(_one_line(sample)))
+            table.add_row("" if i else f"{when} {stage['stage']}", Text(one_line(sample)))
     if table.row_count:
         console.print(table)
         console.print()
-
-
-def _one_line(sample: str) -> str:
-    text = " ".join(printable(sample).split())
-    return text if len(text) <= LONGEST_SAMPLE else text[: LONGEST_SAMPLE - 1] + "…"

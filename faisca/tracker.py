@@ -4,26 +4,31 @@ Plain lines keep a file, or the log of a CI run, short and free of control codes
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Column
+from rich.text import Text
 
 from faisca.memory import format_bytes
+from faisca.text import one_line
 
 LIVE_INTERVAL = 0.1
 """seconds between two states of a live bar"""
 PLAIN_INTERVAL = 2.0
 """seconds between two plain lines"""
 
-Draw = Callable[[int, str], None]
-"""shows how much is done, and the whole state in words"""
+Note = tuple[str, str]
+"""a line below the state: what it is about, and a text of the model's"""
+Draw = Callable[[int, str, Sequence[Note]], None]
+"""shows how much is done, the whole state in words, and what stands below it"""
 
 
 @contextmanager
@@ -44,15 +49,16 @@ class Tracker:
         self._total, self._start, self._done = total, done, done
         self._draw, self._interval = draw, interval
         self._values: dict[str, Any] = {}
+        self._notes: Sequence[Note] = ()
         self._began = self._drawn_at = time.monotonic()
         self._stale = False
 
-    def update(self, done: int, **shown: Any) -> None:
-        """`done` of the total so far; values shown stay until they are given anew.
+    def update(self, done: int, notes: Sequence[Note] = (), **shown: Any) -> None:
+        """`done` of the total so far, and notes below; values shown stay until they are given anew.
 
         Names say units: `_per_second`, `_bytes` (tokens_per_second=12345.0 reads 12,345 tokens/s).
         """
-        self._done, self._stale = done, True
+        self._done, self._notes, self._stale = done, notes, True
         self._values |= shown
         if time.monotonic() - self._drawn_at >= self._interval:
             self.show()
@@ -61,7 +67,7 @@ class Tracker:
         """Show the present state now, unless it has been shown."""
         if self._stale:
             self._stale, self._drawn_at = False, time.monotonic()
-            self._draw(self._done, self.words())
+            self._draw(self._done, self.words(), self._notes)
 
     def words(self) -> str:
         """The state in words, as in `120/300  loss 4.21  12,345 tokens/s  1.2 GB  ETA 0:00:41`."""
@@ -86,17 +92,10 @@ def clock(seconds: float) -> str:
 @contextmanager
 def _drawing(console: Console, label: str, total: int, done: int) -> Iterator[tuple[Draw, float]]:
     if not (console.is_interactive and console.file.isatty()):
-        yield lambda _, words: console.print(f"{label}  {words}", soft_wrap=True), PLAIN_INTERVAL
+        yield partial(_print_plain, console, label), PLAIN_INTERVAL
         return
-    with _live_bar(console, label) as bar:
-        task = bar.add_task(label, total=total, completed=done, words=f"{done:,}/{total:,}")
-        draw = partial(bar.update, task, refresh=True)
-        yield lambda done, words: draw(completed=done, words=words), LIVE_INTERVAL
-
-
-def _live_bar(console: Console, label: str) -> Progress:
     whole = Column(no_wrap=True, min_width=cell_len(label))  # a narrow terminal crops the words, not the label
-    return Progress(
+    bar = _LiveBar(
         TextColumn("{task.description}", markup=False, table_column=whole),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
         TextColumn("{task.fields[words]}", markup=False),
@@ -104,6 +103,30 @@ def _live_bar(console: Console, label: str) -> Progress:
         expand=True,
         auto_refresh=False,
     )
+    with bar:
+        task = bar.add_task(label, total=total, completed=done, words=f"{done:,}/{total:,}")
+        yield partial(bar.draw, task), LIVE_INTERVAL
+
+
+def _print_plain(console: Console, label: str, done: int, words: str, notes: Sequence[Note]) -> None:
+    for line in (f"{label}  {words}", *(f"  {about}  {one_line(text)}" for about, text in notes)):
+        console.print(line, soft_wrap=True)
+
+
+class _LiveBar(RichProgress):
+    """A bar, and two rows for each note below it: what it is about, and as much of its text as fits."""
+
+    notes: Sequence[Note] = ()
+
+    def draw(self, task: TaskID, done: int, words: str, notes: Sequence[Note]) -> None:
+        self.notes = notes
+        self.update(task, completed=done, words=words, refresh=True)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for about, text in self.notes:
+            yield Text(f"  {about}", style="dim", no_wrap=True, overflow="ellipsis")
+            yield Text(f"    {one_line(text)}", no_wrap=True, overflow="ellipsis")
 
 
 def _value_words(name: str, value: Any) -> str:

@@ -45,7 +45,7 @@ class StartOptions:
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """continue an interrupted run in its folder, with its own configuration"""
     start_from: Annotated[Path | None, arg(name="from", metavar="CHECKPOINT", help_behavior_hint="")] = None
-    """begin with the weights of a checkpoint folder, or of a run folder (its latest)"""
+    """begin with the weights of a checkpoint or run folder; without --preset its configuration comes along"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ def grpo(argv: list[str]) -> int:
     examples:
       faisca grpo --from runs/portugal --out runs/football
       faisca grpo --from runs/portugal --out runs/wind --grpo.reward keywords:vento
-      faisca grpo --from runs/portugal --out runs/two --grpo.prompts "Alerta " "O "
+      faisca grpo --from runs/portugal --out runs/two --grpo.prompts Alerta O
+      faisca grpo --from runs/portugal --out runs/many --grpo.prompts prompts.txt
     """
     return _train("grpo", argv, grpo.__doc__)
 
@@ -147,10 +148,22 @@ def _starting_sections(start: StartOptions, command: str) -> Sections:
     """The layers below the options: the preset and --config, or the configuration of --resume."""
     if start.resume:
         return _resumed_sections(start.resume, start)
-    sections = layered_sections(start.preset, start.config)
+    inherited = _inherited_sections(start.start_from) if start.start_from and not start.preset else None
+    sections = layered_sections(start.preset, start.config, inherited)
     if command != "run":
         sections["run"] = replace(sections["run"], stages=(command,))
     return sections
+
+
+def _inherited_sections(checkpoint: Path) -> Sections:
+    """What --from brings along where no preset is named: what the run was configured with, but for how it ran.
+
+    The seed comes along, as it decides which titles are held out where the data have no validation split.
+    """
+    from faisca.stages import saved_config
+
+    config = saved_config(checkpoint)
+    return sections_of(config) | {"run": RunConfig(seed=config.run.seed)}
 
 
 def _resumed_sections(run: Path, start: StartOptions) -> Sections:
@@ -183,7 +196,25 @@ def _chosen_config(options: TrainOptions, default: TrainOptions) -> Config:
         sections["data"] = replace(options.data, source=changes.pop("source"))
     if "stages" in changes:
         changes["stages"] = tuple(stage.strip() for stage in changes["stages"].split(","))
+    sections["grpo"] = replace(options.grpo, prompts=_read_prompts(options.grpo.prompts))
     return Config(**{**sections, "run": replace(options.run, **changes)})
+
+
+def _read_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """The prompts, with the lines of a file in place of its name; a run's configuration holds the lines."""
+    read: list[str] = []
+    for prompt in prompts:
+        if prompt and os.path.isfile(prompt):
+            try:
+                lines = Path(prompt).read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FaiscaError(f"grpo.prompts {prompt!r} cannot be read ({error}): save it as UTF-8 text") from error
+            read += [line for line in lines if line.strip()]
+        elif prompt.endswith(".txt"):
+            raise FaiscaError(f"grpo.prompts {prompt!r} is no file here: name a text file, a prompt a line")
+        else:
+            read.append(prompt)
+    return tuple(read)
 
 
 def _with_presets(help: str | None) -> str:

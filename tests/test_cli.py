@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,8 @@ import pytest
 from faisca import cli
 from faisca.backend import Sampling
 from faisca.cli import COMMANDS, command_function, main
-from faisca.config import Config
-from faisca.config_files import load_preset, read_config, write_config
+from faisca.config import Config, DataConfig
+from faisca.config_files import load_preset, read_config, sections_of, write_config
 from faisca.errors import FaiscaError, VerificationError
 from faisca.run_folder import hold_folder
 
@@ -280,7 +281,7 @@ HOSTILE = {
     "run --model.dim 0": "model.dim 0 is out of range",
     "run --model.dim -3": "model.dim -3 is out of range",
     "run --model.dim 130 --model.num-heads 4": "model.dim 130 is not divisible by model.num_heads 4",
-    "run --data.window 512": "data.window 512 is larger than model.context 64",
+    "run --data.window 512": "larger than model.context 64, the rows of the positional table: use --data.window 64 ",
     "run --data.stride 0": "data.stride 0 is out of range",
     "run --tokenizer.vocabulary-size 100": "use at least 257",
     "run --pretrain.learning-rate abc": "--pretrain.learning-rate 'abc' is not a number",
@@ -467,13 +468,85 @@ def test_a_folder_is_free_again_after_a_run(tmp_path):
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
+    config = load_preset("tiny")
+    measured = {"validation_loss": 3.961234, "portugal_validation_loss": 3.5, "football_share": 0.25, "rows": 12345}
+
     def load(path, *, backend, device):
         assert (path, backend, device) == (Path("runs/x"), "mlx", "auto")
-        return SimpleNamespace(evaluate=lambda source: {"validation_loss": 3.961234, source: 12345})
+        return SimpleNamespace(evaluate=lambda source: {**measured, source: 1}, config=config)
 
     monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=load))
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0
     table = capsys.readouterr().out
-    assert "validation loss" in table and "3.9612" in table and "12,345" in table
+    assert "│ validation loss " in table and "3.9612" in table and "12,345" in table
+    assert ".pt validation loss" in table and "football share" in table
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"validation_loss": 3.961234, "titles.csv": 12345}
+    assert json.loads(capsys.readouterr().out) == {**measured, "titles.csv": 1}
+    sft, grpo = replace(config.sft, url_contains=".es/"), replace(config.grpo, reward="keywords:[vento]")
+    config = replace(config, sft=sft, grpo=grpo)
+    measured["reward"] = 0.75
+    assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0
+    table = capsys.readouterr().out
+    assert ".es validation loss" in table and "reward (keywords:[vento])" in table and "0.7500" in table
+    assert "football" not in table and "portugal" not in table and ".pt" not in table
+
+
+# --- windows of other widths, prompts from a file, and what --from brings along -----------------
+
+
+@pytest.mark.parametrize("name", ["run", "port"])
+@pytest.mark.parametrize("width", [44, 60])
+def test_help_breaks_lines_at_words(name, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main([name, "--help"]) == 0
+    narrow = capsys.readouterr().out.partition("usage:")[0]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([name, "--help"]) == 0
+    wide = capsys.readouterr().out.partition("usage:")[0]
+    assert max(map(len, narrow.splitlines())) <= width < max(map(len, wide.splitlines()))
+    assert narrow.split() == wide.split()
+
+
+def test_prompts_may_stand_in_a_file(stages, capsys):
+    Path("prompts.txt").write_text("\ufeffO Porto\n\nAlerta \n", encoding="utf-8")
+    assert configured(stages, "--grpo.prompts", "prompts.txt", "Governo").grpo.prompts == (
+        "O Porto",
+        "Alerta ",
+        "Governo",
+    )
+    assert "grpo.prompts 'nowhere.txt' is no file" in complaint(capsys, "run", "--grpo.prompts", "nowhere.txt")
+    Path("prompts.txt").write_bytes("ação".encode("latin-1"))
+    assert "cannot be read" in complaint(capsys, "run", "--grpo.prompts", "prompts.txt")
+
+
+@pytest.fixture
+def began(tmp_path):
+    """The folder of a run with options of its own."""
+    (tmp_path / "base").mkdir()
+    run = Config(
+        **{**sections_of(load_preset("tiny")), "data": DataConfig(source="mine.csv", language="", window=16, stride=16)}
+    )
+    run = replace(
+        run, run=replace(run.run, seed=7, device="cuda", stages=("pretrain",)), model=replace(run.model, context=48)
+    )
+    write_config(run, tmp_path / "base" / "config.toml")
+    return run
+
+
+def test_from_brings_the_runs_configuration_along(stages, began):
+    assert main(["grpo", "--from", "base", "--out", "o", "--grpo.steps", "9", "--data.stride", "8"]) == 0
+    config = stages.run[0]
+    assert config.data == replace(began.data, stride=8) and config.model == began.model
+    assert config.grpo == replace(began.grpo, steps=9) and config.sample == began.sample
+    assert config.run == replace(Config().run, seed=7, stages=("grpo",))  # not where and how it ran
+
+
+def test_a_preset_or_a_file_that_names_one_goes_before_what_from_brings(stages, began):
+    assert main(["sft", "--from", "base", "--out", "o", "--preset", "spark"]) == 0
+    assert stages.run[0].data == Config().data
+    Path("mine.toml").write_text("[sft]\nepochs = 5\n")
+    assert main(["sft", "--from", "base", "--out", "o", "--config", "mine.toml"]) == 0
+    assert stages.run[0].data == began.data and stages.run[0].sft.epochs == 5
+    Path("mine.toml").write_text('preset = "spark"\n[sft]\nepochs = 5\n')
+    assert main(["sft", "--from", "base", "--out", "o", "--config", "mine.toml"]) == 0
+    assert stages.run[0].data == Config().data and stages.run[0].sft.epochs == 5

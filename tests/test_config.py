@@ -91,7 +91,7 @@ def test_faisca_has_the_numbers_of_the_original():
     assert (pretrain.max_titles, pretrain.max_validation_titles, pretrain.url_contains) == (30_000, 6_000, "")
     assert (sft.max_titles, sft.max_validation_titles, sft.url_contains) == (20_000, 4_000, ".pt/")
     assert (pretrain.epochs, pretrain.evaluate_every, sft.epochs, sft.evaluate_every) == (10, 20, 5, 5)
-    assert (grpo.prompts, grpo.steps, grpo.epochs, grpo.group_size) == (("Alerta ",), 18, 4, 24)
+    assert (grpo.prompts, grpo.steps, grpo.epochs, grpo.group_size) == (("Alerta",), 18, 4, 24)
     assert (grpo.max_new_tokens, grpo.minibatch_size, grpo.temperature, grpo.top_k) == (80, 12, 0.8, 0)
     assert (grpo.learning_rate, grpo.schedule, grpo.weight_decay, grpo.clip_norm) == (
         1e-5,

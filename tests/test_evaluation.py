@@ -21,7 +21,7 @@ from faisca.evaluation import (
     measure_loss,
     show_samples,
 )
-from faisca.headlines import Headlines
+from faisca.headlines import Headlines, select_titles
 from faisca.rewards import football
 from faisca.tokenizer import Tokenizer
 
@@ -164,7 +164,7 @@ def test_measures_of_a_model(twin, tokenizer, config, tokens):
 
 def test_counted_completions_take_the_prompts_in_turn(twin, tokenizer, config):
     prompts, completions = count_completions(bench_of(twin, tokenizer), small_model(twin, config))
-    assert [tokenizer.decode(ids) for ids in prompts] == ["", "O "] * 3
+    assert [tokenizer.decode(ids) for ids in prompts] == ["", "O"] * 3  # its space is left out
     assert all(1 <= len(ids) <= 4 for ids in completions)
 
 
@@ -177,9 +177,12 @@ def test_yardsticks_are_validation_titles_and_those_of_portugal(tokenizer):
     )
     asked = {}
     yardsticks = make_yardsticks(
-        config, Headlines(table, table, ""), lambda titles, label: asked.setdefault(label, titles.to_pylist())
+        config,
+        select_titles(Headlines(table, table, ""), config),
+        lambda titles, label: asked.setdefault(label, titles.to_pylist()),
     )
     assert list(yardsticks) == ["validation", "portugal"]
+    assert list(asked) == ["tokenising validation titles", "tokenising .pt validation titles"]
     assert yardsticks["validation"].tokens == TITLES[:4] and yardsticks["portugal"].tokens == TITLES[::2]
     assert [(yardsticks[name].window, yardsticks[name].batch_size) for name in yardsticks] == [(64, 6), (64, 2)]
 

@@ -232,3 +232,11 @@ def test_end_of_text_in_a_prompt_is_text_like_any_other(tokenizer):
 def test_a_headline_is_one_line(tokenizer):
     completion = [*tokenizer.encode("  sopra\n\nforte "), tokenizer.end_of_text]
     assert headline(tokenizer, "O vento", completion) == "O vento sopra forte"
+
+
+def test_a_space_at_the_end_of_a_prompt_is_left_out():
+    """With it the model would go on inside of a word: no token after it begins with a space."""
+    tokenizer = Tokenizer.train(["O vento sopra", "O Porto vence"] * 5, 270)
+    assert encode_prompt(tokenizer, "O vento ", 16) == encode_prompt(tokenizer, "O vento", 16)
+    assert encode_prompt(tokenizer, " ", 16) == [tokenizer.end_of_text]
+    assert headline(tokenizer, "O ", tokenizer.encode("s ventos")) == "Os ventos"  # as the model meant it

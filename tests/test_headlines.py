@@ -1,5 +1,6 @@
 """Loading, filtering and cleaning of headlines, most of it on data that go wrong."""
 
+import csv
 import json
 import re
 import unicodedata
@@ -213,6 +214,39 @@ def test_a_spreadsheet_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> 
     assert titles(load(tmp_path).train) == ["Primeiro", "Segundo"]
 
 
+AWKWARD = ('Diz "sim", e sai', "ação; São João", "duas palavras")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_spreadsheets_of_other_countries_are_read(tmp_path: Path, encoding: str, separator: str) -> None:
+    with (tmp_path / "train.csv").open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerows(
+            [("title", "language", "requested_url"), *((title, "pt", "https://a.pt/x") for title in AWKWARD)]
+        )
+    save(tmp_path / "test.parquet", rows("x"))
+    headlines = load(tmp_path)
+    assert titles(headlines.train) == list(AWKWARD)
+    assert ("train.csv is separated by" in headlines.report) == (separator != ",")
+    assert (f"not UTF-8: read as {encoding}" in headlines.report) == (encoding in ("cp1252", "utf-16"))
+
+
+def test_text_of_older_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes("ação\nSão João\n".encode("cp1252"))
+    save(tmp_path / "test.parquet", rows("x"))
+    assert titles(load(tmp_path).train) == ["ação", "São João"]
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_json_may_be_an_array_or_lines(tmp_path: Path, lines: bool) -> None:
+    table = rows(*(f"Notícia {i}" for i in range(50))).to_pylist()
+    (tmp_path / "a.json").write_text("\n".join(map(json.dumps, table)) if lines else json.dumps(table, indent=1))
+    assert load(tmp_path).train.num_rows + load(tmp_path).validation.num_rows == 50
+    save(tmp_path / "b.parquet", rows(*"abcdefgh"))  # now the JSON describes it
+    assert load(tmp_path).train.num_rows < 8
+
+
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_text_may_be_of_any_arrow_kind(tmp_path: Path, kind: pa.DataType) -> None:
     table = rows("um", None, "dois")
@@ -276,10 +310,11 @@ BAD_FILES = {
     "empty.csv": (b"", "Empty CSV"),
     "ragged.csv": (b"title,language\num,pt\ndois\n", "Expected 2 columns, got 1"),
     "unclosed.csv": (b'title,language\n"um,pt\ndois,pt\n', "Expected 2 columns"),
-    "latin.csv": ("title,language\nação,pt\n".encode("latin-1"), "UTF8"),
-    "utf16.csv": ("title,language\num,pt\n".encode("utf-16"), "cannot be read"),
+    "damaged.csv": ("title,language\nação,pt\n".encode() + b"a\xe7\xe3o,pt\n", "UTF8"),
     "twice.csv": (b"title,title,language\na,b,pt\n", "multiple columns named title"),
-    "latin.txt": ("ação\n".encode("latin-1"), "can't decode"),
+    "damaged.txt": ("ação\n".encode() + b"a\xe7\xe3o\n", "can't decode"),
+    "damaged.json": (b'[{"title": "um"', "cannot be read"),
+    "object.json": (b'{"data": [{"title": "um"}]}', "no column 'title', 'language'; it has data"),
     "corrupt.parquet": (b"PAR1 nonsense PAR1", "cannot be read"),
     "text.parquet": (b"title\num\n", "not a parquet file"),
     "broken.jsonl": (b'{"title": "um", "language"\n', "JSON parse error"),
@@ -326,12 +361,19 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     for source in ("missing.csv", "~nobody-here/x.csv", "a" * 300, "sampel"):
         assert "does not exist" in failure(source) or "too long" in failure(source)
     for source in (tmp_path / "empty", tmp_path / "a.xlsx", tmp_path):
-        assert failure(source).endswith("has no headlines: use files in .parquet, .csv, .tsv, .jsonl, .txt")
+        assert failure(source).endswith("has no headlines: use files in .parquet, .csv, .tsv, .jsonl, .txt, .json")
 
 
 def test_missing_columns_are_answered_with_those_that_exist(tmp_path: Path) -> None:
     path = save(tmp_path / "a.parquet", pa.table({"titulo": ["um"], "lang": ["pt"]}))
-    assert failure(path) == "a.parquet has no column 'title': name one of titulo, lang with --data.title-column"
+    assert failure(path) == (
+        "a.parquet has no column 'title', 'language'; it has titulo, lang: give --data.title-column NAME, "
+        '--data.language-column NAME (or --data.language "" keeps every language)'
+    )
+    with pytest.raises(
+        FaiscaError, match=r"'title', 'language', 'requested_url'; .*--sft.url-contains \"\", now '.pt/',"
+    ):
+        load_headlines(DataConfig(source=str(path)), 1, {"sft": ".pt/"})
     message = failure(path, title_column="titulo")
     assert "no column 'language'" in message and "--data.language-column" in message and '--data.language ""' in message
 
@@ -413,6 +455,19 @@ def test_an_address_filter_that_nothing_passes(by_address: Headlines, tmp_path: 
     plain = load(splits(tmp_path, rows("um").drop_columns("requested_url"), rows("x")))
     with pytest.raises(FaiscaError, match=r"needs addresses.*--data.url-column \(among title, language\)"):
         stage_titles(plain, TrainConfig(url_contains=".pt/"), seed=1, stage="sft")
+    (tmp_path / "a.txt").write_text("\n".join("abcdefghijkl"))
+    with pytest.raises(
+        FaiscaError, match=r"needs addresses, and plain text has none: --sft.url-contains \"\" takes all"
+    ):
+        stage_titles(load(tmp_path / "a.txt"), TrainConfig(url_contains=".pt/"), seed=1, stage="sft")
+
+
+def test_a_language_and_an_address_that_do_not_occur_are_named_together(tmp_path: Path) -> None:
+    folder = splits(tmp_path, rows("a", language="es", url="https://x.es/1"), rows("x", language="es"))
+    with pytest.raises(
+        FaiscaError, match=r"among those that occur \(es\); no address contains '.pt/' either: --sft.url-con"
+    ):
+        load_headlines(DataConfig(source=str(folder)), 1, {"sft": ".pt/"})
 
 
 def test_text_buffers_do_not_see_how_an_array_was_cut() -> None:

@@ -44,6 +44,18 @@ def test_runs_lists_what_there_is(folder, capsys, monkeypatch):
     assert max(map(len, [header, *rows])) <= 80
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_narrow_terminal_keeps_names_and_numbers_of_runs(folder, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["runs", str(folder)]) == 0
+    cells = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(["runs", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width and "loss –, .pt loss –" in " ".join(text.split())
+    assert not {cell for row in cells for cell in row} - set(text.replace(",", "").split())
+
+
 def test_runs_as_json_has_the_numbers_of_the_checkpoints(folder, capsys):
     assert cli.main(["runs", str(folder), "--json"]) == 0
     done, empty, died = json.loads(capsys.readouterr().out)

@@ -120,7 +120,7 @@ def test_one_point_is_enough_and_is_visible(record):
 
 def test_nothing_measured_is_no_chart():
     assert training_chart([{"step": 1, "epoch": 0.1, "loss": None}], "none") is None
-    assert grpo_chart([{"step": 1, "validation_loss": 4.0, "reward_mean": None}], "none") is None
+    assert grpo_chart([{"step": 1, "full_validation_loss": 4.0}], "none") is None
 
 
 def test_series_leaves_out_what_is_no_number():
@@ -148,7 +148,7 @@ def test_the_grpo_chart_has_a_panel_for_each_measure():
     figure = grpo_chart(grpo_records(entropy=3.0, completion_length_mean=9.0), "GRPO")
     titles = [axes.get_title("left") or axes.get_title() for axes in figure.axes]
     assert titles == [
-        "mean reward",
+        "mean reward (football)",
         "KL to the reference (nats per token)",
         "entropy (nats per token)",
         "mean completion length (tokens)",
@@ -169,11 +169,31 @@ def test_the_spread_of_rewards_is_a_band():
     assert not grpo_chart(grpo_records(reward_std=None), "GRPO").axes[0].collections
 
 
-def test_the_football_share_is_drawn_where_it_is_not_the_reward():
-    same = [record | {"football_share": record["reward_mean"]} for record in grpo_records()]
-    assert list(labelled_lines(grpo_chart(same, "GRPO").axes[0])) == ["mean reward"]
-    other = [record | {"football_share": 0.9} for record in grpo_records()]
-    assert list(labelled_lines(grpo_chart(other, "GRPO").axes[0])) == ["mean reward", "football share"]
+def test_the_reward_is_drawn_under_its_own_name_and_nothing_over_it():
+    records = [record | {"football_share": 0.9} for record in grpo_records(reward_std=0.2)]
+    reward = grpo_chart(records, "GRPO", "/far/away/rewards.py:short").axes[0]
+    assert (reward.get_title("left") or reward.get_title()) == "mean reward (rewards.py:short) ± deviation"
+    assert len(reward.lines) == 1 and reward.get_legend() is None
+
+
+def test_rewards_that_are_all_unknown_still_make_a_chart():
+    records = [{"step": i, "reward_mean": None, "reward_std": None, "completion_length_mean": 9.0} for i in (1, 2, 3)]
+    figure = grpo_chart(records, "GRPO", "mine.py:score")
+    figure.draw_without_rendering()
+    reward, length = figure.axes
+    assert not reward.lines and reward.texts[0].get_text() == "no completion could be scored"
+    assert len(length.lines[0].get_xdata()) == 3
+    assert figure.get_suptitle() == "GRPO\nnothing scored"
+
+
+@pytest.mark.parametrize(("asked", "label"), [(".es/", ".es validation"), ("", "SFT validation")])
+def test_the_second_validation_curve_is_named_after_what_sft_asks_for(asked, label, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("faisca.plots._save", lambda figure, path: drawn.append(figure))
+    write(tmp_path, training_records())
+    (tmp_path / "config.toml").write_text(f'[sft]\nurl_contains = "{asked}"\n')
+    draw_charts(tmp_path)
+    assert label in labelled_lines(drawn[0].axes[0]) and ".pt validation" not in labelled_lines(drawn[0].axes[0])
 
 
 def test_rewards_of_any_range_fit():

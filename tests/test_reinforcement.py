@@ -276,7 +276,7 @@ def watched(run, rewards, updates=(), completions=None) -> dict:
     completions = completions or [[1, end], [1, 2], [1, 2, 3], [end], [1, end], [1, 2], [1, 2, 3], [end]]
     rollout = Rollout(["", "O "] * 4, [[end]] * 8, completions)
     answers = ["golo", "a", "b", "c", "golo", "a", "b", "d"]
-    return watch(run, rollout, answers, np.array(rewards, float), list(updates))
+    return watch(run, rollout, answers, np.array(rewards, float), np.arange(8) / 8, list(updates))
 
 
 def test_a_step_is_watched(run):
@@ -289,6 +289,8 @@ def test_a_step_is_watched(run):
     lengths = [measured[f"completion_length_{name}"] for name in ("mean", "min", "max")]
     assert lengths == [2.0, 1, 3] and measured["truncated_share"] == 0.5
     assert measured["sample"] == run.tokenizer.decode([1])  # that of the highest reward
+    assert measured["best"] == {"text": measured["sample"], "reward": 1.0, "advantage": 4 / 8}
+    assert measured["worst"]["reward"] == 0.0 and measured["worst"]["advantage"] == 0.0
 
 
 @pytest.mark.parametrize(

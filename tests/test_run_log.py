@@ -278,6 +278,41 @@ def test_a_terminal_gets_a_live_bar_that_fits(tmp_path, columns):
     assert any("━" in line and "10,000 tokens/s  1.0 GB" in line for line in frames) == (columns == 100)
 
 
+NOTES = """
+import sys, time
+from pathlib import Path
+from faisca.run_log import RunLog
+
+with RunLog(Path(sys.argv[1])) as log:
+    log.say("palavra " * 20)
+    log.say("faisca " + "comando " * 12, whole=True)
+    with log.track("grpo", 2) as tracker:
+        for done in (1, 2):
+            time.sleep(0.11)
+            tracker.update(done, [(f"best {done}", "[bold]golo[/] :smile: \\x1b[2J" + "longo " * 20)], reward=1.0)
+"""
+
+
+def test_notes_stand_below_the_bar_as_text_and_lines_break_at_words(tmp_path):
+    written = run_in_terminal([sys.executable, "-c", NOTES, str(tmp_path)], 50)
+    assert "\x1b[2J" not in written
+    frames = [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))]
+    assert frames.count("palavra palavra palavra palavra palavra palavra") == 3
+    assert "faisca " + "comando " * 11 + "comando" in frames  # to be copied, in one piece
+    for done in (1, 2):
+        at = frames.index(f"  best {done}")
+        assert f" {done}/2 " in frames[at - 1] and frames[at + 1].startswith("    [bold]golo[/] :smile:")
+        assert frames[at + 1].endswith("…") and len(frames[at + 1]) <= 50
+
+
+def test_plain_notes_are_a_line_each(tmp_path, capsys):
+    with RunLog(tmp_path) as log, log.track("grpo", 1) as tracker:
+        tracker.update(1, [("best  reward 1.00", "[b]golo\x1b[2J\n fim"), ("worst", "x" * 200)], reward=0.5)
+    first, best, worst = capsys.readouterr().out.splitlines()
+    assert first.startswith("grpo  1/1  reward 0.50") and best == "  best  reward 1.00  [b]golo [2J fim"
+    assert worst == "  worst  " + "x" * 159 + "…"
+
+
 def test_no_color_is_respected(tmp_path):
     coloured = re.compile(r"\x1b\[[0-9;]*(3[0-9]|9[0-7])[0-9;]*m")
     command = [sys.executable, "-c", LIVE, str(tmp_path)]

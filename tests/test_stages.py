@@ -214,7 +214,7 @@ def test_a_reward_that_fails_in_training_stops_with_one_line_that_names_it(folde
     reward = tmp_path / "mine.py"
     reward.write_text("def score(completions):\n    return [1.0]\n")
     options = ("--from", folder, "--grpo.reward", f"{reward}:score", "--out", tmp_path / "new")
-    assert f"{reward}:score' returned (1,) numbers for 4 completions" in complaint(capsys, "grpo", *TINY, *options)
+    assert f"{reward}:score' returned (1,) numbers for 8 completions" in complaint(capsys, "grpo", *TINY, *options)
 
 
 def test_a_reward_that_scores_nothing_moves_the_model_by_kl_alone(folder, tmp_path, capsys):
@@ -224,6 +224,64 @@ def test_a_reward_that_scores_nothing_moves_the_model_by_kl_alone(folder, tmp_pa
     assert main([str(option) for option in ("grpo", *TINY, *options)]) == 0
     assert [line["reward_mean"] for line in records(tmp_path / "new", "grpo", "reward_mean")] == [None, None]
     assert same_arrays(weights(tmp_path / "new", "grpo"), weights(folder, "grpo"))
+    said = capsys.readouterr().out
+    assert said.count("the reward is NaN for every completion") == 1 and "no completion could be scored" in said
+    assert re.search(r"reward \(mine.py:score\) +–", said) and "football" not in said
+    assert (tmp_path / "new" / "charts" / "grpo.png").stat().st_size > 5000
+
+
+def test_a_reward_of_ones_own_is_in_the_summary(folder, tmp_path, capsys):
+    reward = tmp_path / "mine.py"
+    reward.write_text("def score(completions):\n    return [float(len(text)) for text in completions]\n")
+    options = ("--from", folder, "--grpo.reward", f"{reward}:score", "--out", tmp_path / "new")
+    assert main([str(option) for option in ("grpo", *TINY, *options)]) == 0
+    summary = json.loads((tmp_path / "new" / "summary.json").read_text())
+    (entry,) = summary["stages"]
+    assert summary["reward"] == f"{reward}:score"
+    assert all(entry[f"reward_{name}"] > 0 for name in ("before", "after", "std_before", "std_after"))
+    for line in records(tmp_path / "new", "grpo", "best"):
+        assert line["best"]["text"] == line["sample"] and line["best"]["reward"] >= line["worst"]["reward"]
+    assert "\n  best   reward " in capsys.readouterr().out
+
+
+# --- from a run: its own data, or a word about others -------------------------------------------
+
+
+def test_from_a_run_measures_on_the_runs_own_titles_and_says_where_not(folder, tmp_path, capsys):
+    rows = [
+        {"title": f"Governo aprova medida {i}", "language": "pt", "requested_url": f"https://x.pt/{i}"}
+        for i in range(900)
+    ]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    base = tmp_path / "base"
+    short = ("--pretrain.max-steps", "1", "--sft.max-steps", "1", "--sample.prompt", "O Porto")
+    assert main(["pretrain", *TINY, *short, "--data", str(data), "--out", str(base)]) == 0
+    said = capsys.readouterr().out
+    assert "--prompt 'O Porto'" in said
+    device = ("--backend", "torch", "--device", "cpu")
+    assert main(["sft", "--from", str(base), *device, "--out", str(tmp_path / "own")]) == 0
+    said = capsys.readouterr().out
+    assert f"its data, {data}\n" in said and "titles from 900 rows" in said
+    config = read_config(tmp_path / "own" / "config.toml")
+    assert (config.data.window, config.sample.prompt, config.sft.max_steps) == (32, "O Porto", 1)
+    ours, theirs = (json.loads((tmp_path / name / "summary.json").read_text())["stages"][0] for name in ("own", "base"))
+    assert ours["validation_loss_before"] == theirs["validation_loss_after"]
+    argv = ("sft", "--from", str(base), *device, "--data", "sample", "--out", str(tmp_path / "other"))
+    assert main(list(argv)) == 0
+    assert f"data: sample, not its own ({data}): losses cannot be compared" in capsys.readouterr().out
+    data.unlink()
+    line = complaint(capsys, "sft", "--from", base, *device, "--out", tmp_path / "gone")
+    assert f"was trained on {data}, which does not exist here: name it with --data PATH" in line
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_second_run_shows_no_bar_for_cached_titles(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FAISCA_CACHE_DIR", str(tmp_path / "cache"))
+    for name, bars in (("first", 3), ("second", 0)):
+        assert main(["pretrain", *TINY, "--pretrain.max-steps", "1", "--out", str(tmp_path / name)]) == 0
+        said = capsys.readouterr().out
+        assert said.count("tokenising ") == bars and said.count("tokenising pretrain titles") == bars // 3
 
 
 # --- the other twin -----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -140,6 +141,28 @@ def test_measures_that_no_stage_has_are_left_out(summary):
     assert ".pt" not in text
     assert "before" not in text
     assert "bits per byte" in text
+
+
+def own_reward(summary: dict, **measured: float | None) -> dict:
+    summary |= {"reward": "/a/long/way/rewards.py:short", "sft_url_contains": ".es/"}
+    names = ("reward_before", "reward_after", "reward_std_before", "reward_std_after")
+    for each in summary["stages"]:
+        each |= dict.fromkeys(names) | measured
+    return summary
+
+
+def test_a_reward_of_ones_own_is_shown_instead_of_football(summary):
+    measured = {"reward_before": 0.0833, "reward_after": 0.96, "reward_std_before": 0.279, "reward_std_after": 0.196}
+    text = printed(own_reward(summary, **measured))
+    assert re.search(r"reward \(rewards.py:short\)( +0.083 → 0.960){3}\n", text)
+    assert re.search(r"its spread( +0.279 → 0.196){3} *\n", text)
+    assert ".es validation loss" in text and "football" not in text and ".pt" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_reward_that_scored_nothing_has_its_row(summary):
+    text = printed(own_reward(summary))
+    assert re.search(r"reward \(rewards.py:short\)( +–){3}", text) and "its spread" not in text
 
 
 def test_markdown_is_the_same_table(summary):

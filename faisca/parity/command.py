@@ -175,7 +175,7 @@ def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> N
     console.print(f"compared with {yardstick}, on a model of {count_parameters(case.model):,} parameters:")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("rung", "what", "side"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=heading != "what")  # in a narrow terminal this one takes two lines
     for heading in ("largest", "allowed", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
