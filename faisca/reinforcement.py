@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import Learner, Model, Rollouts, Sampling
+from faisca.backend import Learner, Metrics, Model, Rollouts, Sampling
 from faisca.checkpoint import Checkpoint
 from faisca.config import GRPOConfig
 from faisca.evaluation import count_completions, kl_divergence
@@ -125,7 +125,8 @@ def log_probs(run: Run, scorer: Model, rollouts: Rollouts) -> np.ndarray:
 
 def update_policy(run: Run, learner: Learner, rollouts: Rollouts, step: int, rate: float) -> list[dict[str, float]]:
     """`grpo.epochs` passes over the rollouts in minibatches; a minibatch with nothing to learn from is left out."""
-    config, metrics, left = run.config.grpo, [], has_left_reference(rollouts)
+    config, left = run.config.grpo, has_left_reference(rollouts)
+    metrics: list[Metrics] = []
     for epoch in range(config.epochs):
         turn = step * config.epochs + epoch
         order = permutation(run.config.run.seed, "order of grpo completions", len(rollouts.tokens), turn)

@@ -15,8 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from faisca.backend import Sampling
+from faisca_mlx.losses import project
 from faisca_mlx.model import GPT, KeyValueCache
-from faisca_mlx.train import precision, to_device
+from faisca_mlx.train import to_device
 
 
 def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:
@@ -67,8 +68,7 @@ def generate(
     def next_column(tokens: mx.array, position: int) -> mx.array:
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
-        with precision(model):
-            logits_RV = model(tokens, cache)[:, -1] @ model.head_VD.T
+        logits_RV = project(model(tokens, cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, mx.array(uniforms_R), sampling)
         if (nth_new < 0).any():
             given = np.array([(prompts[row] + [0] * position)[position] for row in rows])

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from faisca.backend import Sampling
+from faisca_torch.losses import project
 from faisca_torch.model import GPT, KeyValueCache
-from faisca_torch.train import precision, to_device
+from faisca_torch.train import to_device
 
 
 def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
@@ -63,8 +64,7 @@ def generate(
     while len(rows):
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
-        with precision(model):
-            logits_RV = _project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
+        logits_RV = project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
         for i in np.flatnonzero(nth_new < 0):
             chosen[i] = prompts[rows[i]][position]
@@ -77,10 +77,3 @@ def generate(
         if len(stays) < len(rows):
             cache.keep(stays)
         rows, tokens = rows[stays], chosen[stays, None]
-
-
-def _project(hidden_RD: Tensor, head_VD: Tensor) -> Tensor:
-    """Logits [R, V]. On the CPU, MKL takes five times as long for a single row as for two, the head on the left."""
-    if len(hidden_RD) > 1 or hidden_RD.device.type != "cpu":
-        return hidden_RD @ head_VD.T
-    return (head_VD @ hidden_RD.repeat(2, 1).T)[:, :1].T
