@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from faisca.backend import Runtime
+from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.fast_blas import load_fast_blas
@@ -57,6 +57,8 @@ def _choose_device(wanted: str) -> tuple[str, str]:
 
 
 def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
+    if wanted == "bfloat16":
+        return wanted, f"dtype bfloat16: asked for; {BFLOAT16}, and the product that makes logits"
     if wanted != "auto":
         return wanted, f"dtype {wanted}: asked for"
     if device == "cpu":
