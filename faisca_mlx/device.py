@@ -63,7 +63,7 @@ def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
         return wanted, f"dtype {wanted}: asked for"
     if device == "cpu":
         return "float32", "dtype float32: bfloat16 products do not use the BLAS on the CPU"
-    return "float32", "dtype float32: equal to the torch twin's; --run.dtype bfloat16 halves the activations"
+    return "float32", "dtype float32: equal to the torch twin's; --run.dtype bfloat16 nearly halves the activations"
 
 
 def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
