@@ -21,6 +21,10 @@ from faisca.errors import FaiscaError
 
 PLACES = 64
 """the counts of positions whose log-probabilities are computed are multiples of this"""
+BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream, softmax and all sums in float32"
+"""what a runtime's dtype bfloat16 means, in either twin"""
+UNIT = 2**30
+"""samplers add probabilities up as multiples of 1 / UNIT: int32, the widest integer that every device can scan"""
 KEPT = 2**26
 """exponentials that a twin may keep for the backward pass of log-probabilities: 0.27 GB in float32"""
 
@@ -38,7 +42,7 @@ class Runtime:
     device: str
     """the framework's name for the device: cpu, cuda, mps, gpu"""
     dtype: str
-    """float32 or bfloat16: activations only, weights and optimiser state are float32"""
+    """float32 or bfloat16 (see BFLOAT16); weights and optimiser state are float32 in both"""
     compile: bool
     """whether the training step is compiled"""
     loss_chunk: int = 512

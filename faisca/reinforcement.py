@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import Learner, Model, Rollouts, Sampling
+from faisca.backend import Learner, Metrics, Model, Rollouts, Sampling
 from faisca.checkpoint import Checkpoint
 from faisca.config import GRPOConfig
 from faisca.evaluation import count_completions, kl_divergence
@@ -129,26 +129,30 @@ def log_probs(run: Run, scorer: Model, rollouts: Rollouts) -> np.ndarray:
 
 def update_policy(run: Run, learner: Learner, rollouts: Rollouts, step: int, rate: float) -> list[dict[str, float]]:
     """`grpo.epochs` passes over the rollouts in minibatches; a minibatch with nothing to learn from is left out."""
-    config, metrics = run.config.grpo, []
-    if not has_signal(rollouts, config):
-        return []
+    config, left = run.config.grpo, has_left_reference(rollouts)
+    metrics: list[Metrics] = []
     for epoch in range(config.epochs):
         turn = step * config.epochs + epoch
         order = permutation(run.config.run.seed, "order of grpo completions", len(rollouts.tokens), turn)
         for rows in order.reshape(-1, config.minibatch_size):
             part = select(rollouts, rows)
-            if part.step_tokens:  # with an empty mask, Adam's momentum alone would move the weights
+            if has_signal(part, config, left or bool(metrics)):  # the first update leaves the reference
                 metrics.append(run.backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
     return run.backend.read_metrics(metrics=metrics)
 
 
-def has_signal(rollouts: Rollouts, config: GRPOConfig) -> bool:
-    """Whether there is a gradient: some advantage, or a policy that has left its reference.
+def has_signal(rollouts: Rollouts, config: GRPOConfig, left_reference: bool) -> bool:
+    """Whether there is a gradient: an advantage under the mask, or with a KL weight a policy away from its reference.
 
-    Else it is rounding noise, at which Adam would take full steps.
+    Else it is 0 or rounding noise, and Adam would take full steps at the noise, and its momentum at 0.
     """
-    drift = np.where(rollouts.mask > 0, rollouts.old_log_probs - rollouts.reference_log_probs, 0.0)
-    return bool(rollouts.advantages.any() or (config.kl_weight and drift.any()))
+    counted = rollouts.mask.any(axis=1)
+    return bool(rollouts.advantages[counted].any() or (config.kl_weight and left_reference and counted.any()))
+
+
+def has_left_reference(rollouts: Rollouts) -> bool:
+    """Whether the policy that sampled differs from the reference in any token that counts."""
+    return bool(((rollouts.old_log_probs != rollouts.reference_log_probs) & (rollouts.mask > 0)).any())
 
 
 def select(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:

@@ -2,6 +2,7 @@
 
 Tokens are drawn by the inverse of the cumulative distribution, in the order of token ids, from
 uniform numbers that the core supplies: the same numbers give the same tokens in both twins.
+Probabilities are integers, so that their sums are exact, in any order and on any device.
 Rows of different prompt lengths start together: the shorter ones sample while the longer ones
 still read their prompts, so every row is at the same position and nothing is padded. The next
 column is computed while the host reads the last one, so a row that ends costs one column more.
@@ -14,13 +15,14 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from faisca.backend import Sampling
+from faisca.backend import UNIT, Sampling
+from faisca_mlx.losses import project
 from faisca_mlx.model import GPT, KeyValueCache
-from faisca_mlx.train import precision, to_device
+from faisca_mlx.train import to_device
 
 
 def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:
-    """Probabilities and token ids [R, S] of the candidates, in the order of token ids.
+    """Probabilities, int32 multiples of 1 / UNIT, and token ids [R, S] of the candidates, in the order of token ids.
 
     The top_k likeliest are taken first (0: all); of these, the likeliest that together reach
     top_p, the one that crosses it included, keep their probability and the rest get 0.
@@ -28,16 +30,17 @@ def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: fl
     V = logits_RV.shape[1]
     scaled = logits_RV.astype(mx.float32) / temperature
     if not 0 < top_k < V and top_p >= 1:
-        return mx.softmax(scaled, axis=1), mx.broadcast_to(mx.arange(V), scaled.shape)
+        return _probabilities(scaled), mx.broadcast_to(mx.arange(V), scaled.shape)
     k = min(top_k or V, V)
     ids = mx.argpartition(-scaled, k - 1, axis=1)[:, :k] if k < V else mx.broadcast_to(mx.arange(V), scaled.shape)
     ids = mx.sort(ids, axis=1)
-    probs = mx.softmax(mx.take_along_axis(scaled, ids, axis=1), axis=1)
+    scaled = mx.take_along_axis(scaled, ids, axis=1)
+    probs = _probabilities(scaled)
     if top_p < 1:
-        likeliest_first = mx.argsort(-probs, axis=1)
+        likeliest_first = mx.argsort(-scaled, axis=1)
         sorted_probs = mx.take_along_axis(probs, likeliest_first, axis=1)
         before = mx.cumsum(sorted_probs, axis=1) - sorted_probs  # probability of the likelier ones
-        kept = mx.where(before < top_p, sorted_probs, 0.0)
+        kept = mx.where(before < round(top_p * UNIT), sorted_probs, 0)
         probs = mx.take_along_axis(kept, mx.argsort(likeliest_first, axis=1), axis=1)
     return probs, ids
 
@@ -48,9 +51,14 @@ def sample(logits_RV: mx.array, uniforms_R: mx.array, sampling: Sampling) -> mx.
         return logits_RV.argmax(axis=1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
     cumulative = mx.cumsum(probs_RS, axis=1)
-    threshold = uniforms_R[:, None] * cumulative[:, -1:]
-    picked = mx.minimum((cumulative <= threshold).sum(axis=1, keepdims=True), ids_RS.shape[1] - 1)
-    return mx.take_along_axis(ids_RS, picked, axis=1).squeeze(1)
+    total = cumulative[:, -1:].astype(mx.int64)
+    threshold = (uniforms_R[:, None] * 2**24).astype(mx.int64) * total >> 24  # a float32 uniform has 24 bits
+    picked = (cumulative <= threshold.astype(mx.int32)).sum(axis=1, keepdims=True)
+    return mx.take_along_axis(ids_RS, mx.minimum(picked, ids_RS.shape[1] - 1), axis=1).squeeze(1)
+
+
+def _probabilities(scaled_RS: mx.array) -> mx.array:
+    return mx.round(mx.softmax(scaled_RS, axis=1) * UNIT).astype(mx.int32)
 
 
 def generate(
@@ -67,8 +75,7 @@ def generate(
     def next_column(tokens: mx.array, position: int) -> mx.array:
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
-        with precision(model):
-            logits_RV = model(tokens, cache)[:, -1] @ model.head_VD.T
+        logits_RV = project(model(tokens, cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, mx.array(uniforms_R), sampling)
         if (nth_new < 0).any():
             given = np.array([(prompts[row] + [0] * position)[position] for row in rows])

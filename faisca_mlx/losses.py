@@ -7,7 +7,11 @@ by chunk, because its upstream gradient is one number; the log-probabilities of 
 upstream gradient per token, so they keep their exponentials where these are few, and else compute
 them again.
 
-Shapes: N tokens, D model width, V vocabulary. With p = softmax(logits):
+In bfloat16 the factors of every product are bfloat16. Logits, softmax, losses and whatever is added
+up over chunks or positions is float32: MLX has no float32 product of bfloat16 factors, so the logits
+multiply the rounded factors in float32, and the two products of the gradient round their results.
+
+Shapes: N tokens, D model width, V vocabulary; n rows of a chunk. With p = softmax(logits):
 d(-log p[target]) / d logits = p - one_hot(target).
 """
 
@@ -22,6 +26,11 @@ BLOCK = 16
 """numbers that are added one after the other, at most"""
 
 
+def project(hidden_nD: mx.array, head_VD: mx.array) -> mx.array:
+    """Logits [n, V], in float32: of hidden states and of the head rounded to their dtype."""
+    return hidden_nD.astype(mx.float32) @ head_VD.astype(hidden_nD.dtype).astype(mx.float32).T
+
+
 def linear_cross_entropy(
     hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, with_gradients: bool
 ) -> mx.array:
@@ -29,7 +38,6 @@ def linear_cross_entropy(
 
     Without gradients two thirds of the matrix products fall away.
     """
-    head_VD = head_VD.astype(hidden_ND.dtype)
     if not with_gradients:
         return _loss(hidden_ND, head_VD, targets_N, chunk)
 
@@ -39,8 +47,8 @@ def linear_cross_entropy(
 
     @loss_and_gradients.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        upstream, (_, d_hidden_ND, d_head_VD) = cotangents[0].astype(hidden_ND.dtype), outputs
-        return upstream * d_hidden_ND, upstream * d_head_VD
+        upstream, (_, d_hidden_ND, d_head_VD) = cotangents[0], outputs
+        return (upstream * d_hidden_ND).astype(hidden_ND.dtype), upstream * d_head_VD
 
     return loss_and_gradients(hidden_ND, head_VD)[0]
 
@@ -65,7 +73,7 @@ def linear_log_probs(
             hidden_ND, head_VD, targets_N, peaks_N1, sums_N1, kept, scaled_N1, temperature, chunk
         )
 
-    log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head_VD.astype(hidden_ND.dtype))
+    log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head_VD)
     return log_probs_N, mx.stop_gradient(entropies_N)
 
 
@@ -73,7 +81,7 @@ def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: in
     losses: list[mx.array] = []
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], losses[-1:])[0] if losses else hidden_ND[rows]
-        logits, target = (hidden @ head_VD.T).astype(mx.float32), targets_N[rows]
+        logits, target = project(hidden, head_VD), targets_N[rows]
         picked = mx.take_along_axis(logits, mx.maximum(target, 0)[:, None], axis=1).squeeze(1)
         peak = logits.max(axis=1, keepdims=True)
         log_sums = peak.squeeze(1) + mx.log(_row_sums(mx.exp(logits - peak)))  # mx.logsumexp adds one by one
@@ -84,25 +92,47 @@ def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: in
 def _loss_and_gradients(
     hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int
 ) -> tuple[mx.array, mx.array, mx.array]:
-    losses, d_hidden, d_head_VD = [], [], None
-    valid_N1, target_N = (targets_N >= 0)[:, None].astype(hidden_ND.dtype), mx.maximum(targets_N, 0)
+    losses: list[mx.array] = []
+    d_hidden: list[mx.array] = []
+    d_head_VD, valid_N1, target_N = mx.zeros_like(head_VD), targets_N[:, None] >= 0, mx.maximum(targets_N, 0)
     for rows in _chunks(len(targets_N), chunk):
-        hidden = hidden_ND[rows]
-        if d_head_VD is not None:  # all of the last chunk first: what still waited would keep its logits alive
+        hidden, target = hidden_ND[rows], target_N[rows]
+        if losses:  # all of the last chunk first: what still waited would keep its logits alive
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]
-        logits = hidden @ head_VD.T
-        picked = mx.take_along_axis(logits, target_N[rows, None], axis=1).astype(mx.float32)
+        logits = project(hidden, head_VD)
+        picked = mx.take_along_axis(logits, target[:, None], axis=1)
         peak = logits.max(axis=1, keepdims=True)
         exps = mx.exp(logits - peak)  # the one exponential a logit
-        sums = _row_sums(exps.astype(mx.float32))[:, None]
+        sums = _row_sums(exps)[:, None]
         losses.append((peak + mx.log(sums) - picked) * valid_N1[rows])
-        share = (valid_N1[rows] / sums).astype(hidden.dtype)  # p = exps / sums, applied to the narrow side
-        d_hidden.append((exps @ head_VD) * share)
-        d_head = exps.T @ (hidden * share)
-        d_head_VD = d_head if d_head_VD is None else d_head_VD + d_head
-    d_hidden_ND = mx.concatenate(d_hidden) - head_VD[target_N] * valid_N1
-    assert d_head_VD is not None
-    return _total(mx.concatenate(losses)), d_hidden_ND, d_head_VD.at[target_N].add(-hidden_ND * valid_N1)
+        narrow = exps.astype(hidden.dtype)
+        d_rows, d_head_VD = _add_gradients(narrow, sums, target, valid_N1[rows], hidden, head_VD, d_head_VD)
+        d_hidden.append(d_rows)
+    return _total(mx.concatenate(losses)), mx.concatenate(d_hidden), d_head_VD
+
+
+def _add_gradients(
+    exps_nV: mx.array,
+    sums_n1: mx.array,
+    target_n: mx.array,
+    weight_n1: mx.array,
+    hidden_nD: mx.array,
+    head_VD: mx.array,
+    d_head_VD: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """The gradient of hidden states [n, D] for rows of so much weight, and the head's with theirs added; float32.
+
+    p = exps / sums, with the division on the narrow side of the products. The head's gradient is a
+    small difference of two large sums over positions, so the one-hot is subtracted before the product
+    rounds: the exponentials become (p - one_hot) · sums.
+    """
+    share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
+    narrow_VD = head_VD.astype(exps_nV.dtype)
+    d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * weight_n1
+    error_n1 = mx.take_along_axis(exps_nV, picked_n1, axis=1) - sums_n1
+    errors_nV = mx.put_along_axis(exps_nV, picked_n1, error_n1.astype(exps_nV.dtype), axis=1)
+    shared_hidden_nD = (hidden_nD * share_n1).astype(exps_nV.dtype)
+    return d_hidden_nD, d_head_VD + (errors_nV.T @ shared_hidden_nD).astype(mx.float32)
 
 
 def _log_probs_and_entropies(
@@ -114,7 +144,7 @@ def _log_probs_and_entropies(
     keep = len(targets_N) * len(head_VD) <= KEPT
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
-        logits = _scaled_logits(hidden, head_VD, temperature)
+        logits = project(hidden, head_VD) / temperature
         peak = logits.max(axis=1, keepdims=True)
         scores = logits - peak
         exps = mx.exp(scores)  # the one exponential a logit
@@ -123,7 +153,7 @@ def _log_probs_and_entropies(
         entropies = mx.log(sums) - _row_sums(exps * scores)[:, None] / sums
         found.append([log_p, entropies, peak, sums])
         if keep:
-            kept.append(exps)
+            kept.append(exps.astype(hidden.dtype))
     log_probs_N1, entropies_N1, peaks_N1, sums_N1 = (mx.concatenate(parts) for parts in zip(*found, strict=True))
     return log_probs_N1.squeeze(1), entropies_N1.squeeze(1), peaks_N1, sums_N1, *kept
 
@@ -139,25 +169,17 @@ def _log_probs_gradients(
     temperature: float,
     chunk: int,
 ) -> tuple[mx.array, mx.array]:
-    d_hidden, d_head_VD = [], None
-    shares_N1 = (scaled_N1 / sums_N1).astype(hidden_ND.dtype)  # p = exps / sums, on the narrow side
-    shared_hidden_ND, scaled_N1 = hidden_ND * shares_N1, scaled_N1.astype(hidden_ND.dtype)
+    d_hidden: list[mx.array] = []
+    d_head_VD, weights_N1 = mx.zeros_like(head_VD), -scaled_N1
     for i, rows in enumerate(_chunks(len(targets_N), chunk)):
         hidden = hidden_ND[rows]
-        if d_head_VD is not None:
+        if d_hidden:
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
-        exps = kept[i] if kept else mx.exp(_scaled_logits(hidden, head_VD, temperature) - peaks_N1[rows])
-        exps = exps.astype(hidden.dtype)
-        d_hidden.append(exps @ head_VD)
-        d_head = exps.T @ shared_hidden_ND[rows]
-        d_head_VD = -d_head if d_head_VD is None else d_head_VD - d_head
-    assert d_head_VD is not None
-    d_hidden_ND = head_VD[targets_N] * scaled_N1 - mx.concatenate(d_hidden) * shares_N1
-    return d_hidden_ND, d_head_VD.at[targets_N].add(hidden_ND * scaled_N1)
-
-
-def _scaled_logits(hidden_nD: mx.array, head_VD: mx.array, temperature: float) -> mx.array:
-    return (hidden_nD @ head_VD.T).astype(mx.float32) / temperature
+        exps = kept[i] if kept else mx.exp(project(hidden, head_VD) / temperature - peaks_N1[rows])
+        exps, sums, target = exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows]
+        d_rows, d_head_VD = _add_gradients(exps, sums, target, weights_N1[rows], hidden, head_VD, d_head_VD)
+        d_hidden.append(d_rows)
+    return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
 
 
 def _total(values: mx.array) -> mx.array:

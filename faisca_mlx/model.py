@@ -1,5 +1,8 @@
 """A GPT-2-style decoder (Radford et al. 2019), blocks in forward order.
 
+In bfloat16 only the factors of matrix products are, and what lies between two products of a branch:
+weights, embeddings, the residual stream and norms stay float32, and so does every sum.
+
 Shapes: B rows, T positions, D model width, H heads, K head width, V vocabulary. Modules are named
 so that `parameters()` has the canonical names of `faisca.parameters`.
 """
@@ -56,14 +59,37 @@ class _Dropout(nn.Module):
         return mx.random.bernoulli(1 - self.rate, x.shape, key=random_key) * x * (1 / (1 - self.rate))
 
 
+class LayerNorm(nn.LayerNorm):
+    """Normalises the float32 residual stream, and hands on the runtime's dtype: that of the products that follow."""
+
+    def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
+        super().__init__(config.dim, eps=config.norm_epsilon)
+        self.narrow = runtime.dtype == "bfloat16"
+
+    def __call__(self, x_BTD: mx.array) -> mx.array:
+        normed_BTD = super().__call__(x_BTD)
+        return normed_BTD.astype(mx.bfloat16) if self.narrow else normed_BTD
+
+
+class Linear(nn.Linear):
+    """Multiplies in the dtype of its input; the weights are float32, and so is what adds up their gradients."""
+
+    def __call__(self, x_BTD: mx.array) -> mx.array:
+        if x_BTD.dtype == self.weight.dtype:
+            return super().__call__(x_BTD)
+        y_BTD = x_BTD @ self.weight.astype(x_BTD.dtype).T
+        # a bias in bfloat16 would have a gradient that is summed over all positions in bfloat16
+        return (y_BTD + self.bias).astype(x_BTD.dtype) if "bias" in self else y_BTD
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection to queries, keys and values."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.in_proj = Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
+        self.out_proj = Linear(config.dim, config.dim, bias=config.attention_bias)
         self.dropout = _Dropout(config.attention_dropout)
 
     def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None, random_key: mx.array | None = None) -> mx.array:
@@ -74,8 +100,9 @@ class Attention(nn.Module):
             key, value = cache.append(self.layer, key, value, self.config.context)
         scale, mask = self.config.head_dim**-0.5, "causal" if T > 1 else None
         if self.training and self.config.attention_dropout:  # the fused kernel has no dropout
-            scores_BHTT = (scale * query) @ key.swapaxes(2, 3) + _causal_bias(T, query.dtype)
-            attended_BHTK = self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True), random_key) @ value
+            scores_BHTT = ((scale * query) @ key.swapaxes(2, 3)).astype(mx.float32) + _causal_bias(T)
+            shares_BHTT = mx.softmax(scores_BHTT, axis=-1).astype(value.dtype)
+            attended_BHTK = self.dropout(shares_BHTT, random_key) @ value
         else:
             attended_BHTK = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
         return self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, D))
@@ -87,8 +114,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = nn.gelu_approx if config.activation == "gelu_tanh" else nn.gelu
-        self.up = nn.Linear(config.dim, config.hidden_dim)
-        self.down = nn.Linear(config.hidden_dim, config.dim)
+        self.up = Linear(config.dim, config.hidden_dim)
+        self.down = Linear(config.hidden_dim, config.dim)
 
     def __call__(self, x_BTD: mx.array) -> mx.array:
         return self.down(self.activation(self.up(x_BTD)))
@@ -97,11 +124,11 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm: each half normalises its input and adds its output to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.norm1 = LayerNorm(config, runtime)
         self.attention = Attention(config, layer)
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.norm2 = LayerNorm(config, runtime)
         self.feed_forward = FeedForward(config)
         self.dropout = _Dropout(config.dropout)
 
@@ -122,8 +149,8 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.dim)
         self.positional_embedding = nn.Embedding(config.context, config.dim)
         self.dropout = _Dropout(config.dropout)
-        self.transformer_blocks = [TransformerBlock(config, i) for i in range(config.num_layers)]
-        self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.transformer_blocks = [TransformerBlock(config, i, runtime) for i in range(config.num_layers)]
+        self.final_layer_norm = LayerNorm(config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
 
@@ -133,7 +160,7 @@ class GPT(nn.Module):
         return self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
 
     def __call__(self, tokens_BT: mx.array, cache: KeyValueCache | None = None) -> mx.array:
-        """Final hidden states [B, T, D] of token ids [B, T] that follow what the cache holds."""
+        """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start
         if end > self.config.context:  # MLX would read beyond the table, silently
@@ -160,5 +187,5 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     return model.eval()
 
 
-def _causal_bias(T: int, dtype: mx.Dtype) -> mx.array:
-    return nn.MultiHeadAttention.create_additive_causal_mask(T, dtype)
+def _causal_bias(T: int) -> mx.array:
+    return nn.MultiHeadAttention.create_additive_causal_mask(T)

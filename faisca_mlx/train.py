@@ -1,8 +1,7 @@
 """One training step, and the passes over a model that need no gradient."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca_mlx.losses import _total, linear_cross_entropy, linear_log_probs
+from faisca_mlx.losses import _total, linear_cross_entropy, linear_log_probs, project
 from faisca_mlx.model import GPT
 
 Metrics = dict[str, mx.array]
@@ -103,8 +102,7 @@ def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
 def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     """Token ids [B, T] -> logits, float32 [B, T, V]."""
     model.eval()
-    with precision(model):
-        return np.array((model(to_device(model, tokens)) @ model.head_VD.T).astype(mx.float32))
+    return np.array(project(model(to_device(model, tokens)), model.head_VD))
 
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
@@ -121,28 +119,13 @@ def shifted_log_probs(
 ) -> tuple[mx.array, mx.array]:
     """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]
-    with precision(model):
-        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)[places_N]
-        log_probs_N, entropies_N = linear_log_probs(
-            hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
-        )
+    hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)[places_N]
+    log_probs_N, entropies_N = linear_log_probs(
+        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
+    )
     zeros = mx.zeros(targets.size)
     log_probs, entropies = (zeros.at[places_N].add(found) for found in (log_probs_N, entropies_N))
     return log_probs.reshape(targets.shape), entropies.reshape(targets.shape)
-
-
-@contextlib.contextmanager
-def precision(model: GPT) -> Iterator[None]:
-    """The runtime's dtype for activations: weights cast to bfloat16 for the moment, nothing for float32."""
-    if model.runtime.dtype == "float32":
-        yield
-        return
-    weights = model.parameters()
-    model.update(tree_map(lambda value: value.astype(mx.bfloat16), weights))
-    try:
-        yield
-    finally:
-        model.update(weights)
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
@@ -167,11 +150,8 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
 
 
 def _summed_loss(model: GPT, inputs: mx.array, targets: mx.array, with_gradients: bool) -> mx.array:
-    with precision(model):
-        hidden_ND = model(inputs).flatten(0, 1)
-        return linear_cross_entropy(
-            hidden_ND, model.head_VD, targets.flatten(), model.runtime.loss_chunk, with_gradients
-        )
+    hidden_ND = model(inputs).flatten(0, 1)
+    return linear_cross_entropy(hidden_ND, model.head_VD, targets.flatten(), model.runtime.loss_chunk, with_gradients)
 
 
 def _clip(gradients: Any, largest: float) -> tuple[Any, mx.array]:

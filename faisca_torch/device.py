@@ -2,7 +2,7 @@
 
 import torch
 
-from faisca.backend import Runtime
+from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 
@@ -17,6 +17,8 @@ def open_runtime(*, config: RunConfig) -> Runtime:
     compiled, compile_reason = _choose_compile(config.compile, device)
     if compiled and device == "cpu":
         torch.use_deterministic_algorithms(True)  # else threads race to add to the embeddings' gradients
+    if dtype == "bfloat16":  # else cuBLAS may add up the parts of one product in bfloat16
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return Runtime(
         backend="torch",
         device=device,
@@ -58,10 +60,11 @@ def _choose_device(wanted: str) -> tuple[str, str]:
 
 
 def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
+    policy = BFLOAT16 + ("" if device == "cuda" else f", and on {device} the product that makes logits")
     if wanted != "auto":
-        return wanted, f"dtype {wanted}: asked for"
+        return wanted, f"dtype {wanted}: asked for" + (f"; {policy}" if wanted == "bfloat16" else "")
     if device == "cuda" and torch.cuda.is_bf16_supported():
-        return "bfloat16", "dtype bfloat16 for activations (autocast), float32 weights: tensor cores are there"
+        return "bfloat16", f"dtype bfloat16: tensor cores are there; {policy}"
     return "float32", f"dtype float32: bfloat16 is slower, or not safe, on {device}"
 
 

@@ -2,6 +2,7 @@
 
 Tokens are drawn by the inverse of the cumulative distribution, in the order of token ids, from
 uniform numbers that the core supplies: the same numbers give the same tokens in both twins.
+Probabilities are integers, so that their sums are exact, in any order and on any device.
 Rows of different prompt lengths start together: the shorter ones sample while the longer ones
 still read their prompts, so every row is at the same position and nothing is padded.
 
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faisca.backend import Sampling
+from faisca.backend import UNIT, Sampling
+from faisca_torch.losses import project
 from faisca_torch.model import GPT, KeyValueCache
-from faisca_torch.train import precision, to_device
+from faisca_torch.train import to_device
 
 
 def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities and token ids [R, S] of the candidates, in the order of token ids.
+    """Probabilities, int32 multiples of 1 / UNIT, and token ids [R, S] of the candidates, in the order of token ids.
 
     The top_k likeliest are taken first (0: all); of these, the likeliest that together reach
     top_p, the one that crosses it included, keep their probability and the rest get 0.
@@ -28,11 +30,12 @@ def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: floa
     V = logits_RV.shape[1]
     scaled = logits_RV.float() / temperature
     if not 0 < top_k < V and top_p >= 1:
-        return scaled.softmax(1), torch.arange(V, device=scaled.device).expand_as(scaled)
+        return _probabilities(scaled), torch.arange(V, device=scaled.device).expand_as(scaled)
     values, ids = scaled.topk(min(top_k or V, V), dim=1)  # likeliest first
-    probs = values.softmax(1)
-    before = probs.cumsum(1) - probs  # probability of the likelier ones
-    probs = probs.where(before < top_p, 0.0)
+    probs = _probabilities(values)
+    if top_p < 1:
+        before = probs.cumsum(1, dtype=torch.int32) - probs  # probability of the likelier ones
+        probs = probs.where(before < round(top_p * UNIT), 0)
     ids, order = ids.sort(1)
     return probs.gather(1, order), ids
 
@@ -42,10 +45,14 @@ def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         return logits_RV.argmax(1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
-    cumulative = probs_RS.cumsum(1)
-    threshold = uniforms_R[:, None] * cumulative[:, -1:]
-    picked = torch.searchsorted(cumulative, threshold, right=True).clamp(max=ids_RS.shape[1] - 1)
+    cumulative = probs_RS.cumsum(1, dtype=torch.int32)
+    threshold = ((uniforms_R * 2**24).long() * cumulative[:, -1] >> 24).int()  # a float32 uniform has 24 bits
+    picked = torch.searchsorted(cumulative, threshold[:, None], right=True).clamp(max=ids_RS.shape[1] - 1)
     return ids_RS.gather(1, picked).squeeze(1)
+
+
+def _probabilities(scaled_RS: Tensor) -> Tensor:
+    return (scaled_RS.softmax(1) * UNIT).round().int()
 
 
 @torch.inference_mode()
@@ -63,8 +70,7 @@ def generate(
     while len(rows):
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
-        with precision(model):
-            logits_RV = _project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
+        logits_RV = project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
         for i in np.flatnonzero(nth_new < 0):
             chosen[i] = prompts[rows[i]][position]
@@ -77,10 +83,3 @@ def generate(
         if len(stays) < len(rows):
             cache.keep(stays)
         rows, tokens = rows[stays], chosen[stays, None]
-
-
-def _project(hidden_RD: Tensor, head_VD: Tensor) -> Tensor:
-    """Logits [R, V]. On the CPU, MKL takes five times as long for a single row as for two, the head on the left."""
-    if len(hidden_RD) > 1 or hidden_RD.device.type != "cpu":
-        return hidden_RD @ head_VD.T
-    return (head_VD @ hidden_RD.repeat(2, 1).T)[:, :1].T

@@ -6,7 +6,11 @@ gradients in the forward pass, chunk by chunk, because its upstream gradient is 
 log-probabilities of GRPO have an upstream gradient per token, so they keep their exponentials
 where these are few, and else compute them again.
 
-Shapes: N tokens, D model width, V vocabulary. With p = softmax(logits):
+In bfloat16 the factors of every product are bfloat16. Logits, softmax, losses and whatever is added
+up over chunks or positions is float32: CUDA has a float32 product of bfloat16 factors; elsewhere the
+logits multiply the rounded factors in float32. The two products of the gradient round their results.
+
+Shapes: N tokens, D model width, V vocabulary; n rows of a chunk. With p = softmax(logits):
 d(-log p[target]) / d logits = p - one_hot(target).
 """
 
@@ -19,6 +23,11 @@ from torch import Tensor
 from faisca.backend import KEPT
 
 
+def project(hidden_nD: Tensor, head_VD: Tensor) -> Tensor:
+    """Logits [n, V], in float32: of hidden states and of the head rounded to their dtype."""
+    return _project(hidden_nD, head_VD, hidden_nD.new_empty(len(hidden_nD), len(head_VD), dtype=_wide(hidden_nD)))
+
+
 def linear_cross_entropy(
     hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
 ) -> Tensor:
@@ -26,7 +35,6 @@ def linear_cross_entropy(
 
     Without gradients two thirds of the matrix products fall away.
     """
-    head_VD = head_VD.to(hidden_ND.dtype)
     return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, chunk, with_gradients))
 
 
@@ -37,10 +45,7 @@ def linear_log_probs(
 
     Gradients flow through the log-probabilities only.
     """
-    return cast(
-        tuple[Tensor, Tensor],
-        _LinearLogProbs.apply(hidden_ND, head_VD.to(hidden_ND.dtype), targets_N, temperature, chunk),
-    )
+    return cast(tuple[Tensor, Tensor], _LinearLogProbs.apply(hidden_ND, head_VD, targets_N, temperature, chunk))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -48,33 +53,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
     ) -> Tensor:
-        N = len(hidden_ND)
-        wide = _wide(hidden_ND)
-        losses_N = torch.empty(N, dtype=wide, device=hidden_ND.device)
+        N, V = len(hidden_ND), len(head_VD)
+        narrow_head_VD = head_VD.to(hidden_ND.dtype)
+        losses_N, buffer = (
+            torch.empty(*shape, dtype=_wide(hidden_ND), device=hidden_ND.device) for shape in ((N,), (min(chunk, N), V))
+        )
         d_hidden_ND = torch.empty_like(hidden_ND) if with_gradients else None
         d_head_VD = torch.zeros_like(head_VD) if with_gradients else None
-        buffer = hidden_ND.new_empty(min(chunk, N), len(head_VD))
         for rows in _chunks(N, chunk):
             hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
-            logits = torch.mm(hidden, head_VD.T, out=buffer[: len(hidden)])
-            picked = logits.gather(1, target[:, None]).to(wide)
+            logits = _project(hidden, narrow_head_VD, buffer[: len(hidden)])
+            picked = logits.gather(1, target[:, None])
             peak = logits.amax(1, keepdim=True)
             exps = logits.sub_(peak).exp_()  # in place: the one pass over the chunk that costs
-            sums = exps.sum(1, keepdim=True, dtype=wide)
+            sums = exps.sum(1, keepdim=True)
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
             if d_hidden_ND is not None and d_head_VD is not None:
-                share = (valid / sums).to(hidden.dtype)  # p = exps / sums, applied to the narrow side
-                torch.mm(exps, head_VD, out=d_hidden_ND[rows])
-                d_hidden_ND[rows].mul_(share).sub_(head_VD[target] * valid)
-                d_head_VD.addmm_(exps.T, hidden * share)
-                d_head_VD.index_add_(0, target, -hidden * valid)
+                narrow = exps.to(hidden.dtype)
+                d_hidden_ND[rows] = _add_gradients(narrow, sums, target, valid, hidden, narrow_head_VD, d_head_VD)
         ctx.save_for_backward(d_hidden_ND, d_head_VD)
         return losses_N.sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         d_hidden_ND, d_head_VD = ctx.saved_tensors
-        return d_hidden_ND * upstream.to(d_hidden_ND.dtype), d_head_VD * upstream.to(d_head_VD.dtype), None, None, None
+        return d_hidden_ND * upstream, d_head_VD * upstream, None, None, None
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -83,19 +86,24 @@ class _LinearLogProbs(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
+        narrow_head_VD = head_VD.to(hidden_ND.dtype)
         log_probs_N, entropies_N, peaks_N, sums_N = (
             torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(4)
         )
         keep = N * V <= KEPT and any(ctx.needs_input_grad)
-        buffer = hidden_ND.new_empty(min(chunk, N), V)
-        exps_buffer = torch.empty(N if keep else len(buffer), V, dtype=wide, device=hidden_ND.device)
+        buffer = hidden_ND.new_empty(min(chunk, N), V, dtype=wide)
+        exps_buffer = torch.empty_like(buffer)
+        kept_NV = hidden_ND.new_empty(N, V) if keep else None
         for rows in _chunks(N, chunk):
-            scores, peaks_N[rows] = _scores(hidden_ND[rows], head_VD, temperature, buffer)
-            exps = torch.exp(scores, out=exps_buffer[rows] if keep else exps_buffer[: len(scores)])
+            hidden, target = hidden_ND[rows], targets_N[rows]
+            scores, peaks_N[rows] = _scores(hidden, narrow_head_VD, temperature, buffer)
+            exps = torch.exp(scores, out=exps_buffer[: len(scores)])
             sums_N[rows] = sums = exps.sum(1)
-            log_probs_N[rows] = scores.gather(1, targets_N[rows, None]).squeeze(1) - sums.log()
+            log_probs_N[rows] = scores.gather(1, target[:, None]).squeeze(1) - sums.log()
             entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, exps_buffer if keep else None)
+            if kept_NV is not None:
+                kept_NV[rows] = exps
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropies_N)
         return log_probs_N, entropies_N
@@ -103,30 +111,66 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV = ctx.saved_tensors
-        scaled_N1 = (upstream_N / ctx.temperature)[:, None]
-        shares_N1 = (scaled_N1 / sums_N[:, None]).to(hidden_ND.dtype)  # p = exps / sums, on the narrow side
-        shared_hidden_ND, scaled_N1 = hidden_ND * shares_N1, scaled_N1.to(hidden_ND.dtype)
+        narrow_head_VD = head_VD.to(hidden_ND.dtype)
+        weights_N1 = (-upstream_N / ctx.temperature)[:, None]
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
-        buffer = hidden_ND.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
+        buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
             if buffer is None:
-                exps = kept_NV[rows]
+                exps = kept_NV[rows].clone()  # what is kept stays as it is
             else:
-                exps = _scores(hidden_ND[rows], head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
-            exps = exps.to(hidden_ND.dtype)
-            torch.mm(exps, head_VD, out=d_hidden_ND[rows])
-            d_head_VD.addmm_(exps.T, shared_hidden_ND[rows], alpha=-1)
-        d_hidden_ND = head_VD[targets_N] * scaled_N1 - d_hidden_ND * shares_N1
-        return d_hidden_ND, d_head_VD.index_add_(0, targets_N, hidden_ND * scaled_N1), None, None, None
+                exps = _scores(hidden_ND[rows], narrow_head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
+            exps, sums, target = exps.to(hidden_ND.dtype), sums_N[rows, None], targets_N[rows]
+            d_hidden_ND[rows] = _add_gradients(
+                exps, sums, target, weights_N1[rows], hidden_ND[rows], narrow_head_VD, d_head_VD
+            )
+        return d_hidden_ND, d_head_VD, None, None, None
+
+
+def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
+    """What `project` returns, in a buffer of its dtype."""
+    head_VD = head_VD.to(hidden_nD.dtype)
+    if len(hidden_nD) == 1 and hidden_nD.device.type == "cpu":  # MKL takes five times as long for one row as for two
+        hidden_nD = hidden_nD.to(out_nV.dtype).expand(2, -1)
+        return out_nV.copy_((head_VD.to(out_nV.dtype) @ hidden_nD.T)[:, :1].T)
+    if hidden_nD.dtype == torch.bfloat16 and hidden_nD.device.type == "cuda":  # no other device has `out_dtype`
+        return torch.mm(hidden_nD, head_VD.T, out_dtype=out_nV.dtype, out=out_nV)  # type: ignore[call-overload,no-any-return]
+    return torch.mm(hidden_nD.to(out_nV.dtype), head_VD.to(out_nV.dtype).T, out=out_nV)
 
 
 def _scores(
     hidden_nD: Tensor, head_VD: Tensor, temperature: float, buffer_nV: Tensor, peaks_n: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits over the temperature, the largest of each row 0, in the buffer; and what was the largest."""
-    logits = torch.mm(hidden_nD, head_VD.T, out=buffer_nV[: len(hidden_nD)]).to(_wide(hidden_nD))
+    logits = _project(hidden_nD, head_VD, buffer_nV[: len(hidden_nD)])
     peaks_n = logits.amax(1) / temperature if peaks_n is None else peaks_n
     return torch.add(-peaks_n[:, None], logits, alpha=1 / temperature, out=logits), peaks_n
+
+
+def _add_gradients(
+    exps_nV: Tensor,
+    sums_n1: Tensor,
+    target_n: Tensor,
+    weight_n1: Tensor | float,
+    hidden_nD: Tensor,
+    head_VD: Tensor,
+    d_head_VD: Tensor,
+) -> Tensor:
+    """The gradient of hidden states [n, D] for rows of so much weight; adds to the head's, and overwrites `exps_nV`.
+
+    p = exps / sums, with the division on the narrow side of the products. The head's gradient is a
+    small difference of two large sums over positions, so the one-hot is subtracted before the product
+    rounds: the exponentials become (p - one_hot) · sums.
+    """
+    share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
+    d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * weight_n1
+    errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1).to(exps_nV.dtype))
+    shared_hidden_nD = (hidden_nD * share_n1).to(exps_nV.dtype)
+    if d_head_VD.dtype == exps_nV.dtype:
+        d_head_VD.addmm_(errors_nV.T, shared_hidden_nD)
+    else:
+        d_head_VD.add_(errors_nV.T @ shared_hidden_nD)
+    return d_hidden_nD
 
 
 def _wide(hidden_nD: Tensor) -> torch.dtype:

@@ -1,5 +1,8 @@
 """A GPT-2-style decoder (Radford et al. 2019), blocks in forward order.
 
+In bfloat16 only the factors of matrix products are, and what lies between two products of a branch:
+weights, embeddings, the residual stream and norms stay float32, and so does every sum.
+
 Shapes: B rows, T positions, D model width, H heads, K head width, V vocabulary. Modules are named
 so that `state_dict()` has the canonical names of `faisca.parameters`.
 """
@@ -41,14 +44,34 @@ class KeyValueCache:
         self.layers = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.layers]
 
 
+class LayerNorm(nn.LayerNorm):
+    """Normalises the float32 residual stream, and hands on the runtime's dtype: that of the products that follow."""
+
+    def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
+        super().__init__(config.dim, eps=config.norm_epsilon)
+        self.narrow = runtime.dtype == "bfloat16"
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        normed_BTD = super().forward(x_BTD)
+        return normed_BTD.bfloat16() if self.narrow else normed_BTD
+
+
+class Linear(nn.Linear):
+    """Multiplies in the dtype of its input; the weights are float32, and so is what adds up their gradients."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x_BTD.dtype)
+        return F.linear(x_BTD, self.weight.to(x_BTD.dtype), bias)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection to queries, keys and values."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.in_proj = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.in_proj = Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
+        self.out_proj = Linear(config.dim, config.dim, bias=config.attention_bias)
 
     def forward(self, x_BTD: Tensor, cache: KeyValueCache | None) -> Tensor:
         B, T, D = x_BTD.shape
@@ -72,8 +95,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.up = nn.Linear(config.dim, config.hidden_dim)
-        self.down = nn.Linear(config.hidden_dim, config.dim)
+        self.up = Linear(config.dim, config.hidden_dim)
+        self.down = Linear(config.hidden_dim, config.dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return cast(Tensor, self.down(F.gelu(self.up(x_BTD), approximate=self.approximate)))
@@ -82,11 +105,11 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm: each half normalises its input and adds its output to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.norm1 = LayerNorm(config, runtime)
         self.attention = Attention(config, layer)
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.norm2 = LayerNorm(config, runtime)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -105,8 +128,8 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocabulary_size, config.dim))
         self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
         self.dropout = nn.Dropout(config.dropout)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.num_layers))
-        self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i, runtime) for i in range(config.num_layers))
+        self.final_layer_norm = LayerNorm(config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
 
@@ -116,7 +139,7 @@ class GPT(nn.Module):
         return self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
 
     def forward(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Final hidden states [B, T, D] of token ids [B, T] that follow what the cache holds."""
+        """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start
         if end > self.config.context:

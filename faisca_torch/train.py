@@ -1,6 +1,5 @@
 """One training step, and the passes over a model that need no gradient."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca_torch.losses import linear_cross_entropy, linear_log_probs
+from faisca_torch.losses import linear_cross_entropy, linear_log_probs, project
 from faisca_torch.model import GPT
 
 Metrics = dict[str, Tensor]
@@ -113,8 +112,9 @@ def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
 def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     """Token ids [B, T] -> logits, float32 [B, T, V]."""
     model.eval()
-    with torch.inference_mode(), precision(model):
-        return (model(to_device(model, tokens)) @ model.head_VD.T).float().cpu().numpy()
+    with torch.inference_mode():
+        hidden_ND = model(to_device(model, tokens)).flatten(0, 1)
+        return project(hidden_ND, model.head_VD).view(*tokens.shape, -1).cpu().numpy()
 
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
@@ -129,21 +129,13 @@ def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, place
 def shifted_log_probs(model: GPT, tokens_BT: Tensor, places_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]
-    with precision(model):
-        hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, places_N)
+    hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, places_N)
     log_probs_N, entropies_N = linear_log_probs(
         hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
     )
     zeros = log_probs_N.new_zeros(targets.numel())
     log_probs, entropies = (zeros.index_copy(0, places_N, found) for found in (log_probs_N, entropies_N))
     return log_probs.view(targets.shape), entropies.view(targets.shape)
-
-
-def precision(model: GPT) -> contextlib.AbstractContextManager[object]:
-    """The runtime's dtype for activations: autocast for bfloat16, nothing for float32."""
-    if model.runtime.dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(model.runtime.device, dtype=torch.bfloat16)
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> Tensor:
@@ -158,7 +150,6 @@ def _summed_loss(
     targets: np.ndarray,
     with_gradients: bool,
 ) -> Tensor:
-    with precision(model):
-        hidden_ND = hidden(to_device(model, inputs)).flatten(0, 1)
+    hidden_ND = hidden(to_device(model, inputs)).flatten(0, 1)
     targets_N = to_device(model, targets).flatten()
     return linear_cross_entropy(hidden_ND, model.head_VD, targets_N, model.runtime.loss_chunk, with_gradients)

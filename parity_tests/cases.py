@@ -58,6 +58,11 @@ class Twin:
     def inside(self) -> Any:
         return (TorchTwin if self.name == "torch" else MlxTwin)(self.device)
 
+    @property
+    def narrow(self) -> Any:
+        """From the inside, with hidden states in bfloat16."""
+        return (TorchTwin if self.name == "torch" else MlxTwin)(self.device, narrow=True)
+
     def __str__(self) -> str:
         return f"{self.name}-{self.device}" + ("-compiled" if self.compile == "on" else "")
 

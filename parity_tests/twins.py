@@ -28,12 +28,12 @@ class Recorder:
 
 
 class TorchTwin:
-    """The PyTorch twin on a device."""
+    """The PyTorch twin on a device; `narrow`: losses take hidden states in bfloat16."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", narrow: bool = False) -> None:
         import torch
 
-        self.torch, self.device = torch, device
+        self.torch, self.device, self.narrow = torch, device, narrow
         self.losses, self.grpo, self.generate = (
             import_module(f"faisca_torch.{name}") for name in ("losses", "grpo", "generate")
         )
@@ -41,8 +41,13 @@ class TorchTwin:
     def array(self, value: Array, gradient: bool = False) -> Any:
         return self.torch.tensor(value, device=self.device, requires_grad=gradient)
 
+    def hidden(self, value: Array) -> Any:
+        given = self.array(value)
+        return (given.bfloat16() if self.narrow else given).requires_grad_()
+
     def numpy(self, value: Any) -> Array:
-        return value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == self.torch.bfloat16 else value).numpy()
 
     def record(self, model: Any, tokens: Array, names: str) -> list[tuple[Array, Array]]:
         """Inputs and outputs of the modules that `names` ends, in the order of their calls."""
@@ -63,7 +68,7 @@ class TorchTwin:
 
     def cross_entropy(self, hidden: Array, head: Array, targets: Array, chunk: int) -> tuple[Array, Array, Array]:
         """Loss, and its gradients with respect to hidden states and head."""
-        hidden, head = self.array(hidden, True), self.array(head, True)
+        hidden, head = self.hidden(hidden), self.array(head, True)
         loss = self.losses.linear_cross_entropy(hidden, head, self.array(targets.astype(np.int64)), chunk, True)
         loss.backward()
         return self.numpy(loss), self.numpy(hidden.grad), self.numpy(head.grad)
@@ -72,7 +77,7 @@ class TorchTwin:
         self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
     ) -> tuple[Array, ...]:
         """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
-        hidden, head = self.array(hidden, True), self.array(head, True)
+        hidden, head = self.hidden(hidden), self.array(head, True)
         targets = self.array(targets.astype(np.int64))
         log_probs, entropies = self.losses.linear_log_probs(hidden, head, targets, temperature, chunk)
         log_probs.backward(self.array(upstream))
@@ -107,12 +112,12 @@ class TorchTwin:
 
 
 class MlxTwin:
-    """The MLX twin on a device."""
+    """The MLX twin on a device; `narrow`: losses take hidden states in bfloat16."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", narrow: bool = False) -> None:
         import mlx.core as mx
 
-        self.mx, self.device = mx, device
+        self.mx, self.device, self.narrow = mx, device, narrow
         self.losses, self.grpo, self.generate = (
             import_module(f"faisca_mlx.{name}") for name in ("losses", "grpo", "generate")
         )
@@ -121,8 +126,11 @@ class MlxTwin:
         self.mx.set_default_device(self.mx.cpu if self.device == "cpu" else self.mx.gpu)
         return self.mx.array(value)
 
+    def hidden(self, value: Array) -> Any:
+        return self.array(value).astype(self.mx.bfloat16 if self.narrow else self.mx.float32)
+
     def numpy(self, value: Any) -> Array:
-        return np.array(value)
+        return np.array(value.astype(self.mx.float32) if value.dtype == self.mx.bfloat16 else value)
 
     def record(self, model: Any, tokens: Array, names: str) -> list[tuple[Array, Array]]:
         """Inputs and outputs of the modules that `names` ends, in the order of their calls."""
@@ -152,7 +160,7 @@ class MlxTwin:
         def loss_of(hidden: Any, head: Any) -> Any:
             return self.losses.linear_cross_entropy(hidden, head, targets, chunk, True)
 
-        loss, found = self.mx.value_and_grad(loss_of, argnums=(0, 1))(self.array(hidden), self.array(head))
+        loss, found = self.mx.value_and_grad(loss_of, argnums=(0, 1))(self.hidden(hidden), self.array(head))
         return tuple(map(self.numpy, (loss, *found)))
 
     def log_probs(
@@ -164,7 +172,7 @@ class MlxTwin:
         def both(hidden: Any, head: Any) -> Any:
             return self.losses.linear_log_probs(hidden, head, targets, temperature, chunk)
 
-        primals = [self.array(hidden), self.array(head)]
+        primals = [self.hidden(hidden), self.array(head)]
         values, found = self.mx.vjp(both, primals, [self.array(upstream), self.mx.zeros(len(upstream))])
         return tuple(map(self.numpy, (*values, *found)))
 

@@ -227,6 +227,57 @@ def test_with_everything_truncated_no_weight_moves(twin, tokenizer):
     assert len(update([[1, 2, 3]] * 7 + [[1, end]])) == 1  # the one minibatch that has something to learn
 
 
+def test_an_advantage_that_is_masked_is_no_signal(twin, tokenizer):
+    """One group all truncated, with different rewards; the other with equal rewards: the gradient is 0."""
+    grpo = dataclasses.replace(GRPO, mask_truncated=True, minibatch_size=8)
+    run = make_run(twin, tokenizer, grpo)
+    model = small_model(twin, run.model_config)
+    learner = twin.make_learner(model=model, config=grpo)
+    rollout, _ = rolled_out(run, model)
+    end = run.tokenizer.end_of_text
+    rollout = dataclasses.replace(rollout, completions=[[1, 2, 3]] * 4 + [[1, end], [2, end], [1, 2, end], [3, end]])
+    advantages = group_advantages(np.array([0, 1, 0, 0, 1, 1, 1, 1.0]), 4, "group")
+    assert advantages[:4].all() and not advantages[4:].any()
+
+    def update(advantages) -> list[dict[str, float]]:
+        rollouts = with_log_probs(run, pack(rollout, advantages, end, 32, grpo), model, model)
+        return update_policy(run, learner, rollouts, 0, 1e-2)
+
+    before = twin.get_parameters(model=model)
+    assert update(advantages) == []
+    assert same_arrays(twin.get_parameters(model=model), before)
+    assert len(update(advantages[::-1])) == 1 and not same_arrays(twin.get_parameters(model=model), before)
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.02])
+def test_a_minibatch_without_advantage_waits_for_the_policy_to_leave_its_reference(run, kl_weight):
+    """Two epochs of two minibatches, one row with an advantage: its minibatch comes first, the other for KL alone."""
+    rows = np.arange(8)
+    rollouts = packed([[1, EOT]] * 8)
+    grpo = dataclasses.replace(GRPO, kl_weight=kl_weight, epochs=2)
+    seen = []
+
+    def grpo_step(*, learner, rollouts, config, learning_rate):
+        seen.append(int(not rollouts.advantages.any()))
+
+    fake = SimpleNamespace(grpo_step=grpo_step, read_metrics=lambda metrics: metrics)
+    run = SimpleNamespace(backend=fake, config=dataclasses.replace(run.config, grpo=grpo))
+    for wanted in rows:  # wherever the one row with an advantage stands
+        seen.clear()
+        update_policy(run, None, dataclasses.replace(rollouts, advantages=(rows == wanted).astype(np.float32)), 0, 0.1)
+        # the minibatches before the first with an advantage are left out, all after it count if there is a KL weight
+        assert seen[0] == 0 and seen.count(0) == 2
+        assert (1 in seen) == (kl_weight > 0)
+    away = dataclasses.replace(rollouts, advantages=np.zeros(8, np.float32), reference_log_probs=rollouts.mask)
+    seen.clear()
+    update_policy(run, None, away, 0, 0.1)
+    assert len(seen) == (4 if kl_weight else 0)
+    hidden = dataclasses.replace(away, mask=np.zeros_like(away.mask), reference_log_probs=1 + 0 * away.mask)
+    seen.clear()
+    update_policy(run, None, hidden, 0, 0.1)
+    assert not seen
+
+
 @pytest.mark.parametrize(("kl_weight", "seed", "moves"), [(0.0, 9, False), (0.02, 0, False), (0.02, 9, True)])
 def test_without_advantage_only_a_distance_to_the_reference_moves_weights(twin, tokenizer, kl_weight, seed, moves):
     run = make_run(twin, tokenizer, dataclasses.replace(GRPO, kl_weight=kl_weight))
