@@ -164,9 +164,9 @@ BUGS = (
     ),
     Mutation(
         "the reward of the best shown beside the worst",
-        GRPO,
-        "best = int(np.nanargmax(rewards))",
-        "best = int(np.nanargmin(rewards))",
+        "faisca/rollout_report.py",
+        '"best": int(np.nanargmax(known))',
+        '"best": int(np.nanargmin(known))',
         BOUNDARY,
     ),
     Mutation(
@@ -204,15 +204,15 @@ BUGS = (
     Mutation(
         "SFT on the titles of pre-training",
         "faisca/runs.py",
-        "titles, _ = stage_titles(self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage)",
-        "titles, _ = stage_titles(self.headlines, self.config.pretrain, seed=self.config.run.seed, stage=stage)",
+        "_windows(run, stage, titles[stage][0])",
+        '_windows(run, stage, titles["pretrain"][0])',
         BOUNDARY,
     ),
     Mutation(
         "training on validation titles",
         "faisca/runs.py",
-        "titles, _ = stage_titles(self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage)",
-        "_, titles = stage_titles(self.headlines, getattr(self.config, stage), seed=self.config.run.seed, stage=stage)",
+        "_windows(run, stage, titles[stage][0])",
+        "_windows(run, stage, titles[stage][1])",
         BOUNDARY,
     ),
     Mutation(
@@ -221,8 +221,8 @@ BUGS = (
     Mutation(
         "the tokenizer learns from all titles",
         "faisca/runs.py",
-        'titles, _ = stage_titles(headlines, config.pretrain, seed=config.run.seed, stage="pretrain")\n',
-        'titles = headlines.train["title"]\n',
+        'load_tokenizer(config.tokenizer, titles["pretrain"][0])',
+        'load_tokenizer(config.tokenizer, headlines.train["title"])',
         BOUNDARY,
     ),
     Mutation(

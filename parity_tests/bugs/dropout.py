@@ -7,8 +7,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "no attention dropout",
         M + "model.py",
-        "self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True), random_key)",
-        "mx.softmax(scores_BHTT, axis=-1, precise=True)",
+        "self.dropout(shares_BHTT, random_key) @ value",
+        "shares_BHTT @ value",
         "11",
     ),
     Mutation("dropout in evaluation", T + "model.py", "if self.training else 0.0", "if True else 0.0", "11"),

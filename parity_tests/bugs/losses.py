@@ -17,15 +17,15 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "temperature forgotten in log-probabilities",
         M + "losses.py",
-        "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
-        "(hidden_nD @ head_VD.T).astype(mx.float32)",
+        "logits = project(hidden, head_VD) / temperature",
+        "logits = project(hidden, head_VD)",
         "03",
     ),
     Mutation(
         "temperature forgotten in the gradient",
         T + "losses.py",
-        "(upstream_N / ctx.temperature)",
-        "(upstream_N)",
+        "(-upstream_N / ctx.temperature)",
+        "(-upstream_N)",
         "03",
     ),
     Mutation(
@@ -38,8 +38,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "logits rounded before the softmax",
         M + "losses.py",
-        "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
-        "(hidden_nD @ head_VD.T) / temperature",
+        "return hidden_nD.astype(mx.float32) @ head_VD.astype(hidden_nD.dtype).astype(mx.float32).T",
+        "return (hidden_nD @ head_VD.astype(hidden_nD.dtype).T).astype(mx.float32)",
         "10",
     ),
 )

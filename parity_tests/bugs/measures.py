@@ -141,15 +141,15 @@ BUGS = (
     Mutation(
         "a stage begins with what the one before began with",
         ENDS,
-        'run.stages[-1][f"{name}_after"]',
-        'run.stages[-1][f"{name}_before"]',
+        '{name: last[f"{name}_after"] for name in MEASURES}',
+        '{name: last[f"{name}_before"] for name in MEASURES}',
         MEASURES,
     ),
     Mutation(
         "before and after swapped",
         ENDS,
-        '{f"{name}_before": progress.before[name], f"{name}_after": after[name]}',
-        '{f"{name}_after": progress.before[name], f"{name}_before": after[name]}',
+        '{f"{name}_before": progress.before.get(name), f"{name}_after": after[name]}',
+        '{f"{name}_after": progress.before.get(name), f"{name}_before": after[name]}',
         MEASURES,
     ),
     Mutation(

@@ -30,10 +30,10 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation("no causal mask", T + "model.py", "is_causal=T > 1", "is_causal=False", "02"),
     Mutation(
-        "default epsilon in the last norm",
+        "default epsilon in the norms",
         T + "model.py",
-        "self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)",
-        "self.final_layer_norm = nn.LayerNorm(config.dim)",
+        "super().__init__(config.dim, eps=config.norm_epsilon)",
+        "super().__init__(config.dim)",
         "02",
     ),
     Mutation(

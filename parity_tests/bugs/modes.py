@@ -16,8 +16,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout in logits (torch)",
         T + "train.py",
-        "    model.eval()\n    with torch.inference_mode(), precision",
-        "    with torch.inference_mode(), precision",
+        "    model.eval()\n    with torch.inference_mode():\n        hidden_ND = model(",
+        "    with torch.inference_mode():\n        hidden_ND = model(",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(
@@ -65,8 +65,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout in logits (MLX)",
         M + "train.py",
-        "    model.eval()\n    with precision",
-        "    with precision",
+        "    model.eval()\n    return np.array(project(",
+        "    return np.array(project(",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(

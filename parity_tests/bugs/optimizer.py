@@ -8,8 +8,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "MLX's own sum for the norm",
         M + "train.py",
-        "gradient.square().sum(axis=-1)",
-        "gradient.square().sum(keepdims=True)",
+        "_total(gradient.square())",
+        "gradient.square().sum()",
         "05",
     ),
     Mutation(

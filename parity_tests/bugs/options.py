@@ -106,9 +106,9 @@ BUGS = (
     ),
     Mutation(
         "dtype ignored",
-        T + "train.py",
-        'if model.runtime.dtype == "float32":',
-        "if True:",
+        T + "model.py",
+        'self.narrow = runtime.dtype == "bfloat16"',
+        "self.narrow = False",
         REACH + "test_dtype_reaches_the_arithmetic",
     ),
     Mutation(

@@ -8,12 +8,16 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "categorical on probabilities",
         M + "generate.py",
-        "picked = mx.minimum((cumulative <= threshold).sum(axis=1, keepdims=True), ids_RS.shape[1] - 1)",
-        "picked = mx.random.categorical(probs_RS)[:, None]",
+        "picked = (cumulative <= threshold.astype(mx.int32)).sum(axis=1, keepdims=True)",
+        "picked = mx.random.categorical(probs_RS / UNIT)[:, None]",
         "07",
     ),
     Mutation(
-        "top-p without the token that crosses it", T + "generate.py", "before < top_p", "before + probs <= top_p", "07"
+        "top-p without the token that crosses it",
+        T + "generate.py",
+        "before < round(top_p * UNIT)",
+        "before + probs <= round(top_p * UNIT)",
+        "07",
     ),
     Mutation(
         "temperature multiplied",

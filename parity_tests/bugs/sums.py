@@ -41,15 +41,15 @@ BUGS = (
     Mutation(
         "exponentials of the loss added one by one",
         M + "losses.py",
-        "sums = _row_sums(exps.astype(mx.float32))[:, None]",
-        "sums = exps.astype(mx.float32).sum(axis=1, keepdims=True)",
+        "sums = _row_sums(exps)[:, None]\n        losses",
+        "sums = exps.sum(axis=1, keepdims=True)\n        losses",
         "03",
     ),
     Mutation(
         "exponentials of log-probabilities added one by one",
         M + "losses.py",
-        "sums = _row_sums(exps)[:, None]",
-        "sums = exps.sum(axis=1, keepdims=True)",
+        "sums = _row_sums(exps)[:, None]\n        log_p",
+        "sums = exps.sum(axis=1, keepdims=True)\n        log_p",
         "03",
     ),
     Mutation(
