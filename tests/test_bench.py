@@ -92,7 +92,7 @@ def test_rows_end_or_never_do_as_the_case_wants(twin):
     assert {len(row) for row in full} == {28}
     ending = subject._roll_out(subject._model(rows_end=True)).completions
     share = np.mean([ids[-1] == work.end_of_text for ids in ending])
-    assert share == pytest.approx(1 - (1 - 1 / HEADLINE_TOKENS) ** 28, abs=0.2)
+    assert share == pytest.approx(1 - (1 - 1 / HEADLINE_TOKENS) ** 28, abs=0.05)  # measured: 0.019
 
 
 def test_weights_fit_the_model_tied_or_not():

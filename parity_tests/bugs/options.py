@@ -3,8 +3,8 @@
 from bugs.mutation import Mutation
 
 T, M = "faisca_torch/", "faisca_mlx/"
-REACH = "tests/test_options_reach.py::"
-GOVERNS = REACH + "test_an_option_changes_what_it_governs"
+GOVERNS = "tests/test_options_reach.py::test_an_option_changes_what_it_governs"
+TWIN = "tests/test_options_in_twins.py::"
 BUGS = (
     Mutation(
         "scale_rewards ignored",
@@ -67,62 +67,62 @@ BUGS = (
         M + "device.py",
         "loss_chunk=config.loss_chunk or LOSS_CHUNK",
         "loss_chunk=LOSS_CHUNK",
-        REACH + "test_loss_chunk_bounds_the_logits",
+        TWIN + "test_loss_chunk_bounds_the_logits",
     ),
     Mutation(
         "all logits at once",
         T + "train.py",
         "targets_N, model.runtime.loss_chunk, with_gradients)",
         "targets_N, len(targets_N), with_gradients)",
-        REACH + "test_loss_chunk_bounds_the_logits",
+        TWIN + "test_loss_chunk_bounds_the_logits",
     ),
     Mutation(
         "gradient_checkpointing ignored",
         T + "device.py",
         "gradient_checkpointing=config.gradient_checkpointing,",
         "gradient_checkpointing=False,",
-        REACH + "test_gradient_checkpointing_keeps_less",
+        TWIN + "test_gradient_checkpointing_keeps_less",
     ),
     Mutation(
         "nothing recomputed",
         M + "model.py",
         "if self.runtime.gradient_checkpointing and self.training:",
         "if False:",
-        REACH + "test_gradient_checkpointing_keeps_less",
+        TWIN + "test_gradient_checkpointing_keeps_less",
     ),
     Mutation(
         "compile ignored",
         T + "train.py",
         "torch.compile(model) if model.runtime.compile else model",
         "model",
-        REACH + "test_compile_reaches_the_step",
+        TWIN + "test_compile_reaches_the_step",
     ),
     Mutation(
         "the cap of the cache ignored",
         M + "device.py",
         "if config.cache_limit_gb:",
         "if False:",
-        REACH + "test_the_cache_limit_reaches_mlx",
+        TWIN + "test_the_cache_limit_reaches_mlx",
     ),
     Mutation(
         "dtype ignored",
         T + "model.py",
         'self.narrow = runtime.dtype == "bfloat16"',
         "self.narrow = False",
-        REACH + "test_dtype_reaches_the_arithmetic",
+        TWIN + "test_dtype_reaches_the_arithmetic",
     ),
     Mutation(
         "the policy's temperature ignored in its step",
         T + "grpo.py",
         "places, config.temperature)",
         "places, 1.0)",
-        REACH + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
+        TWIN + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
     ),
     Mutation(
         "CISPO's cap fixed",
         M + "grpo.py",
         "mx.minimum(ratio, config.cispo_cap)",
         "mx.minimum(ratio, 5.0)",
-        REACH + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
+        TWIN + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
     ),
 )
