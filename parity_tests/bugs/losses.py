@@ -30,7 +30,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "last odd chunk dropped",
-        M + "losses.py",
+        T + "losses.py",
         "for start in range(0, size, chunk)",
         "for start in range(0, max(size - size % chunk, 1), chunk)",
         "03",
