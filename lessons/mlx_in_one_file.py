@@ -83,7 +83,7 @@ def read_headlines(source: str, language: str) -> list[tuple[str, str]]:
     """Title and address of each headline in a language. Each title once, or validation would test what was learnt."""
     lines = {".txt": lambda path: table({"title": Path(path).read_text(encoding="utf-8").splitlines()})}
     readers = {".parquet": parquet.read_table, ".csv": csv.read_csv, ".jsonl": json.read_json} | lines
-    kind, found = Path(source).suffix, {}
+    kind, found = Path(source).suffix, dict[str, str]()
     if source != "hub" and kind not in readers:
         fail(f"--data {source} is of no known kind: name a file in {', '.join(readers)}, or hub")
     try:
@@ -430,7 +430,7 @@ def main(argv: list[str] | None = None) -> None:
     draw_chart(history, f"{Path(__file__).stem}.png")
 
 
-def draw_chart(history: dict[str, list[dict[str, float]]], path: str) -> None:
+def draw_chart(history: dict[Any, list[dict[str, float]]], path: str) -> None:
     """What was noted of each stage, by step."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     for panel, (stage, points) in zip(figure.subplots(1, len(history)), history.items(), strict=True):
@@ -456,8 +456,8 @@ OPTIONS = {  # name: (small, the original's, the least, what it is)
     "dropout": (0.0, 0.1, 0, "share of activations that training sets to 0"),
     "batch": (32, 64, 1, "windows in a step of training"),
     "rate": (3e-3, 3e-4, 0, "highest learning rate of training"),
-    "pretrain_steps": (600, 1880, 1, "steps of pre-training"),
-    "sft_steps": (200, 625, 1, "steps of fine-tuning"),
+    "pretrain_steps": (1200, 1880, 1, "steps of pre-training"),
+    "sft_steps": (300, 625, 1, "steps of fine-tuning"),
     "grpo_steps": (30, 18, 1, "groups to write and learn from"),
     "grpo_rate": (1e-4, 1e-5, 0, "learning rate of grpo"),
     "group": (24, 24, 2, "completions in a group"),
@@ -472,7 +472,7 @@ OPTIONS = {  # name: (small, the original's, the least, what it is)
 def parse(argv: list[str] | None) -> Settings:
     """The options; where one is not given, its small number or the original's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail
+    parser.error = fail  # type: ignore[method-assign]
     parser.add_argument("--original", action="store_true", help="the original's numbers in place of small ones")
     for name, (small, original, _, meaning) in OPTIONS.items():
         option, what = f"--{name.replace('_', '-')}", f"{meaning} ({small}; original: {original})"

@@ -36,7 +36,7 @@ def lesson(twin: Twin) -> Lesson:
 # --- what both do: from lesson to package ---------------------------------------------------------
 
 
-def lesson_training(lesson: Lesson, case: Case, steps: int) -> tuple[np.ndarray, Arrays]:
+def lesson_training(lesson: Lesson, case: Case, steps: int = 10) -> tuple[np.ndarray, Arrays]:
     """Losses, and how the weights moved."""
     script, model = lesson.script, lesson.model(case.model, case.parameters)
     optimizer = script.make_optimizer(model, 0.1)
@@ -146,7 +146,7 @@ def test_the_same_training(lesson: Lesson, twin: Twin):
     """Ten steps of AdamW with decay and clipping: a head three times as steep has gradients to clip."""
     case = make_case()
     case.parameters["out_head.weight"] *= 3
-    losses, change = lesson_training(lesson, case, 10)
+    losses, change = lesson_training(lesson, case)
     learner, metrics = train(twin.side, case, TRAINING, steps=10)
     assert max(step["grad_norm"] for step in metrics) > 1, "clipping has something to do"
     require_close({"loss": np.array([step["loss"] for step in metrics])}, {"loss": losses}, 1e-5)
@@ -217,24 +217,39 @@ def test_the_same_masks_rewards_and_advantages(lesson: Lesson):
 # --- the two lessons ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif({twin.name for twin in TWINS} != {"torch", "mlx"}, reason="one of the frameworks is not installed")
-def test_the_two_lessons_equal_each_other():
+@pytest.fixture
+def both() -> list[Lesson]:
+    """The lesson in PyTorch and the one in MLX, on the CPU."""
+    if {twin.name for twin in TWINS} != {"torch", "mlx"}:
+        pytest.skip("one of the frameworks is not installed")
+    return [Lesson(next(twin for twin in TWINS if twin.name == name)) for name in ("torch", "mlx")]
+
+
+def test_the_two_lessons_learn_alike(both: list[Lesson]):
     case = make_case()
-    torch, mlx = (Lesson(next(twin for twin in TWINS if twin.name == name)) for name in ("torch", "mlx"))
     for compute in (lesson_training, lesson_reinforcement):
-        steps = (10,) if compute is lesson_training else ()
-        (losses, change), (others, other_change) = (compute(lesson, case, *steps) for lesson in (torch, mlx))
+        (losses, change), (others, other_change) = (compute(lesson, case) for lesson in both)
         require_close({"loss": losses}, {"loss": others}, 1e-5)
         require_close(change, other_change, 1e-3, "norm")
-    (loss, found), (other, others) = (lesson_policy_gradients(lesson, case) for lesson in (torch, mlx))
+    (loss, found), (other, others) = (lesson_policy_gradients(lesson, case) for lesson in both)
     assert loss == pytest.approx(other, rel=1e-5)
     require_close(found, others, 1e-5, "norm")
-    texts = [written(lesson) for lesson in (torch, mlx)]
-    assert texts[0][2] == texts[1][2] and np.array_equal(texts[0][0], texts[1][0])
 
 
-def written(lesson: Lesson) -> Any:
+def test_the_two_lessons_write_and_are_reinforced_alike(both: list[Lesson]):
+    """Whole rounds of GRPO: the same texts, rewards and divergences, the first of which is 0."""
     config = dataclasses.replace(make_case().model, vocabulary_size=257)
-    settings = settings_of(config, prompt="Ó ", new_tokens=20, temperature=0.8)
-    model = lesson.script.make_model(settings, lesson.script.initial_values(settings))
-    return lesson.script.write(model, lesson.script.Bytes(), settings, 6, 3)
+    own = {"prompt": "Ó ", "new_tokens": 20, "temperature": 0.8, "grpo_steps": 4, "group": 8, "passes": 2}
+    settings, rounds = settings_of(config, **own, grpo_rate=1e-3), []
+    for lesson in both:
+        script = lesson.script
+        model = script.make_model(settings, script.initial_values(settings))
+        tokens, start, texts = script.write(model, script.Bytes(), settings, 6, 3)
+        script.football = lambda text: float(len(text) % 3)
+        rounds.append((tokens.tolist(), start, texts, script.reinforce(model, script.Bytes(), settings)))
+    (*written, points), (*others, other_points) = rounds
+    assert written == others and written[1] == 4
+    divergences = [point["kl"] for point in points]
+    assert divergences[0] == 0 and divergences[-1] > 1e-3 and len({point["reward"] for point in points}) > 1
+    for one, other in zip(points, other_points, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-6)

@@ -53,6 +53,7 @@ BUGS = (
         "losses_BT.sum() / mx.maximum(mask.sum(), 1)",
         RUNG,
     ),
+    Mutation("lesson: the reference learns, too", TORCH, "copy.deepcopy(model), ", "model, ", RUNG),
     Mutation("lesson: words with their punctuation", MLX, 're.findall(r"\\w+", ', 're.findall(r"\\S+", ', RUNG),
     Mutation("lesson: dropout in GRPO", TORCH, "(model.eval()(tokens_BT", "(model(tokens_BT", SCRIPTS),
     Mutation("lesson: targets are the inputs", MLX, "windows_BS[:, 1:]", "windows_BS[:, :-1]", SCRIPTS),
