@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faisca.fast_blas import load_fast_blas
+from faisca.system.fast_blas import load_fast_blas
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; and sums add up in one order
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -16,13 +16,13 @@ import datasets
 import tiktoken
 import tyro
 
-from faisca.batches import Windows, tokenise
 from faisca.bench.twin import timed
 from faisca.cli import exit_status
 from faisca.config import DataConfig, TrainConfig
-from faisca.headline_sources import read_headlines
-from faisca.headlines import load_headlines, stage_titles
-from faisca.tokenizer import Tokenizer
+from faisca.data.headlines import load_headlines, stage_titles
+from faisca.data.sources import read_headlines
+from faisca.data.tokenizer import Tokenizer
+from faisca.data.windows import Windows, tokenise
 
 WINDOW, STRIDE = 256, 64
 

@@ -17,24 +17,30 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("faisca", "faisca_torch", "faisca_mlx")
 LESSONS = ("lessons",)
 SHARED = (
-    *("faisca/config.py", "faisca/streams.py", "faisca/backend.py", "faisca/schedule.py", "faisca/runs.py"),
-    *("faisca/stage_ends.py", "faisca/step_log.py", "faisca/progress.py", "faisca/evaluation.py"),
-    *("faisca/generation.py", "{twin}/model.py", "{twin}/losses.py", "{twin}/train.py", "{twin}/device.py"),
+    *(
+        "faisca/config/sections.py",
+        "faisca/streams.py",
+        "faisca/backend.py",
+        "faisca/training/schedule.py",
+        "faisca/training/run.py",
+    ),
+    *("faisca/training/stage.py", "faisca/training/step_log.py", "faisca/runs/state.py", "faisca/training/evaluate.py"),
+    *("faisca/training/generate.py", "{twin}/model.py", "{twin}/losses.py", "{twin}/train.py", "{twin}/device.py"),
 )
 READING = {
     "pre-training": (
         *SHARED,
         *(
-            "faisca/stages.py",
-            "faisca/batches.py",
-            "faisca/headlines.py",
-            "faisca/tokenizer.py",
+            "faisca/training/stages.py",
+            "faisca/data/windows.py",
+            "faisca/data/headlines.py",
+            "faisca/data/tokenizer.py",
             "faisca/parameters.py",
         ),
     ),
     "GRPO": (
         *SHARED,
-        *("faisca/reinforcement.py", "faisca/rewards.py", "{twin}/generate.py", "{twin}/grpo.py"),
+        *("faisca/training/grpo.py", "faisca/training/rewards.py", "{twin}/generate.py", "{twin}/grpo.py"),
     ),
 }
 """what someone reads who wants to understand a stage from its loop to its step: adapt it where files move"""

@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from faisca.memory import format_bytes
-from faisca.plots import draw_charts
-from faisca.summary import read_summary, summary_markdown
+from faisca.runs.plots import draw_charts
+from faisca.runs.summary import read_summary, summary_markdown
+from faisca.system.memory import format_bytes
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"

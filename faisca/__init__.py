@@ -9,8 +9,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from faisca.loaded import load as load
-    from faisca.loaded import train as train
+    from faisca.loaded_model import load as load
+    from faisca.loaded_model import train as train
 
     __version__: str
 
@@ -19,7 +19,7 @@ __all__ = ["__version__", "load", "train"]
 
 def __getattr__(name: str) -> Any:
     if name in ("load", "train"):
-        from faisca import loaded
+        from faisca import loaded_model as loaded
 
         return getattr(loaded, name)
     if name == "__version__":

@@ -22,17 +22,17 @@ from faisca.text import fit
 Options = TypeVar("Options")
 
 COMMANDS = {
-    "run": ("faisca.training_commands:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
-    "pretrain": ("faisca.training_commands:pretrain", "only the first stage: a language model of headlines"),
-    "sft": ("faisca.training_commands:sft", "only fine-tuning, from a checkpoint: headlines of one kind"),
-    "grpo": ("faisca.training_commands:grpo", "only reinforcement learning, from a checkpoint: football"),
-    "generate": ("faisca.model_commands:generate", "write headlines with a checkpoint"),
-    "evaluate": ("faisca.model_commands:evaluate", "measure a checkpoint on headlines"),
+    "run": ("faisca.commands.train:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
+    "pretrain": ("faisca.commands.train:pretrain", "only the first stage: a language model of headlines"),
+    "sft": ("faisca.commands.train:sft", "only fine-tuning, from a checkpoint: headlines of one kind"),
+    "grpo": ("faisca.commands.train:grpo", "only reinforcement learning, from a checkpoint: football"),
+    "generate": ("faisca.commands.model:generate", "write headlines with a checkpoint"),
+    "evaluate": ("faisca.commands.model:evaluate", "measure a checkpoint on headlines"),
     "parity": ("faisca.parity.command:parity", "prove that both backends compute the same on this machine"),
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),
-    "runs": ("faisca.inspection:runs", "list the runs of a folder"),
-    "inspect": ("faisca.inspection:inspect", "show what is inside a checkpoint, and verify it"),
+    "runs": ("faisca.commands.runs:runs", "list the runs of a folder"),
+    "inspect": ("faisca.commands.runs:inspect", "show what is inside a checkpoint, and verify it"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""
 
@@ -112,7 +112,7 @@ def parse_known(options: type[Options], argv: list[str], *, command: str) -> Opt
 
 def print_json(value: Any) -> None:
     """What a command says with --json: strict JSON, so what is not finite is null."""
-    from faisca.run_log import json_text
+    from faisca.runs.log import json_text
 
     print(json_text(value, indent=2))
 
@@ -166,7 +166,7 @@ def _version() -> str:
 
 
 def _unknown_command(name: str) -> str:
-    from faisca.suggestions import suggest_command
+    from faisca.commands.suggestions import suggest_command
 
     if name.startswith("-"):
         return f"{name} stands where a command belongs: write the command first, as in faisca run {name}"
@@ -206,7 +206,7 @@ def _option_names(options: type[Any], command: str, **more: Any) -> list[str]:
 
 def _refuse_unknown_options(arguments: list[str], names: list[str], command: str) -> None:
     """Raise FaiscaError, with a suggestion, for the first argument that looks like an option and is none."""
-    from faisca.suggestions import suggest_option
+    from faisca.commands.suggestions import suggest_option
 
     for text in arguments:
         option = text.partition("=")[0].replace("_", "-")

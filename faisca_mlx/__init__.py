@@ -1,6 +1,6 @@
 """Faísca's MLX twin: Apple silicon first, Linux too. `faisca.backend.Backend` says what each function does."""
 
-from faisca.fast_blas import load_fast_blas
+from faisca.system.fast_blas import load_fast_blas
 
 load_fast_blas()  # has to come before MLX's library is loaded
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
-from faisca.fast_blas import load_fast_blas
+from faisca.system.fast_blas import load_fast_blas
 
 LOSS_CHUNK = 128
 """rows of logits in the loss: larger is no faster, and takes more memory"""

@@ -8,10 +8,10 @@ from typing import Any
 
 from twins import MlxTwin, TorchTwin
 
-from faisca import stages
 from faisca.backend import load_backend
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.parity.rungs import Case, Side, uneven_parameters
+from faisca.training import stages
 
 
 def installed(name: str) -> bool:
@@ -29,7 +29,7 @@ def torch_devices() -> list[str]:
 def mlx_devices() -> list[str]:
     if not installed("mlx"):
         return []
-    from faisca.fast_blas import load_fast_blas
+    from faisca.system.fast_blas import load_fast_blas
 
     load_fast_blas()
     import mlx.core as mx

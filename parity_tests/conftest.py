@@ -10,11 +10,11 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read when MLX starts: products 
 import pytest
 from cases import COMPILED, PAIRED, TWINS, Twin
 
-from faisca.batches import Windows, tokenise
-from faisca.config_files import load_preset
-from faisca.headlines import load_headlines, stage_titles
+from faisca.config.files import load_preset
+from faisca.data.headlines import load_headlines, stage_titles
+from faisca.data.tokenizer import Tokenizer, load_tokenizer
+from faisca.data.windows import Windows, tokenise
 from faisca.parity.rungs import Side
-from faisca.tokenizer import Tokenizer, load_tokenizer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

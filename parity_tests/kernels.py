@@ -107,7 +107,7 @@ def _report() -> None:
     import numpy as np
     import torch
 
-    from faisca import fast_blas
+    from faisca.system import fast_blas
 
     loaded = fast_blas.load_fast_blas().loaded
     import mlx.core as mx

@@ -24,7 +24,7 @@ from cases import GPT2, OPTIONS, PAIRED, TWINS, Twin, make_case
 from kernels import THREADS, Kernel, environment, runnable
 
 from faisca.config import Config
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 from faisca.parity.command import BFLOAT16_RUNGS, in_bfloat16
 from faisca.parity.command import make_case as case_of_checkpoint
 from faisca.parity.differences import differences

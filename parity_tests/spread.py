@@ -18,11 +18,11 @@ from unittest import mock
 import numpy as np
 from cases import Twin
 
-from faisca import stages
 from faisca.config import ModelConfig
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 from faisca.parameters import Parameters, initial_parameters
 from faisca.streams import generator
+from faisca.training import stages
 
 NOISE = 1e-7
 MEASURES = ("validation_loss_after", "portugal_validation_loss_after", "football_share_after", "distinct_share_after")

@@ -13,14 +13,14 @@ import pytest
 from cases import TWINS, Twin, make_case
 from one_file import Arrays, Lesson, settings_of
 
-from faisca import rewards
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
 from faisca.parameters import initial_parameters
 from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, completions, gradients, learner_parameters, train, uneven_parameters
-from faisca.reinforcement import Rollout, pack
 from faisca.streams import uniforms
+from faisca.training import rewards
+from faisca.training.grpo import Rollout, pack
 
 AS_IN_THE_LESSON = {"schedule": "constant", "warmup_steps": 0, "decay": "all", "clip_norm": 1.0, "epsilon": 1e-8}
 TRAINING = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, **AS_IN_THE_LESSON)

@@ -13,7 +13,7 @@ from faisca.config import OptimizerConfig
 from faisca.parameters import decays
 from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, Side, learner_parameters, train
-from faisca.schedule import learning_rate
+from faisca.training.schedule import learning_rate
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain Adam": {"weight_decay": 0.0, "clip_norm": 0.0},

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from cases import GPT2, Twin, model_config, option_id
 
-from faisca.batches import Windows, evaluation_batches, target_bytes, training_batch
 from faisca.config import OptimizerConfig
+from faisca.data.tokenizer import Tokenizer
+from faisca.data.windows import Windows, evaluation_batches, target_bytes, training_batch
 from faisca.parameters import initial_parameters
 from faisca.parity.differences import require_close
 from faisca.parity.rungs import EPSILON
-from faisca.schedule import learning_rate
-from faisca.tokenizer import Tokenizer
+from faisca.training.schedule import learning_rate
 
 STEPS, LOOKS = 200, (0, 1, 4, 19, 49, 99, 199)
 LOSS, NORM = 1e-5, 4e-5

@@ -12,11 +12,11 @@ from reference import Reference, adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
-from faisca.generation import complete
 from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
-from faisca.reinforcement import Rollout, pack, select
-from faisca.rewards import group_advantages
+from faisca.training.generate import complete
+from faisca.training.grpo import Rollout, pack, select
+from faisca.training.rewards import group_advantages
 
 FIXTURE = SimpleNamespace(
     log_probs=np.array([[-1, -0.5, -2, -0.7], [-0.3, -1.2, -0.9, -1.5]]),

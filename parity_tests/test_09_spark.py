@@ -8,8 +8,8 @@ import pytest
 from cases import Twin
 
 from faisca.config import Config
-from faisca.config_files import load_preset
-from faisca.run_log import read_records
+from faisca.config.files import load_preset
+from faisca.runs.log import read_records
 
 LOSSES = ("validation_loss", "bits_per_byte", "portugal_validation_loss")
 

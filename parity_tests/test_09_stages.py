@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import Twin
 
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 
 EQUAL = {"validation_loss": 1e-3, "bits_per_byte": 1e-3, "portugal_validation_loss": 1e-3}
 EQUAL |= {"football_share": 0.0, "distinct_share": 0.0}

@@ -10,10 +10,10 @@ from cases import PAIRED, Twin
 
 from faisca import backend
 from faisca.cli import main
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 from faisca.parity import command
 from faisca.parity.rungs import Arrays, Case, Rung, Side
-from faisca.stages import run
+from faisca.training.stages import run
 
 pytestmark = pytest.mark.skipif(not PAIRED, reason="it compares the two twins, and only one is installed")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faisca.tokenizer import Tokenizer
+from faisca.data.tokenizer import Tokenizer
 
 # tiktoken names a cached file after the SHA-1 of its address, and checks its SHA-256 when it reads it
 TIKTOKEN_NAMES = {

@@ -8,10 +8,10 @@ import pytest
 import safetensors.numpy
 
 from faisca.cli import main
+from faisca.data.tokenizer import Tokenizer
 from faisca.parameters import initial_parameters
 from faisca.porting.formats import Portable, model_config
 from faisca.porting.run_folders import write_run
-from faisca.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is missing")
 transformers = pytest.importorskip("transformers", reason="transformers is missing")

@@ -13,9 +13,9 @@ import pytest
 from small_models import open_twin
 
 from faisca import cli
-from faisca.checkpoint import checkpoint_folders, load_checkpoint
-from faisca.config_files import load_preset, write_config
-from faisca.run_log import read_records
+from faisca.config.files import load_preset, write_config
+from faisca.runs.checkpoint import checkpoint_folders, load_checkpoint
+from faisca.runs.log import read_records
 
 PLACES = "Lisboa Porto Braga Faro Coimbra Évora Aveiro Viseu Leiria Setúbal".split()
 SUBJECTS = "Governo Câmara Tribunal Hospital Escola Clube Empresa Sindicato".split()
@@ -146,7 +146,7 @@ def processes() -> Any:
     """A multiprocessing context whose processes start with torch and the core imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "faisca.stages", "faisca.training_commands", "faisca_torch", "matplotlib.pyplot"]
+        ["torch", "faisca.training.stages", "faisca.commands.train", "faisca_torch", "matplotlib.pyplot"]
     )
     return context
 

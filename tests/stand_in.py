@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from faisca import backend, stages
+from faisca import backend
 from faisca.backend import Runtime, Sampling
 from faisca.config import (
     Config,
@@ -28,8 +28,9 @@ from faisca.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from faisca.data.tokenizer import Tokenizer
 from faisca.streams import permutation
-from faisca.tokenizer import Tokenizer
+from faisca.training import stages
 
 COUNTER = "final_layer_norm.bias"
 

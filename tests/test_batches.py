@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faisca import batches, streams
-from faisca.batches import (
+from faisca import streams
+from faisca.data import windows as batches
+from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.windows import (
     Windows,
     evaluation_batches,
     steps_per_epoch,
@@ -22,7 +24,6 @@ from faisca.batches import (
     training_batch,
 )
 from faisca.errors import FaiscaError
-from faisca.tokenizer import END_OF_TEXT, Tokenizer
 
 TITLES = [f"Título {i}: chuva em Lisboa 😀 {END_OF_TEXT}" for i in range(200)]
 

@@ -26,12 +26,12 @@ from stand_in import (
     write_headlines,
 )
 
-from faisca import stages
 from faisca.backend import Sampling
 from faisca.config import OptimizerConfig
 from faisca.parameters import initial_parameters
-from faisca.run_log import read_records
+from faisca.runs.log import read_records
 from faisca.streams import integer_seed, permutation, uniforms
+from faisca.training import stages
 
 AN_EPOCH = {"pretrain": 4, "sft": 3}
 UPDATES = 6

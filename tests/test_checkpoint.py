@@ -9,15 +9,21 @@ import pytest
 import safetensors.numpy
 from small_models import SMALL, same_arrays
 
-from faisca import checkpoint as checkpoints
-from faisca.checkpoint import checkpoint_folders, load_checkpoint, prune_checkpoints, remove_leftovers, save_checkpoint
-from faisca.checkpoint_checks import check_resumable
-from faisca.checkpoint_files import find_damage, write_files
 from faisca.config import Config
-from faisca.config_files import config_from_dict, config_to_dict
+from faisca.config.files import config_from_dict, config_to_dict
 from faisca.errors import FaiscaError, VerificationError
 from faisca.parameters import initial_parameters
-from faisca.progress import Progress, best_of, run_state
+from faisca.runs import checkpoint as checkpoints
+from faisca.runs.checkpoint import (
+    checkpoint_folders,
+    load_checkpoint,
+    prune_checkpoints,
+    remove_leftovers,
+    save_checkpoint,
+)
+from faisca.runs.checks import check_resumable
+from faisca.runs.manifest import find_damage, write_files
+from faisca.runs.state import Progress, best_of, run_state
 
 CONFIG = config_from_dict({"data": {"window": 16, "stride": 16}, "model": {"context": 16, "dim": 16, "hidden_dim": 32}})
 

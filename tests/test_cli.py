@@ -16,9 +16,9 @@ from faisca import cli
 from faisca.backend import Sampling
 from faisca.cli import COMMANDS, command_function, main
 from faisca.config import Config, DataConfig
-from faisca.config_files import load_preset, read_config, sections_of, write_config
+from faisca.config.files import load_preset, read_config, sections_of, write_config
 from faisca.errors import FaiscaError, VerificationError
-from faisca.run_folder import hold_folder
+from faisca.runs.folder import hold_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stages(monkeypatch):
-    """A stand-in for `faisca.stages` that records what it is called with."""
+    """A stand-in for `faisca.training.stages` that records what it is called with."""
     calls = SimpleNamespace(run=None, resume=None)
 
     def run(config, folder, start_from=None):
@@ -45,7 +45,7 @@ def stages(monkeypatch):
         return read_config(folder / "config.toml")
 
     stages = SimpleNamespace(run=run, resume=resume, saved_config=saved_config)
-    monkeypatch.setitem(sys.modules, "faisca.stages", stages)
+    monkeypatch.setitem(sys.modules, "faisca.training.stages", stages)
     return calls
 
 
@@ -407,7 +407,7 @@ def test_generate_prints_a_headline_a_line(monkeypatch, capsys):
         loads.append((path, backend, device))
         return model
 
-    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, "faisca.loaded_model", SimpleNamespace(load=load))
     assert main(["generate", "runs/x", "--prompt", "Olá", "-n", "2", "--top-k", "3", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "Olá 0\nOlá 1\n"
     assert loads == [(Path("runs/x"), "auto", "cpu")]
@@ -422,7 +422,9 @@ def test_generate_prints_a_headline_a_line(monkeypatch, capsys):
 
 
 def test_generate_takes_prompts_from_a_file_and_from_standard_input(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=lambda path, backend, device: FakeModel()))
+    monkeypatch.setitem(
+        sys.modules, "faisca.loaded_model", SimpleNamespace(load=lambda path, backend, device: FakeModel())
+    )
     content = "\ufeffGoverno\r\n\r\nO Porto \u2028x\nGoverno".encode()
     Path("prompts.txt").write_bytes(content)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
@@ -433,7 +435,9 @@ def test_generate_takes_prompts_from_a_file_and_from_standard_input(monkeypatch,
 
 
 def test_generate_as_json_says_what_repeats_it(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=lambda path, backend, device: FakeModel()))
+    monkeypatch.setitem(
+        sys.modules, "faisca.loaded_model", SimpleNamespace(load=lambda path, backend, device: FakeModel())
+    )
     Path("prompts.txt").write_text("Olá\nPorto\n")
 
     def sampling(self, **options):
@@ -475,7 +479,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
         assert (path, backend, device) == (Path("runs/x"), "mlx", "auto")
         return SimpleNamespace(evaluate=lambda source: {**measured, source: 1}, config=config)
 
-    monkeypatch.setitem(sys.modules, "faisca.loaded", SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, "faisca.loaded_model", SimpleNamespace(load=load))
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0
     table = capsys.readouterr().out
     assert "│ validation loss " in table and "3.9612" in table and "12,345" in table

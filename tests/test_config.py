@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from faisca.config import Config, GRPOConfig, ModelConfig, TrainConfig
-from faisca.config_files import (
+from faisca.config.files import (
     PRESETS,
     config_from_dict,
     config_text,

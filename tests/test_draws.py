@@ -17,7 +17,7 @@ from small_runs import start, write_material
 
 from faisca.backend import Rollouts
 from faisca.config import Config, GRPOConfig, RunConfig
-from faisca.reinforcement import update_policy
+from faisca.training.grpo import update_policy
 
 pytestmark = pytest.mark.xdist_group("draws")
 SEEDS = (1337, 7)

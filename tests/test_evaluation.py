@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 from small_models import SMALL, TWINS, open_twin, same_arrays, small_model
 
-from faisca.batches import tokenise
 from faisca.config import Config, GRPOConfig, SampleConfig, TrainConfig
-from faisca.evaluation import (
+from faisca.data.headlines import Headlines, select_titles
+from faisca.data.tokenizer import Tokenizer
+from faisca.data.windows import tokenise
+from faisca.training.evaluate import (
     Bench,
     Yardstick,
     count_completions,
@@ -21,9 +23,7 @@ from faisca.evaluation import (
     measure_loss,
     show_samples,
 )
-from faisca.headlines import Headlines, select_titles
-from faisca.rewards import football
-from faisca.tokenizer import Tokenizer
+from faisca.training.rewards import football
 
 TITLES = ["Chove no norte", "O vento é forte", "Golo do Porto", "Nada de novo no sul", "Ação em Évora"]
 

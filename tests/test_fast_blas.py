@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from faisca import fast_blas
 from faisca.errors import FaiscaError
+from faisca.system import fast_blas
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,8 +34,8 @@ on_mlx_cpu = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
 BEGIN = """
 import ctypes, dataclasses, hashlib, json, sys, time
 from pathlib import Path
-from faisca import fast_blas
-from faisca.fast_blas import load_fast_blas
+from faisca.system import fast_blas
+from faisca.system.fast_blas import load_fast_blas
 
 def show(**values):
     print(json.dumps(values))

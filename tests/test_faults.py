@@ -31,9 +31,11 @@ from small_runs import (
     write_material,
 )
 
-from faisca import cli, run_log, stages
-from faisca.checkpoint import checkpoint_folders, load_checkpoint
-from faisca.run_log import read_records
+from faisca import cli
+from faisca.runs import log as run_log
+from faisca.runs.checkpoint import checkpoint_folders, load_checkpoint
+from faisca.runs.log import read_records
+from faisca.training import stages
 
 pytestmark = pytest.mark.xdist_group("faults")
 EVERY_STEP = ("--checkpoint-every", "1")
@@ -313,7 +315,7 @@ def test_a_second_process_is_told_that_the_folder_is_in_use(broken_off, tmp_path
 
 def test_a_second_ctrl_c_stops_at_once():
     program = (
-        "import signal; from faisca.interrupts import stop_on_signals\n"
+        "import signal; from faisca.system.interrupts import stop_on_signals\n"
         "with stop_on_signals() as stop:\n"
         "    signal.raise_signal(signal.SIGINT); print('saving', bool(stop), flush=True)\n"
         "    signal.raise_signal(signal.SIGINT); print('never')\n"

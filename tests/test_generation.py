@@ -7,10 +7,10 @@ import pytest
 from small_models import END, SMALL, TWINS, open_twin, small_model
 
 from faisca.backend import Sampling
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
-from faisca.generation import ROWS_AT_A_TIME, complete, encode_prompt, headline
 from faisca.streams import uniforms
-from faisca.tokenizer import Tokenizer
+from faisca.training.generate import ROWS_AT_A_TIME, complete, encode_prompt, headline
 
 FREE = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=10)
 MIXED = [[END], [END, 1, END, 3, 4], [END, 5], [END, 6, 7, 8, 9, 10, 0, 1, 2], [END, 1, 2, 3, 4]]

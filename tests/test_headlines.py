@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from faisca import streams
 from faisca.config import DataConfig, TrainConfig
+from faisca.data.headlines import SEPARATORS, Headlines, load_headlines, normalise, stage_titles, text_buffers
+from faisca.data.sample import sample_headlines
 from faisca.errors import FaiscaError
-from faisca.headlines import SEPARATORS, Headlines, load_headlines, normalise, stage_titles, text_buffers
-from faisca.sample_corpus import sample_headlines
 
 
 def load(source: Path | str, seed: int = 1, **options: Any) -> Headlines:

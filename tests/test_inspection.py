@@ -13,7 +13,7 @@ from small_models import open_twin
 from small_runs import killed_in, start, write_material
 
 from faisca import cli
-from faisca.checkpoint import load_checkpoint
+from faisca.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,9 +12,9 @@ import pytest
 from small_models import TWINS, open_twin
 
 import faisca
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 from faisca.errors import FaiscaError, VerificationError
-from faisca.stages import run
+from faisca.training.stages import run
 
 pytestmark = pytest.mark.xdist_group("loaded")  # one worker, so that the run below is made once
 

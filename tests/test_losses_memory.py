@@ -24,7 +24,7 @@ import faisca
 from small_models import open_twin, small_model
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig, ModelConfig, TrainConfig
-from faisca.memory import peak_resident_bytes, reset_peak
+from faisca.system.memory import peak_resident_bytes, reset_peak
 
 name, action, chunk = sys.argv[1], sys.argv[2], int(sys.argv[3])
 config = ModelConfig(context=64, dim=16, num_layers=1, num_heads=1, hidden_dim=16, vocabulary_size=50_257)

@@ -25,13 +25,13 @@ from stand_in import (
 )
 
 import faisca
-from faisca import stages
 from faisca.backend import Sampling
-from faisca.checkpoint import load_checkpoint
 from faisca.errors import FaiscaError
-from faisca.loaded import LoadedModel
-from faisca.run_log import read_records
+from faisca.loaded_model import LoadedModel
+from faisca.runs.checkpoint import load_checkpoint
+from faisca.runs.log import read_records
 from faisca.streams import uniforms
+from faisca.training import stages
 
 ENDS = {"pretrain": (0, 11), "sft": (11, 17), "grpo": (17, 41)}
 """updates before and after each stage"""

@@ -18,12 +18,13 @@ import pytest
 from every_option import choices, options
 from stand_in import Call, StandIn, install, make_stand_in, small_config, write_headlines
 
-from faisca import backend, stages
+from faisca import backend
 from faisca.backend import Backend
-from faisca.checkpoint import checkpoint_folders
 from faisca.config import Config
 from faisca.errors import FaiscaError
-from faisca.run_log import read_records
+from faisca.runs.checkpoint import checkpoint_folders
+from faisca.runs.log import read_records
+from faisca.training import stages
 
 
 @dataclasses.dataclass(frozen=True)

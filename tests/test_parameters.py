@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from faisca.config import ModelConfig
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 from faisca.errors import FaiscaError
 from faisca.parameters import check_parameters, count_parameters, decays, initial_parameters, parameter_shapes
 

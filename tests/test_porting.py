@@ -19,12 +19,12 @@ import safetensors.torch
 from small_ports import TARGETS, Original, gpt2_folder, same_model, small_run, small_tokenizer, torch, transformers
 
 import faisca
-from faisca.checkpoint import load_checkpoint
 from faisca.cli import main
+from faisca.data.tokenizer import Tokenizer
 from faisca.porting import bits
 from faisca.porting.port import port, read_source
 from faisca.porting.verify import TEXTS
-from faisca.tokenizer import Tokenizer
+from faisca.runs.checkpoint import load_checkpoint
 
 pytest.importorskip("mlx_lm", reason="mlx_lm is missing")
 pytestmark = pytest.mark.xdist_group("porting")

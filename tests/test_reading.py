@@ -49,7 +49,7 @@ def test_it_runs_and_its_json_agrees_with_the_source():
 
 
 def test_a_file_that_has_moved_is_named(reading, monkeypatch):
-    monkeypatch.setitem(reading.READING, "GRPO", ("faisca/config.py", "{twin}/nowhere.py"))
+    monkeypatch.setitem(reading.READING, "GRPO", ("faisca/config/sections.py", "{twin}/nowhere.py"))
     with pytest.raises(SystemExit, match=r"faisca_mlx/nowhere\.py: no such file; adapt READING"):
         reading.reading("GRPO", "faisca_mlx")
 

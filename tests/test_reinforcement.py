@@ -8,11 +8,11 @@ import pytest
 from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
 
 from faisca.config import Config, GRPOConfig, RunConfig, SampleConfig
-from faisca.evaluation import Bench, kl_divergence
+from faisca.data.tokenizer import Tokenizer
 from faisca.parameters import initial_parameters
-from faisca.reinforcement import Rollout, kl_to_reference, pack, roll_out, select, update_policy, watch, with_log_probs
-from faisca.rewards import group_advantages
-from faisca.tokenizer import Tokenizer
+from faisca.training.evaluate import Bench, kl_divergence
+from faisca.training.grpo import Rollout, kl_to_reference, pack, roll_out, select, update_policy, watch, with_log_probs
+from faisca.training.rewards import group_advantages
 
 EOT = 9
 GRPO = GRPOConfig(group_size=4, minibatch_size=4, epochs=1, max_new_tokens=6, prompts=("", "O "), prompts_per_step=2)

@@ -20,8 +20,8 @@ from small_runs import (
 )
 
 from faisca import cli
-from faisca.checkpoint import load_checkpoint
-from faisca.run_log import read_records
+from faisca.runs.checkpoint import load_checkpoint
+from faisca.runs.log import read_records
 
 NO_DROPOUT = ("--model.dropout", "0", "--model.attention-dropout", "0")
 TOLERANCE = 1e-3

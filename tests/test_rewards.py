@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from faisca.errors import FaiscaError
-from faisca.rewards import football, group_advantages, keyword_reward, load_reward, score, share, words
+from faisca.training.rewards import football, group_advantages, keyword_reward, load_reward, score, share, words
 
 # --- words --------------------------------------------------------------------------------------
 

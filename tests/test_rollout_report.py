@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from faisca.rewards import group_advantages
-from faisca.rollout_report import MEANING, SignalWatch, best_and_worst, missing_signal, notes
+from faisca.training.rewards import group_advantages
+from faisca.training.rollout_report import MEANING, SignalWatch, best_and_worst, missing_signal, notes
 
 NAN = math.nan
 

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from faisca import memory, run_log, tracker
 from faisca.errors import FaiscaError
-from faisca.files import write_atomically
-from faisca.memory import format_bytes
-from faisca.run_log import RunLog, json_text, printable, read_records
+from faisca.runs import log as run_log
+from faisca.runs.log import RunLog, json_text, printable, read_records
+from faisca.system import memory
+from faisca.system import progress_bar as tracker
+from faisca.system.files import write_atomically
+from faisca.system.memory import format_bytes
 
 
 class Clock:
@@ -228,7 +230,7 @@ UNWANTED = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TT
 LIVE = """
 import sys, time
 from pathlib import Path
-from faisca.run_log import RunLog
+from faisca.runs.log import RunLog
 
 with RunLog(Path(sys.argv[1])) as log, log.track("pretrain", 300) as tracker:
     for done in (100, 200, 300):
@@ -281,7 +283,7 @@ def test_a_terminal_gets_a_live_bar_that_fits(tmp_path, columns):
 NOTES = """
 import sys, time
 from pathlib import Path
-from faisca.run_log import RunLog
+from faisca.runs.log import RunLog
 
 with RunLog(Path(sys.argv[1])) as log:
     log.say("palavra " * 20)
@@ -346,7 +348,7 @@ def test_peak_resident_memory_sees_what_was_used_and_can_be_reset():
     """In a process of its own: here, memory that other tests leave behind may be freed meanwhile."""
     size = 100_000_000
     lines = (
-        "from faisca.memory import peak_resident_bytes as peak, reset_peak",
+        "from faisca.system.memory import peak_resident_bytes as peak, reset_peak",
         f"first = peak(); reset = reset_peak(); base = peak(); block = b'x' * {size}; used = peak(); del block",
         "print(first, int(reset), base, used, int(reset_peak()), peak())",
     )

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from faisca.rewards import football, share, words
-from faisca.sample_corpus import HOSTS, SUBJECTS, sample_headlines
-from faisca.sample_corpus.grammar import FORMS, SLOT, Grammar, read_sections
+from faisca.data.sample import HOSTS, SUBJECTS, sample_headlines
+from faisca.data.sample.grammar import FORMS, SLOT, Grammar, read_sections
+from faisca.training.rewards import football, share, words
 
 EUROPEAN_ONLY = """
 autocarro autocarros comboio comboios equipa telemóvel telemóveis golo golos factos contacto ecrã ecrãs treinador

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from faisca.config import TrainConfig
-from faisca.schedule import learning_rate
+from faisca.training.schedule import learning_rate
 
 
 def rates(total: int, **options) -> list[float]:

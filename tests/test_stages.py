@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file
 from small_models import open_twin, read_lines, run_faisca, same_arrays
 
-from faisca.checkpoint import load_checkpoint
 from faisca.cli import main
-from faisca.config_files import read_config
-from faisca.summary import STAGE_KEYS
+from faisca.config.files import read_config
+from faisca.runs.checkpoint import load_checkpoint
+from faisca.runs.summary import STAGE_KEYS
 
 pytestmark = pytest.mark.xdist_group("stages")  # one worker, so that the run below is made once
 

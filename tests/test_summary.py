@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from faisca.errors import FaiscaError
-from faisca.summary import read_summary, show_summary, summary_markdown, write_summary
+from faisca.runs.summary import read_summary, show_summary, summary_markdown, write_summary
 
 
 def stage(name: str, **measured) -> dict:

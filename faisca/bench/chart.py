@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from faisca.bench.results import LESS_IS_BETTER, Results, Row, format_value, rows, work_line
-from faisca.files import write_atomically
-from faisca.plots import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE
+from faisca.runs.plots import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE
+from faisca.system.files import write_atomically
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#999999")
 SHOWN = ("pretrain", "peak_resident", "rollout", "grpo_full", "generate_1", "generate_64")

@@ -25,8 +25,8 @@ from faisca.bench.worker import BASELINES, find_baseline
 from faisca.cli import parse
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
-from faisca.files import write_atomically
 from faisca.porting.libraries import missing_package
+from faisca.system.files import write_atomically
 
 CONSOLE = Console(markup=False, emoji=False, highlight=False)
 COMPUTED_WITH = ("device", "gpu", "dtype", "compile", "torch", "mlx", "blas", "tf32")

@@ -15,7 +15,7 @@ from faisca.bench.work import CASES, Work
 from faisca.bench.worker import SubjectSpec, Worker
 from faisca.config import RunConfig
 from faisca.errors import VerificationError
-from faisca.tracker import track
+from faisca.system.progress_bar import track
 
 ALL = (*CASES, "fresh", "data")
 """what can be measured"""

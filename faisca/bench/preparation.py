@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow.parquet
 
-from faisca.batches import Windows, tokenise
 from faisca.bench.twin import timed
 from faisca.config import DataConfig, TrainConfig
-from faisca.headline_sources import read_headlines
-from faisca.headlines import load_headlines, stage_titles
-from faisca.tokenizer import Tokenizer
+from faisca.data.headlines import load_headlines, stage_titles
+from faisca.data.sources import read_headlines
+from faisca.data.tokenizer import Tokenizer
+from faisca.data.windows import Windows, tokenise
 
 VOCABULARY = 4096
 

@@ -15,10 +15,10 @@ import numpy as np
 from faisca.backend import Backend, Learner, Model, load_backend
 from faisca.bench.work import Work, peak_size, training_products
 from faisca.config import RunConfig
-from faisca.generation import complete
-from faisca.reinforcement import Rollout, pack, update_policy, with_log_probs
-from faisca.runs import Run
 from faisca.streams import generator
+from faisca.training.generate import complete
+from faisca.training.grpo import Rollout, pack, update_policy, with_log_probs
+from faisca.training.run import Run
 
 CaseFunction = Callable[[], float]
 

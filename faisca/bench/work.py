@@ -14,7 +14,7 @@ import numpy as np
 
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
-from faisca.config_files import load_preset
+from faisca.config.files import load_preset
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 

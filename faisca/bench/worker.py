@@ -26,7 +26,7 @@ from faisca.bench.twin import CaseFunction, Twin, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
-from faisca.memory import peak_resident_bytes
+from faisca.system.memory import peak_resident_bytes
 
 BASELINES = Path(faisca.__file__).parent.parent / "benchmarks" / "baselines"
 SHORTEST_ROUND = 0.2

@@ -111,8 +111,8 @@ def make_case(path: Path | None) -> Case:
     if path is None:
         config = ModelConfig(vocabulary_size=509, dim=64, num_layers=2, hidden_dim=256, attention_bias=True)
         return Case(config, uneven_parameters(config, seed=0), end_of_text=0)
-    from faisca.checkpoint import load_checkpoint
-    from faisca.runs import checkpoint_tokenizer
+    from faisca.runs.checkpoint import load_checkpoint
+    from faisca.training.run import checkpoint_tokenizer
 
     checkpoint = load_checkpoint(path)
     config = dataclasses.replace(ModelConfig(**checkpoint.state["model"]), dropout=0.0, attention_dropout=0.0)

@@ -16,9 +16,9 @@ import numpy as np
 from faisca.backend import Backend, Learner, Rollouts, Runtime
 from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.parameters import initial_parameters
-from faisca.rewards import group_advantages
-from faisca.schedule import learning_rate
 from faisca.streams import generator
+from faisca.training.rewards import group_advantages
+from faisca.training.schedule import learning_rate
 
 Arrays = dict[str, np.ndarray]
 

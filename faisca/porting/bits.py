@@ -55,7 +55,7 @@ def bits_per_byte(reader: Reader, titles: list[str], context: int) -> float:
 
 def validation_titles(source: str, count: int) -> list[str]:
     """The first validation headlines of a source."""
-    from faisca.headlines import load_headlines
+    from faisca.data.headlines import load_headlines
 
     titles = load_headlines(DataConfig(source=source), seed=0).validation.column("title")
     return [str(title) for title in titles.to_pylist()[:count]]

@@ -6,13 +6,13 @@ from typing import Any
 
 import safetensors.numpy
 
+from faisca.data.tokenizer import END_OF_TEXT
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.porting import mlx_lm_model
 from faisca.porting.formats import Portable, read_json
 from faisca.porting.huggingface import TRAINING_FILE, config_json, needs_model_file, to_theirs
-from faisca.summary import run_line, summary_markdown
-from faisca.tokenizer import END_OF_TEXT
+from faisca.runs.summary import run_line, summary_markdown
 
 
 def write_folder(portable: Portable, folder: Path) -> None:

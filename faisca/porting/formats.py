@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from faisca.config import STAGES, ModelConfig
-from faisca.config_files import config_from_dict
+from faisca.config.files import config_from_dict
+from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.errors import FaiscaError, in_one_line, shortened
 from faisca.parameters import Parameters, check_parameters
-from faisca.tokenizer import END_OF_TEXT, Tokenizer
 
 FORMATS = ("faisca", "torch", "mlx", "hf")
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from faisca.config import ModelConfig
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import Parameters, parameter_shapes
 from faisca.porting import mlx_lm_model
 from faisca.porting.formats import Portable, check_training, float32, model_config, read_json, read_tokenizer
 from faisca.porting.weight_files import read_file
-from faisca.tokenizer import Tokenizer
 
 PREFIX = "transformer."
 TRAINING_FILE = "faisca.json"

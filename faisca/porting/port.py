@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faisca.errors import FaiscaError, VerificationError
-from faisca.nearby import WEIGHTS, hub_words, runs_nearby
 from faisca.porting.folders import write_folder
 from faisca.porting.formats import FORMATS, Portable, check_portable
 from faisca.porting.huggingface import read_folder
 from faisca.porting.run_folders import read_run, write_run
 from faisca.porting.verify import Comparison, compare, source_reader, target_readers
 from faisca.porting.weight_files import SUFFIXES, read_weight_file, sidecar_of, write_weight_file
+from faisca.runs.nearby import WEIGHTS, hub_words, runs_nearby
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from faisca.backend import Runtime
-from faisca.checkpoint import load_checkpoint, save_checkpoint
 from faisca.config import Config, TokenizerConfig
-from faisca.config_files import config_from_dict, write_config
+from faisca.config.files import config_from_dict, write_config
 from faisca.porting.formats import Portable, model_config
-from faisca.progress import IMPORTED, Progress, run_state
+from faisca.runs.checkpoint import load_checkpoint, save_checkpoint
+from faisca.runs.state import IMPORTED, Progress, run_state
 
 TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages")
 """what of a checkpoint's state goes along"""
@@ -20,7 +20,7 @@ TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds
 
 def read_run(path: Path) -> Portable:
     """A checkpoint folder, or the newest good checkpoint of a run folder."""
-    from faisca.runs import checkpoint_tokenizer
+    from faisca.training.run import checkpoint_tokenizer
 
     notes: list[str] = []
     checkpoint = load_checkpoint(path, say=notes.append)

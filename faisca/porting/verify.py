@@ -16,15 +16,15 @@ import numpy as np
 
 from faisca.backend import PACKAGES, REMEDY, Backend, Model, Sampling, choose_backend, load_backend
 from faisca.config import ModelConfig, RunConfig
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
-from faisca.generation import complete
 from faisca.parameters import Parameters
 from faisca.porting.folders import write_view
 from faisca.porting.formats import Portable
 from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exported, read_arrays, require
 from faisca.porting.weight_files import canonical_names
 from faisca.streams import generator
-from faisca.tokenizer import Tokenizer
+from faisca.training.generate import complete
 
 LIMIT = 1e-4
 """largest difference of float32 logits of ordinary size"""

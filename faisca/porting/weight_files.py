@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from faisca.config import ModelConfig
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import Parameters
 from faisca.porting.formats import (
@@ -30,7 +31,6 @@ from faisca.porting.formats import (
     read_tokenizer,
 )
 from faisca.porting.libraries import read_arrays
-from faisca.tokenizer import Tokenizer
 
 SUFFIXES = {"torch": (".safetensors",), "mlx": (".safetensors", ".npz")}
 """of the files that are written"""

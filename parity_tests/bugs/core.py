@@ -2,7 +2,7 @@
 
 from bugs.mutation import Mutation
 
-GRPO, STAGES, BOUNDARY = "faisca/reinforcement.py", "faisca/stages.py", "tests/test_boundary.py"
+GRPO, STAGES, BOUNDARY = "faisca/training/grpo.py", "faisca/training/stages.py", "tests/test_boundary.py"
 BUGS = (
     # GRPO
     Mutation(
@@ -164,7 +164,7 @@ BUGS = (
     ),
     Mutation(
         "the reward of the best shown beside the worst",
-        "faisca/rollout_report.py",
+        "faisca/training/rollout_report.py",
         '"best": int(np.nanargmax(known))',
         '"best": int(np.nanargmin(known))',
         BOUNDARY,
@@ -203,24 +203,28 @@ BUGS = (
     ),
     Mutation(
         "SFT on the titles of pre-training",
-        "faisca/runs.py",
+        "faisca/training/run.py",
         "_windows(run, stage, titles[stage][0])",
         '_windows(run, stage, titles["pretrain"][0])',
         BOUNDARY,
     ),
     Mutation(
         "training on validation titles",
-        "faisca/runs.py",
+        "faisca/training/run.py",
         "_windows(run, stage, titles[stage][0])",
         "_windows(run, stage, titles[stage][1])",
         BOUNDARY,
     ),
     Mutation(
-        "windows side by side", "faisca/runs.py", "data.window, data.stride)", "data.window, data.window)", BOUNDARY
+        "windows side by side",
+        "faisca/training/run.py",
+        "data.window, data.stride)",
+        "data.window, data.window)",
+        BOUNDARY,
     ),
     Mutation(
         "the tokenizer learns from all titles",
-        "faisca/runs.py",
+        "faisca/training/run.py",
         'load_tokenizer(config.tokenizer, titles["pretrain"][0])',
         'load_tokenizer(config.tokenizer, headlines.train["title"])',
         BOUNDARY,
@@ -300,7 +304,7 @@ BUGS = (
     ),
     Mutation(
         "metrics beside the wrong steps",
-        "faisca/step_log.py",
+        "faisca/training/step_log.py",
         "for measured, (_, known) in zip(read, self._pending, strict=True):",
         "for measured, (_, known) in zip(read[::-1], self._pending, strict=True):",
         BOUNDARY,
@@ -314,7 +318,7 @@ BUGS = (
     ),
     Mutation(
         "a resumed stage's moments begin at zero",
-        "faisca/stage_ends.py",
+        "faisca/training/stage.py",
         "run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)",
         "run.backend.get_optimizer_state(learner=learner)",
         "tests/test_resume.py::test_only_a_stage_is_resumed_by_its_own_command",

@@ -38,19 +38,19 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "population standard deviation",
-        "faisca/rewards.py",
+        "faisca/training/rewards.py",
         "deviations[i] = scored.std(ddof=1)",
         "deviations[i] = scored.std()",
         "08",
     ),
     Mutation(
         "end-of-text not learnt",
-        "faisca/reinforcement.py",
+        "faisca/training/grpo.py",
         "mask[row, len(prompt) - 1 : end - 1]",
         "mask[row, len(prompt) - 1 : end - 2]",
         "08",
     ),
     Mutation(
-        "left padding", "faisca/reinforcement.py", "tokens[row, :end] = prompt", "tokens[row, -end:] = prompt", "08"
+        "left padding", "faisca/training/grpo.py", "tokens[row, :end] = prompt", "tokens[row, -end:] = prompt", "08"
     ),
 )

@@ -6,9 +6,9 @@ T = "faisca_torch/"
 M = "faisca_mlx/"
 MASKS = "parity_tests/test_11_randomness.py"
 DRAWS = "tests/test_draws.py"
-REINFORCE = "faisca/reinforcement.py"
-STAGES = "faisca/stages.py"
-EVALUATION = "faisca/evaluation.py"
+REINFORCE = "faisca/training/grpo.py"
+STAGES = "faisca/training/stages.py"
+EVALUATION = "faisca/training/evaluate.py"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "micro-batches drop the same",
@@ -161,7 +161,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "windows in the same order in each epoch",
-        "faisca/batches.py",
+        "faisca/data/windows.py",
         "len(windows), epoch)\n    return",
         "len(windows), 0)\n    return",
         DRAWS,
@@ -196,7 +196,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "every 64 rows use the same numbers",
-        "faisca/generation.py",
+        "faisca/training/generate.py",
         "uniforms=draws[rows]",
         "uniforms=draws[: len(prompts[rows])]",
         "tests/test_generation.py::test_a_row_does_not_depend_on_the_rows_beside_it",

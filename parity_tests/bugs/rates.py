@@ -141,7 +141,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "warm-up begins with a rate of 0",
-        "faisca/schedule.py",
+        "faisca/training/schedule.py",
         "(step + 1) / config.warmup_steps",
         "step / config.warmup_steps",
         "tests/test_schedule.py",

@@ -1,0 +1,149 @@
+"""The commands that use a trained model: `faisca generate` and `faisca evaluate`."""
+
+import sys
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from faisca.cli import parse, print_json
+from faisca.commands.options import BackendName, Checkpoint, DeviceName, Source
+from faisca.config import Config
+from faisca.errors import FaiscaError, in_one_line
+from faisca.text import printable, reward_title, titles_name
+
+OF_THE_RUN = "(default: the run's own)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Options of `faisca generate`; None leaves a choice to the run."""
+
+    checkpoint: Checkpoint
+    prompt: Annotated[str | None, arg(metavar="TEXT", aliases=["-p"], help_behavior_hint=OF_THE_RUN)] = None
+    """what the headlines begin with, a space at its end left out; an empty text lets the model begin"""
+    prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """a file with a prompt a line, or - for standard input; empty lines are passed over"""
+    n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
+    """headlines, of each prompt"""
+    temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint=OF_THE_RUN)] = None
+    """above 1 is bolder, below 1 is safer; 0 takes the likeliest token each time"""
+    top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint=OF_THE_RUN)] = None
+    """sample among the K likeliest tokens; 0 is off"""
+    top_p: Annotated[float | None, arg(metavar="P", help_behavior_hint=OF_THE_RUN)] = None
+    """sample among the likeliest tokens that together have this probability; 1 is off"""
+    max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint=OF_THE_RUN)] = None
+    """longest headline, in tokens"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """the same seed writes the same headlines"""
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead: settings, and each prompt with its headlines"""
+    backend: BackendName = "auto"
+    device: DeviceName = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `faisca evaluate`."""
+
+    checkpoint: Checkpoint
+    source: Source
+    json: FlagCreatePairsOff[bool] = False
+    """print one JSON object instead of a table"""
+    backend: BackendName = "auto"
+    device: DeviceName = "auto"
+
+
+def generate(argv: list[str]) -> int:
+    """Write headlines with a trained model, one a line, as they are finished.
+
+    examples:
+      faisca generate runs/spark
+      faisca generate runs/spark -p Governo -n 10 --temperature 0.8
+      faisca generate runs/spark --prompt Governo -n 10 --temperature 0.8
+      faisca generate runs/spark/checkpoints/pretrain-000300 --prompt ""
+      faisca generate runs/spark --prompts prompts.txt -n 1 --json
+    """
+    options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
+    prompts = _prompts(options)
+    from faisca.loaded_model import load
+
+    model = load(options.checkpoint, backend=options.backend, device=options.device)
+    settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+    prompts = prompts or [model.config.sample.prompt]
+    streams = [model.stream(prompt, options.n, seed=options.seed, **settings) for prompt in prompts]
+    if options.json:
+        print_json(
+            {
+                "checkpoint": str(model.checkpoint.folder),
+                **{"backend": model.runtime.backend, "device": model.runtime.device, "seed": options.seed},
+                "settings": asdict(model.sampling(**settings)),
+                "generated": [{"prompt": p, "texts": list(s)} for p, s in zip(prompts, streams, strict=True)],
+            }
+        )
+        return 0
+    for headline in chain.from_iterable(streams):
+        print(printable(headline), flush=True)
+    return 0
+
+
+def _prompts(options: GenerateOptions) -> list[str]:
+    """The prompts that were given, in order; none leaves it to the run."""
+    if options.prompts is None:
+        return [] if options.prompt is None else [options.prompt]
+    if options.prompt is not None:
+        raise FaiscaError("--prompt does not go with --prompts, which has its own: leave one of them out")
+    try:
+        raw = sys.stdin.buffer.read() if str(options.prompts) == "-" else options.prompts.read_bytes()
+        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaiscaError(
+            f"--prompts {options.prompts} cannot be read ({in_one_line(error)}): name a text file in UTF-8"
+        ) from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise FaiscaError(f"--prompts {options.prompts} has no prompt: write one a line")
+    return prompts
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measure a trained model on the validation headlines of a source.
+
+    examples:
+      faisca evaluate runs/spark --data sample
+      faisca evaluate runs/spark --data headlines.parquet --json
+    """
+    options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
+    from faisca.loaded_model import load
+
+    model = load(options.checkpoint, backend=options.backend, device=options.device)
+    measured = model.evaluate(options.source)
+    if options.json:
+        print_json(measured)
+    else:
+        _print_table(_named(measured, model.config), title=f"{options.checkpoint} on {options.source}")
+    return 0
+
+
+def _named(measured: dict[str, float], config: Config) -> dict[str, float]:
+    """The measures by the names that people see, which follow the run's configuration."""
+    names = {"portugal_validation_loss": f"{titles_name(config.sft.url_contains)} validation loss"}
+    if config.grpo.reward != "football":
+        names |= {"reward": reward_title(config.grpo.reward), "reward_std": "its spread"}
+        measured = {name: value for name, value in measured.items() if name != "football_share"}
+    return {names.get(name, name.replace("_", " ")): value for name, value in measured.items()}
+
+
+def _print_table(measured: dict[str, float], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in measured.items():
+        table.add_row(Text(name), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)

@@ -1,0 +1,258 @@
+"""The whole configuration: frozen dataclasses, one a section; each field states its range beside its meaning.
+
+Defaults are those of the `spark` preset; other presets are the TOML files in `presets/`, which
+have the same sections and names. `config_files.py` reads, overrides and writes them;
+`config_checks.py` holds the checks that run whenever a `Config` is made.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from faisca.config.rules import Range, check_config
+
+STAGES = ("pretrain", "sft", "grpo")
+
+Count = Annotated[int, Range(least=1)]
+CountOrOff = Annotated[int, Range(least=0)]
+Share = Annotated[float, Range(least=0, below=1)]
+ShareOrAll = Annotated[float, Range(least=0, most=1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A GPT-2-style decoder: learned positions, pre-norm blocks, GELU feed-forward."""
+
+    context: Count = 64
+    """longest sequence, in tokens (rows of the positional table)"""
+    dim: Count = 128
+    """width of the residual stream"""
+    num_layers: Count = 4
+    """transformer blocks"""
+    num_heads: Count = 2
+    """attention heads; dim / num_heads is the head dimension"""
+    hidden_dim: Count = 512
+    """width of the feed-forward layer"""
+    dropout: Share = 0.0
+    """share of activations dropped in training: embeddings, attention output, feed-forward"""
+    attention_dropout: Share = 0.0
+    """share of attention weights dropped in training; above 0 it disables fused attention"""
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    """exact (erf) GELU, or GPT-2's tanh approximation"""
+    tie_embeddings: bool = False
+    """use the token embedding as the output head"""
+    attention_bias: bool = False
+    """biases in the attention projections, as GPT-2 has"""
+    norm_epsilon: Positive = 1e-5
+    """added to the variance in LayerNorm"""
+    vocabulary_size: CountOrOff = 0
+    """0 takes the tokenizer's; a checkpoint records the real number"""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How titles become token ids."""
+
+    kind: Literal["bpe", "gpt2"] = "bpe"
+    """bpe: a byte-level BPE trained on the training titles; gpt2: tiktoken's 50,257 tokens"""
+    vocabulary_size: CountOrOff = 4096
+    """tokens of a trained BPE, end-of-text included (gpt2 has its own number)"""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where headlines come from and how they are cut into windows."""
+
+    source: str = "sample"
+    """sample (embedded, synthetic), hub, hub:OWNER/NAME, or a local file or folder"""
+    title_column: str = "title"
+    """column that holds the headline"""
+    language_column: str = "language"
+    """column that holds the ISO language code"""
+    url_column: str = "requested_url"
+    """column that holds the address"""
+    language: str = "pt"
+    """keep titles in this language; empty keeps all (and needs no language column)"""
+    max_title_characters: Count = 1000
+    """longer titles are no headlines: they are dropped, and counted"""
+    validation_share: Share = 0.05
+    """share of titles held out where the source has no validation split of its own"""
+    window: Count = 64
+    """tokens in a training window"""
+    stride: Count = 64
+    """tokens from the start of a training window to the start of the next"""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, bias-corrected); with weight_decay 0 it is Adam."""
+
+    learning_rate: Positive = 3e-3
+    """peak learning rate"""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """learning rate after the warm-up"""
+    warmup_steps: CountOrOff = 20
+    """steps in which the learning rate rises linearly to its peak"""
+    min_learning_rate_share: ShareOrAll = 0.1
+    """where cosine ends, as a share of the peak"""
+    weight_decay: NotNegative = 0.1
+    """decoupled weight decay"""
+    decay: Literal["matrices", "all"] = "matrices"
+    """what decays: matrices and tables only, or every parameter, as the original does"""
+    beta1: Share = 0.9
+    """decay rate of the first moment"""
+    beta2: Share = 0.999
+    """decay rate of the second moment"""
+    epsilon: Positive = 1e-8
+    """added to the root of the second moment"""
+    clip_norm: NotNegative = 1.0
+    """largest gradient norm; 0 does not clip"""
+
+
+@dataclass(frozen=True)
+class TrainConfig(OptimizerConfig):
+    """Pre-training or supervised fine-tuning on packed windows."""
+
+    url_contains: str = ""
+    """keep only titles whose address contains this; empty keeps all"""
+    max_titles: CountOrOff = 0
+    """training titles at most; 0 takes all"""
+    max_validation_titles: CountOrOff = 0
+    """validation titles at most; 0 takes all"""
+    epochs: Count = 3
+    """passes over the training windows"""
+    max_steps: CountOrOff = 0
+    """stop after this many optimiser steps; 0 runs all epochs"""
+    batch_size: Count = 32
+    """windows in an optimiser step"""
+    micro_batch_size: CountOrOff = 0
+    """windows computed at a time, their gradients accumulated; 0 takes the whole batch at once"""
+    evaluate_every: CountOrOff = 50
+    """steps between evaluations; 0 evaluates only before and after the stage"""
+    evaluation_batches: Count = 5
+    """batches of each validation set in the evaluations along the way"""
+
+
+@dataclass(frozen=True)
+class GRPOConfig(OptimizerConfig):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
+
+    learning_rate: Positive = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: CountOrOff = 5
+    weight_decay: NotNegative = 0.0
+    steps: Count = 40
+    """rollout-and-update rounds"""
+    prompts: tuple[str, ...] = ("",)
+    """what rollouts begin with, or a file of lines; "" starts a headline; a space at the end is left out"""
+    prompts_per_step: Count = 1
+    """prompts in a step, taken in turn; each has a group of its own"""
+    group_size: Count = 24
+    """completions of one prompt; advantages compare them with one another"""
+    max_new_tokens: Count = 32
+    """longest completion, in tokens"""
+    temperature: Positive = 1.0
+    """temperature of the rollout, and of the log-probabilities that the loss compares"""
+    top_k: CountOrOff = 0
+    """sample among the k likeliest tokens; 0 is off: top-k biases the importance ratio"""
+    epochs: Count = 2
+    """passes over a step's rollouts"""
+    minibatch_size: Count = 12
+    """completions in one update"""
+    reward: str = "football"
+    """football, keywords:WORD,WORD, or FILE.py:FUNCTION (completions -> one number each)"""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """what the advantages are divided by: standard deviation of the group, of the batch, or nothing"""
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
+    """how per-token losses are averaged"""
+    objective: Literal["clip", "cispo"] = "clip"
+    """PPO's clipped surrogate, or CISPO's clipped importance weights"""
+    importance: Literal["token", "sequence"] = "token"
+    """importance ratio per token, or one a sequence (GSPO)"""
+    clip_low: NotNegative = 0.2
+    """the ratio is clipped at 1 - clip_low"""
+    clip_high: NotNegative = 0.2
+    """and at 1 + clip_high"""
+    cispo_cap: Positive = 5.0
+    """largest importance weight of CISPO"""
+    kl_weight: NotNegative = 0.05
+    """weight of the k3 KL divergence to the reference model"""
+    mask_truncated: bool = False
+    """leave completions that never reached end-of-text out of the loss"""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Headlines shown along the way, and those that are counted."""
+
+    prompt: str = "Presidente"
+    """what the shown headlines begin with; a space at its end is left out: tokens bring their own"""
+    count: Count = 3
+    """headlines shown before and after each stage"""
+    counted: Count = 200
+    """headlines over which the football and distinct shares are measured"""
+    max_new_tokens: Count = 32
+    """longest headline, in tokens"""
+    temperature: NotNegative = 0.5
+    """0 takes the likeliest token each time"""
+    top_k: CountOrOff = 30
+    """sample among the k likeliest tokens; 0 is off"""
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
+    """sample among the likeliest tokens that together have this probability; 1 is off"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a run computes, logs and saves."""
+
+    seed: Annotated[int, Range(least=0, below=2**63)] = 1337
+    """every random number of the run derives from it"""
+    stages: tuple[str, ...] = STAGES
+    """which stages to run, in order"""
+    backend: Literal["auto", "torch", "mlx"] = "auto"
+    """auto: mlx on Apple silicon, torch elsewhere"""
+    device: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """auto: the fastest that the backend finds; gpu: whichever GPU there is"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """what activations are computed in; weights and optimiser state stay float32"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """compile the training step; auto does so where it pays"""
+    loss_chunk: CountOrOff = 0
+    """rows of logits alive at a time in the loss; 0 takes what was fastest: 512 for torch, 128 for MLX"""
+    gradient_checkpointing: bool = False
+    """recompute each block in the backward pass: less memory, more time"""
+    cache_limit_gb: NotNegative = 0.0
+    """cap of MLX's buffer cache in GiB; 0 leaves it free, which is faster"""
+    log_every: Count = 10
+    """steps between lines of progress; reading metrics waits for the device"""
+    checkpoint_every: CountOrOff = 0
+    """steps between checkpoints; 0 saves at the end of each stage"""
+    keep: Count = 3
+    """checkpoints kept along the way, newest first; ends of stages always stay"""
+    max_bad_steps: Count = 10
+    """stop after this many steps in a row whose loss or gradient is not finite"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    preset: str = "spark"
+    """the preset that the other values started from; a record, not an option"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pretrain: TrainConfig = field(default_factory=TrainConfig)
+    sft: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=1e-3, url_contains=".pt/"))
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        check_config(self)

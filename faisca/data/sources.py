@@ -1,0 +1,161 @@
+"""Where headlines come from: the embedded sample, the Hugging Face hub, or local files.
+
+Whatever the source, the result is the same: splits as Arrow tables with the text columns title,
+language and url, untouched otherwise. `headlines.py` filters and cleans them.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset
+
+from faisca.config import DataConfig
+from faisca.data.files import SUFFIXES, open_file
+from faisca.errors import FaiscaError, in_one_line
+
+HUB_DATASET = "duarteocarmo/ccnews-titles-2016"
+Filters = Mapping[str, str]
+"""what stages ask of addresses, by the stage"""
+NO_FILTERS: Filters = {}
+
+
+@dataclass(frozen=True)
+class RawHeadlines:
+    """Splits as read: tables with the text columns title, language and url, nulls included."""
+
+    train: pa.Table
+    validation: pa.Table | None
+    columns: tuple[str, ...]
+    """of the first training part; none where it is plain text"""
+    notes: tuple[str, ...]
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a file or folder, not the sample or the hub."""
+    return source not in ("sample", "hub") and not source.startswith("hub:")
+
+
+def read_headlines(config: DataConfig, filters: Filters = NO_FILTERS) -> RawHeadlines:
+    """The headlines of `config.source`; `filters` are only for the message where columns are missing."""
+    source = config.source
+    if source == "sample":
+        from faisca.data.sample import sample_headlines
+
+        return _raw(dict(zip(("train", "validation"), sample_headlines(), strict=True)), config, filters)
+    if source == "hub" or source.startswith("hub:"):
+        return _raw(_hub_splits(HUB_DATASET if source == "hub" else source.removeprefix("hub:")), config, filters)
+    return _raw(_files(source), config, filters)
+
+
+def _files(source: str) -> dict[str, Path]:
+    """Usable files by name: those of a folder, or the file itself."""
+    path = Path(os.path.expanduser(source))
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    except OSError as error:
+        raise FaiscaError(f"data.source {source!r} cannot be read: {error.strerror}") from error
+    if not files and not path.is_dir():
+        raise FaiscaError(
+            f"data.source {source!r} does not exist: name a file or folder, or use sample, hub or hub:OWNER/NAME"
+        )
+    usable = [file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] not in "._"]
+    # beside other files, JSON describes them
+    usable = [file for file in usable if file.suffix.lower() != ".json"] or usable
+    if not usable:
+        raise FaiscaError(f"data.source {source!r} has no headlines: use files in {', '.join(SUFFIXES)}")
+    return {file.name: file for file in usable}
+
+
+def _raw(parts: Mapping[str, Path | pa.Table], config: DataConfig, filters: Filters) -> RawHeadlines:
+    """Parts whose names begin with train, and with test or valid, are the splits; else all are one."""
+    training = [name for name in parts if name.lower().startswith("train")]
+    validation = [name for name in parts if training and name.lower().startswith(("test", "valid"))]
+    training = training or list(parts)
+    notes = [f"{name} left out" for name in parts if name not in training + validation]
+    plain = [name for name in training + validation if config.language and name.lower().endswith(".txt")]
+    notes += [f"{name} is plain text, taken to be in language {config.language!r}" for name in plain]
+    read = {name: _read_part(name, parts[name], config, filters) for name in training + validation}
+    return RawHeadlines(
+        train=pa.concat_tables([read[name].train for name in training]),
+        validation=pa.concat_tables([read[name].train for name in validation]) if validation else None,
+        columns=read[training[0]].columns,
+        notes=(*notes, *(note for part in read.values() for note in part.notes)),
+    )
+
+
+def _read_part(name: str, part: Path | pa.Table, config: DataConfig, filters: Filters) -> RawHeadlines:
+    """Titles, languages and addresses of a part, its columns, and what had to be guessed of it."""
+    wanted = {"title": config.title_column, "language": config.language_column, "url": config.url_column}
+    if not config.language:
+        del wanted["language"]
+    try:
+        dataset, notes = open_file(part, config) if isinstance(part, Path) else (pyarrow.dataset.dataset(part), [])
+        found = _text_columns(name, dataset.schema, wanted, filters)
+        table = dataset.to_table(columns=list(found.values()))
+        texts = {role: table[column].cast(pa.string()) for role, column in found.items()}
+        nothing = pa.nulls(table.num_rows, pa.string())
+        standard = pa.table({role: texts.get(role, nothing) for role in ("title", "language", "url")})
+        standard.validate(full=True)  # a file may hold bytes that are no UTF-8
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FaiscaError(
+            f"{name} cannot be read ({_in_words(error)}): save it again, as Parquet or as UTF-8 text"
+        ) from error
+    columns = () if name.lower().endswith(".txt") else tuple(dataset.schema.names)
+    return RawHeadlines(standard, None, columns, tuple(f"{name} is {note}" for note in notes))
+
+
+def _text_columns(part: str, schema: pa.Schema, wanted: Mapping[str, str], filters: Filters) -> dict[str, str]:
+    """The wanted columns that are there, by role; a FaiscaError names all that must be there and are not."""
+    missing = [role for role, column in wanted.items() if column not in schema.names]
+    found = {role: column for role, column in wanted.items() if role not in missing}
+    if missing not in ([], ["url"]):  # only a stage that filters by address needs it, and complains there
+        raise FaiscaError(_missing_words(part, schema, {role: wanted[role] for role in missing}, filters))
+    for role, column in found.items():
+        kind = schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+            listing = ", ".join(schema.names)
+            raise FaiscaError(
+                f"column {column!r} of {part} holds {kind}, not text: name one of {listing} with --data.{role}-column"
+            )
+    return found
+
+
+def _missing_words(part: str, schema: pa.Schema, missing: Mapping[str, str], filters: Filters) -> str:
+    remedies = {
+        "title": "--data.title-column NAME",
+        "language": '--data.language-column NAME (or --data.language "" keeps every language)',
+        "url": "--data.url-column NAME",
+    }
+    if "url" in missing and filters:
+        (stage, wanted), *_ = filters.items()
+        remedies["url"] += f' (or --{stage}.url-contains "", now {wanted!r}, takes every address)'
+    elif "url" in missing:
+        missing = {role: column for role, column in missing.items() if role != "url"}
+    names = ", ".join(map(repr, missing.values()))
+    listing = ", ".join(schema.names)
+    return f"{part} has no column {names}; it has {listing}: give " + ", ".join(remedies[role] for role in missing)
+
+
+def _hub_splits(name: str) -> dict[str, pa.Table]:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FaiscaError(f"data.source 'hub:{name}' names no data set: write hub:OWNER/NAME")
+    import datasets  # slow to import, and only the hub needs it
+
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:  # the network, the hub and each data set's files fail in ways of their own
+        raise FaiscaError(
+            f"data set {name} cannot be had from the hub ({_in_words(error)}): offline, use --data sample "
+            "or --data PATH"
+        ) from error
+    return {split: part.data.table for split, part in splits.items()}
+
+
+def _in_words(error: Exception) -> str:
+    return re.sub(r"^Error creating dataset.* input source '.*?': (Invalid: )?", "", in_one_line(error))

@@ -1,0 +1,183 @@
+"""A trained model from a checkpoint, ready to write headlines and to be asked for its numbers."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faisca.backend import Backend, Model, Runtime, Sampling, choose_backend, load_backend
+from faisca.config import Config, ModelConfig, RunConfig
+from faisca.config.files import config_from_dict, load_preset
+from faisca.data.headlines import has_address, load_headlines, select_titles
+from faisca.data.tokenizer import Tokenizer
+from faisca.data.windows import tokenise
+from faisca.errors import FaiscaError
+from faisca.parameters import count_parameters
+from faisca.runs.checkpoint import Checkpoint, load_checkpoint
+from faisca.training.evaluate import Bench, make_yardsticks, measure
+from faisca.training.generate import complete, encode_prompt, headline
+from faisca.training.rewards import load_reward
+from faisca.training.run import checkpoint_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadedModel:
+    """A trained model, as `faisca.load` returns it: it writes headlines and answers for its numbers."""
+
+    checkpoint: Checkpoint
+    config: Config
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    backend: Backend
+    runtime: Runtime
+    model: Model
+
+    def __repr__(self) -> str:
+        model, runtime = self.model_config, self.runtime
+        return (
+            f"<faisca model: {count_parameters(model):,} parameters, {model.num_layers} blocks of width {model.dim}, "
+            f"context {model.context}; {self.checkpoint.folder}; "
+            f"{runtime.backend} on {runtime.device}, {runtime.dtype}>"
+        )
+
+    def generate(
+        self,
+        prompt: str = "",
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """`n` headlines that begin with `prompt`; an empty one lets the model begin.
+
+        The same `seed` writes the same headlines. What is left out, or None, is as in the run's own
+        `sample` settings: `temperature` (0 takes the likeliest token each time), `top_k` (0 is off),
+        `top_p` (1 is off), `max_new_tokens`. FaiscaError for an impossible value and for a prompt
+        that does not fit the context.
+        """
+        sampling = self.sampling(temperature, top_k, top_p, max_new_tokens)
+        return list(self._stream(prompt, n, seed, sampling))
+
+    def stream(
+        self,
+        prompt: str = "",
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[str]:
+        """The headlines of `generate`, each as soon as it is complete, in order."""
+        return self._stream(prompt, n, seed, self.sampling(temperature, top_k, top_p, max_new_tokens))
+
+    def sampling(
+        self,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Sampling:
+        """The settings with which `generate` samples: these, and the run's own where they are None."""
+        named = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens}
+        chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        sample = dataclasses.replace(self.config.sample, **chosen)
+        dataclasses.replace(self.config, sample=sample)  # checks the values
+        return Sampling(sample.temperature, sample.top_k, sample.top_p, sample.max_new_tokens)
+
+    def _stream(self, prompt: str, n: int, seed: int, sampling: Sampling) -> Iterator[str]:
+        if n < 1:
+            raise FaiscaError(f"n {n} is too small: ask for at least one headline")
+        ids = encode_prompt(self.tokenizer, prompt, self.model_config.context)
+        rows = complete(
+            self.backend,
+            self.model,
+            [ids] * n,
+            sampling,
+            self.tokenizer.end_of_text,
+            seed=seed,
+            purpose="generate",
+        )
+        return (headline(self.tokenizer, prompt, row) for row in rows)
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids, int [B, T] -> logits, float32 [B, T, V]."""
+        return self.backend.logits(model=self.model, tokens=self._checked(ids))
+
+    def token_log_probs(self, ids: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Token ids, int [B, T] -> log-probability of each token after the first, float32 [B, T-1], in nats."""
+        return self.backend.token_log_probs(
+            model=self.model, tokens=self._checked(ids), temperature=temperature, places=None
+        )
+
+    def evaluate(self, source: str) -> dict[str, float]:
+        """Measure the model on the validation headlines of a source, those that the run's own options keep.
+
+        Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
+        address contains what SFT asks for, `football_share`, `distinct_share`, and `reward` and `reward_std`
+        where the run's reward is keywords (a file that a checkpoint names is not run).
+        """
+        config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
+        headlines = load_headlines(config.data, config.run.seed)
+        reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
+        bench = Bench(
+            self.backend, self.tokenizer, self.model_config.context, config.run.seed, config.sample, config.grpo, reward
+        )
+        abroad = not has_address(headlines.validation, config.sft.url_contains)
+        if abroad:
+            config = dataclasses.replace(config, sft=config.pretrain)
+        titles = select_titles(headlines, config)
+        yardsticks = make_yardsticks(config, titles, lambda some, _: tokenise(some, self.tokenizer))
+        measured = measure(bench, self.model, yardsticks)
+        left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
+        left_out |= {"reward", "reward_std"} if reward is None else set()
+        return {name: value for name, value in measured.items() if name not in left_out}
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        ids = np.asarray(ids)
+        limit = self.model_config.vocabulary_size
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise FaiscaError(f"ids of shape {list(ids.shape)} and type {ids.dtype} are not an int array [B, T]")
+        if ids.shape[1] > self.model_config.context:
+            raise FaiscaError(f"{ids.shape[1]} ids do not fit the model's context of {self.model_config.context}")
+        if ids.size and not (ids.min() >= 0 and ids.max() < limit):
+            raise FaiscaError(f"id {ids.min() if ids.min() < 0 else ids.max()} is outside the vocabulary of {limit}")
+        return ids
+
+
+def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load a checkpoint folder, or a run folder's newest checkpoint, on any backend.
+
+    `backend`: auto, torch, mlx; `device`: auto, cpu, gpu, cuda, mps; `dtype`: auto, float32,
+    bfloat16. FaiscaError for what is no checkpoint, VerificationError where it is damaged.
+    """
+    checkpoint = load_checkpoint(Path(path))
+    config = config_from_dict(checkpoint.state["config"])
+    run = RunConfig(backend=backend, device=device, dtype=dtype)  # type: ignore[arg-type]
+    dataclasses.replace(config, run=run)  # checks the values
+    twin = load_backend(choose_backend(backend)[0])
+    runtime = twin.open_runtime(config=run)
+    model_config = ModelConfig(**checkpoint.state["model"])
+    model = twin.make_model(config=model_config, parameters=checkpoint.parameters, runtime=runtime)
+    return LoadedModel(checkpoint, config, model_config, checkpoint_tokenizer(checkpoint), twin, runtime, model)
+
+
+def train(
+    out: str | Path, preset: str = "spark", start_from: str | Path | None = None, **sections: Mapping[str, Any]
+) -> LoadedModel:
+    """Train as `faisca run` does, into the new folder `out`, and load what came of it.
+
+    `sections` change the preset: `train("runs/mine", pretrain={"epochs": 1}, run={"stages": ["pretrain"]})`.
+    `start_from` is a checkpoint to begin with. FaiscaError for an impossible value or a folder in use.
+    """
+    from faisca.training.stages import run
+
+    config = config_from_dict(sections, load_preset(preset))
+    run(config, Path(out), None if start_from is None else Path(start_from))
+    return load(out, config.run.backend, config.run.device, config.run.dtype)
