@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from faisca.runs.plots import draw_charts
 from faisca.runs.summary import read_summary, summary_markdown
-from faisca.system.memory import format_bytes
+from faisca.text import format_bytes
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"

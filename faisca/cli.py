@@ -112,7 +112,7 @@ def parse_known(options: type[Options], argv: list[str], *, command: str) -> Opt
 
 def print_json(value: Any) -> None:
     """What a command says with --json: strict JSON, so what is not finite is null."""
-    from faisca.runs.log import json_text
+    from faisca.text import json_text
 
     print(json_text(value, indent=2))
 

@@ -11,14 +11,3 @@ class FaiscaError(ValueError):
 
 class VerificationError(FaiscaError):
     """Something was checked and did not hold (exit status 1)."""
-
-
-def shortened(text: str, limit: int = 300) -> str:
-    """The text; beyond `limit` characters its beginning and an ellipsis, so that a cut shows."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def in_one_line(error: Exception) -> str:
-    """What another library's error says, on one line and not too long; its type where that says nothing."""
-    text = shortened("".join(filter(str.isprintable, " ".join(str(error).split()))))
-    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()

@@ -11,8 +11,8 @@ from faisca.backend import Backend, Model, Runtime, Sampling, choose_backend, lo
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.config.files import config_from_dict, load_preset
 from faisca.data.headlines import has_address, load_headlines, select_titles
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
-from faisca.data.windows import tokenise
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.runs.checkpoint import Checkpoint, load_checkpoint

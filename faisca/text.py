@@ -1,10 +1,15 @@
-"""Words for people: texts that fit a narrow window, and names that follow the configuration."""
+"""Words for people, and strict JSON for programs: sizes, durations, names, suggestions, texts that fit a window."""
 
+import difflib
+import json
+import math
 import re
 import textwrap
 from collections.abc import Iterable
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 LONGEST_NAME = 20
 """characters of a reward's name in a table"""
@@ -47,6 +52,54 @@ def one_line(sample: str) -> str:
     """A headline as tables and logs show it: printable, on one line, and not too long."""
     text = " ".join(printable(sample).split())
     return text if len(text) <= LONGEST_SAMPLE else text[: LONGEST_SAMPLE - 1] + "…"
+
+
+def shortened(text: str, limit: int = 300) -> str:
+    """The text; beyond `limit` characters its beginning and an ellipsis, so that a cut shows."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def in_one_line(error: Exception) -> str:
+    """What another library's error says, on one line and not too long; its type where that says nothing."""
+    text = shortened("".join(filter(str.isprintable, " ".join(str(error).split()))))
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()
+
+
+def format_bytes(size: float) -> str:
+    """A size in decimal units, for people: 0 B, 1.5 kB, 512 MB, 1.2 GB."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as H:MM:SS."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def suggest(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
+    """The remedy for an unknown name: the candidate that looks like it, else `otherwise` or all of them."""
+    known = list(candidates)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise or f"choose among {', '.join(known)}"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON of numbers (NumPy's too), texts, lists and dicts; what is not finite becomes null."""
+    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if hasattr(value, "tolist"):  # a NumPy number or array
+        return _json_value(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _filled(lines: Iterable[str], width: int) -> list[str]:

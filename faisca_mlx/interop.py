@@ -10,8 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from faisca.errors import FaiscaError, in_one_line
+from faisca.errors import FaiscaError
 from faisca.porting import mlx_lm_model
+from faisca.text import in_one_line
 
 
 class Exported:

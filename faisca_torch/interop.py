@@ -12,7 +12,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from faisca.errors import FaiscaError, in_one_line
+from faisca.errors import FaiscaError
+from faisca.text import in_one_line
 
 
 class Exported:

@@ -12,8 +12,9 @@ from cases import COMPILED, PAIRED, TWINS, Twin
 
 from faisca.config.files import load_preset
 from faisca.data.headlines import load_headlines, stage_titles
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
-from faisca.data.windows import Windows, tokenise
+from faisca.data.windows import Windows
 from faisca.parity.rungs import Side
 
 

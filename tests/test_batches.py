@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 
 from faisca import streams
 from faisca.data import windows as batches
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
-from faisca.data.windows import (
-    Windows,
-    evaluation_batches,
-    steps_per_epoch,
-    target_bytes,
-    tokenise,
-    training_batch,
-)
+from faisca.data.windows import Windows, evaluation_batches, steps_per_epoch, target_bytes, training_batch
 from faisca.errors import FaiscaError
 
 TITLES = [f"Título {i}: chuva em Lisboa 😀 {END_OF_TEXT}" for i in range(200)]

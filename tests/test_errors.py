@@ -2,7 +2,7 @@
 
 import pytest
 
-from faisca.errors import in_one_line, shortened
+from faisca.text import in_one_line, shortened
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from small_models import SMALL, TWINS, open_twin, same_arrays, small_model
 
 from faisca.config import Config, GRPOConfig, SampleConfig, TrainConfig
 from faisca.data.headlines import Headlines, select_titles
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
-from faisca.data.windows import tokenise
 from faisca.training.evaluate import (
     Bench,
     Yardstick,

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from faisca.system.memory import format_bytes
+from faisca.text import format_bytes
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MLX_ENABLE_TF32", "FAISCA_FAST_BLAS")

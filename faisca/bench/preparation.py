@@ -12,8 +12,9 @@ from faisca.bench.twin import timed
 from faisca.config import DataConfig, TrainConfig
 from faisca.data.headlines import load_headlines, stage_titles
 from faisca.data.sources import read_headlines
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
-from faisca.data.windows import Windows, tokenise
+from faisca.data.windows import Windows
 
 VOCABULARY = 4096
 

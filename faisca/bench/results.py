@@ -9,7 +9,7 @@ from typing import Any
 
 from faisca.bench.work import CASES, Work, training_flops
 from faisca.errors import FaiscaError
-from faisca.system.memory import format_bytes
+from faisca.text import format_bytes
 
 FORMAT = "faisca bench 1"
 Results = dict[str, Any]

@@ -11,8 +11,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 from faisca.cli import parse, print_json
 from faisca.commands.options import BackendName, Checkpoint, DeviceName, Source
 from faisca.config import Config
-from faisca.errors import FaiscaError, in_one_line
-from faisca.text import printable, reward_title, titles_name
+from faisca.errors import FaiscaError
+from faisca.text import in_one_line, printable, reward_title, titles_name
 
 OF_THE_RUN = "(default: the run's own)"
 

@@ -20,9 +20,8 @@ from faisca.runs.checkpoint import LATEST, checkpoint_folders, find_checkpoint, 
 from faisca.runs.manifest import MANIFEST, read_files
 from faisca.runs.nearby import no_checkpoint, run_folders
 from faisca.runs.state import IMPORTED
-from faisca.system.memory import format_bytes
 from faisca.system.tables import print_table
-from faisca.text import titles_name
+from faisca.text import format_bytes, titles_name
 
 DEPTH = 2
 """how deep below the folder `faisca runs` looks for runs"""

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from faisca.config.files import suggest
+from faisca.text import suggest
 
 OTHER_COMMANDS = {
     **dict.fromkeys(("train", "start", "fit"), "run (all stages) or pretrain (the first)"),

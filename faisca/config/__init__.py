@@ -1,0 +1,60 @@
+"""What can be set: the whole configuration, and the names that the rest of the core takes from here.
+
+`sections.py` has every option, `ranges.py` and `rules.py` refuse the impossible, `files.py` reads TOML.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+
+from faisca.config.ranges import check_section
+from faisca.config.rules import check_data, check_grpo, check_model, check_stages, check_training
+from faisca.config.sections import (
+    STAGES,
+    DataConfig,
+    GRPOConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "STAGES",
+    "Config",
+    "DataConfig",
+    "GRPOConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "SampleConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run; FaiscaError for the first impossible value, with the remedy."""
+
+    preset: str = "spark"
+    """the preset that the other values started from; a record, not an option"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pretrain: TrainConfig = field(default_factory=TrainConfig)
+    sft: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=1e-3, url_contains=".pt/"))
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for section in fields(self):
+            if is_dataclass(value := getattr(self, section.name)):
+                check_section(section.name, value)
+        check_model(self.model, self.tokenizer)
+        check_data(self.data, self.model)
+        check_training("pretrain", self.pretrain)
+        check_training("sft", self.sft)
+        check_grpo(self.grpo)
+        check_stages(self.run.stages)

@@ -7,17 +7,17 @@ on the command line can mend what an earlier one leaves impossible on its own.
 """
 
 import dataclasses
-import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import tomli_w
 
 from faisca.config import Config
-from faisca.config.rules import check_value
+from faisca.config.ranges import check_value
 from faisca.errors import FaiscaError
+from faisca.text import suggest
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -107,13 +107,6 @@ def layered_sections(preset: str | None, file: Path | None, otherwise: Sections 
             f"--preset {preset} disagrees with {file}, which builds on preset {sections['preset']}: leave --preset out"
         )
     return sections
-
-
-def suggest(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
-    """The remedy for an unknown name: the candidate that looks like it, else `otherwise` or all of them."""
-    known = list(candidates)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else otherwise or f"choose among {', '.join(known)}"
 
 
 def _preset_path(name: str) -> Path:

@@ -1,112 +1,48 @@
-"""What makes a configuration impossible: types and ranges of single values, then rules between them."""
+"""What values may not be together: the rules between options, each with the remedy in its message."""
 
-import dataclasses
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
-
+from faisca.config.sections import STAGES, DataConfig, GRPOConfig, ModelConfig, TokenizerConfig, TrainConfig
 from faisca.errors import FaiscaError
 
-if TYPE_CHECKING:
-    from faisca.config import Config
 
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers that a field accepts; a field's annotation carries it."""
-
-    least: float = -math.inf
-    above: float = -math.inf
-    most: float = math.inf
-    below: float = math.inf
-
-    def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below
-
-    def __str__(self) -> str:
-        words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-        bounds = [(word, getattr(self, name)) for name, word in words.items()]
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
-
-
-def check_config(config: "Config") -> None:
-    """Raise a FaiscaError that names the first impossible value and the remedy."""
-    for section in dataclasses.fields(config):
-        value = getattr(config, section.name)
-        if dataclasses.is_dataclass(value):
-            _check_section(section.name, value)
-    _check_model(config)
-    _check_data(config)
-    _check_training(config)
-    _check_grpo(config)
-    _check_stages(config)
-
-
-def check_value(name: str, value: Any, annotation: Any) -> None:
-    """Raise a FaiscaError unless `value` fits the type and the range in `annotation`."""
-    limits = None
-    if get_origin(annotation) is Annotated:
-        annotation, limits = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        if value not in get_args(annotation):
-            raise FaiscaError(f"{name} {value!r} is unknown: choose {', '.join(get_args(annotation))}")
-    elif get_origin(annotation) is tuple:
-        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-            raise FaiscaError(f"{name} {value!r} is not a list of texts")
-    elif isinstance(value, bool) != (annotation is bool) or not isinstance(
-        value, (int, float) if annotation is float else annotation
-    ):
-        kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise FaiscaError(f"{name} {value!r} is not {kinds[annotation]}")
-    elif annotation is float and not math.isfinite(value):
-        raise FaiscaError(f"{name} {value} is not a finite number")
-    if limits is not None and value not in limits:
-        raise FaiscaError(f"{name} {value} is out of range: use a number {limits}")
-
-
-def _check_section(section: str, value: Any) -> None:
-    for name, annotation in get_type_hints(type(value), include_extras=True).items():
-        check_value(f"{section}.{name}", getattr(value, name), annotation)
-
-
-def _check_model(config: "Config") -> None:
-    model = config.model
+def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
+    """Heads must divide the width, and a byte-level BPE needs its bytes."""
     if model.dim % model.num_heads:
         fitting = max(n for n in range(1, model.num_heads + 1) if model.dim % n == 0)
         raise FaiscaError(
             f"model.dim {model.dim} is not divisible by model.num_heads {model.num_heads}: "
             f"try --model.num-heads {fitting}"
         )
-    if config.tokenizer.kind == "bpe" and config.tokenizer.vocabulary_size < 257:
+    if tokenizer.kind == "bpe" and tokenizer.vocabulary_size < 257:
         raise FaiscaError(
-            f"tokenizer.vocabulary_size {config.tokenizer.vocabulary_size} is too small for a byte-level "
+            f"tokenizer.vocabulary_size {tokenizer.vocabulary_size} is too small for a byte-level "
             "BPE: use at least 257 (256 bytes and <|endoftext|>)"
         )
 
 
-def _check_data(config: "Config") -> None:
-    if config.data.window > config.model.context:
+def check_data(data: DataConfig, model: ModelConfig) -> None:
+    """Windows must fit the positional table; the source and its title column must be named."""
+    if data.window > model.context:
         raise FaiscaError(
-            f"data.window {config.data.window} is larger than model.context {config.model.context}, the "
-            f"rows of the positional table: use --data.window {config.model.context} --data.stride "
-            f"{config.model.context}, or for a new model at least --model.context {config.data.window}"
+            f"data.window {data.window} is larger than model.context {model.context}, the "
+            f"rows of the positional table: use --data.window {model.context} --data.stride "
+            f"{model.context}, or for a new model at least --model.context {data.window}"
         )
     for name in ("source", "title_column"):
-        if not getattr(config.data, name):
+        if not getattr(data, name):
             raise FaiscaError(f"data.{name} is empty: name one")
 
 
-def _check_training(config: "Config") -> None:
-    for name, stage in (("pretrain", config.pretrain), ("sft", config.sft)):
-        if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
-            raise FaiscaError(
-                f"{name}.batch_size {stage.batch_size} is not a multiple of {name}.micro_batch_size "
-                f"{stage.micro_batch_size}: choose a divisor of {stage.batch_size}"
-            )
+def check_training(name: str, stage: TrainConfig) -> None:
+    """Micro-batches must divide a batch."""
+    if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+        raise FaiscaError(
+            f"{name}.batch_size {stage.batch_size} is not a multiple of {name}.micro_batch_size "
+            f"{stage.micro_batch_size}: choose a divisor of {stage.batch_size}"
+        )
 
 
-def _check_grpo(config: "Config") -> None:
-    grpo = config.grpo
+def check_grpo(grpo: GRPOConfig) -> None:
+    """A group needs something to compare with, and minibatches must divide a step's completions."""
     rollouts = grpo.group_size * grpo.prompts_per_step
     if not grpo.prompts:
         raise FaiscaError('grpo.prompts is empty: give at least one ("" starts a headline)')
@@ -119,10 +55,8 @@ def _check_grpo(config: "Config") -> None:
         )
 
 
-def _check_stages(config: "Config") -> None:
-    from faisca.config import STAGES
-
-    stages = config.run.stages
+def check_stages(stages: tuple[str, ...]) -> None:
+    """Known stages, each once, in their order."""
     if not stages or list(stages) != [stage for stage in STAGES if stage in stages]:
         raise FaiscaError(
             f"run.stages {','.join(stages) or '(none)'} has an unknown name or another order: "

@@ -1,14 +1,13 @@
-"""The whole configuration: frozen dataclasses, one a section; each field states its range beside its meaning.
+"""The sections of a configuration: frozen dataclasses; each field states its range beside its meaning.
 
 Defaults are those of the `spark` preset; other presets are the TOML files in `presets/`, which
-have the same sections and names. `config_files.py` reads, overrides and writes them;
-`config_checks.py` holds the checks that run whenever a `Config` is made.
+have the same sections and names.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from faisca.config.rules import Range, check_config
+from faisca.config.ranges import Range
 
 STAGES = ("pretrain", "sft", "grpo")
 
@@ -237,22 +236,3 @@ class RunConfig:
     """checkpoints kept along the way, newest first; ends of stages always stay"""
     max_bad_steps: Count = 10
     """stop after this many steps in a row whose loss or gradient is not finite"""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that determines a run."""
-
-    preset: str = "spark"
-    """the preset that the other values started from; a record, not an option"""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    pretrain: TrainConfig = field(default_factory=TrainConfig)
-    sft: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=1e-3, url_contains=".pt/"))
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        check_config(self)

@@ -16,7 +16,8 @@ import pyarrow.dataset
 
 from faisca.config import DataConfig
 from faisca.data.files import SUFFIXES, open_file
-from faisca.errors import FaiscaError, in_one_line
+from faisca.errors import FaiscaError
+from faisca.text import in_one_line
 
 HUB_DATASET = "duarteocarmo/ccnews-titles-2016"
 Filters = Mapping[str, str]

@@ -15,8 +15,9 @@ import numpy as np
 from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
-from faisca.errors import FaiscaError, in_one_line, shortened
+from faisca.errors import FaiscaError
 from faisca.parameters import Parameters, check_parameters
+from faisca.text import in_one_line, shortened
 
 FORMATS = ("faisca", "torch", "mlx", "hf")
 

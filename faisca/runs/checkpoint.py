@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.checks import check_state, check_weights
-from faisca.runs.log import json_text
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
 from faisca.system.files import flush_folder, write_atomically
+from faisca.text import json_text
 
 LATEST = "latest"
 BEST = "best"

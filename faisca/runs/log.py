@@ -6,7 +6,6 @@ their SHA-256; a resumed run cuts the file back to that, so no step is ever reco
 
 import hashlib
 import json
-import math
 import os
 import time
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from faisca.errors import FaiscaError
 from faisca.system.progress_bar import Tracker, track
-from faisca.text import printable
+from faisca.text import json_text, printable
 
 METRICS = "metrics.jsonl"
 
@@ -104,11 +103,6 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Strict JSON of numbers (NumPy's too), texts, lists and dicts; what is not finite becomes null."""
-    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
 def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "hashlib._Hash"]:
     """The file, cut to `size`, and the checksum of what is kept; unbuffered: nothing is left to fail at the end."""
     try:
@@ -130,16 +124,6 @@ def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "h
     file.truncate(size)
     file.seek(size)
     return file, digest
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_value(item) for item in value]
-    if hasattr(value, "tolist"):  # a NumPy number or array
-        return _json_value(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse_record(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -15,12 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from faisca.errors import FaiscaError
-from faisca.runs.log import json_text
 from faisca.system.files import write_atomically
-from faisca.system.memory import format_bytes
-from faisca.system.progress_bar import clock
 from faisca.system.tables import print_table
-from faisca.text import one_line, reward_title, titles_name
+from faisca.text import clock, format_bytes, json_text, one_line, reward_title, titles_name
 
 SUMMARY = "summary.json"
 RUN_KEYS = ("backend", "device", "preset", "seed", "parameters", "stages")

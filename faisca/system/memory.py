@@ -29,13 +29,3 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024  # "VmHWM:   123456 kB"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
-
-
-def format_bytes(size: float) -> str:
-    """A size in decimal units, for people: 0 B, 1.5 kB, 512 MB, 1.2 GB."""
-    unit = "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"

@@ -6,7 +6,6 @@ Plain lines keep a file, or the log of a CI run, short and free of control codes
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from faisca.system.memory import format_bytes
-from faisca.text import one_line
+from faisca.text import clock, format_bytes, one_line
 
 LIVE_INTERVAL = 0.1
 """seconds between two states of a live bar"""
@@ -82,11 +80,6 @@ class Tracker:
         if self._done <= self._start:
             return "ETA -:--:--"
         return f"ETA {clock(elapsed / (self._done - self._start) * (self._total - self._done))}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as H:MM:SS."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import numpy as np
 
 from faisca.backend import Backend, Model, Sampling
 from faisca.data.tokenizer import Tokenizer
-from faisca.errors import FaiscaError, shortened
+from faisca.errors import FaiscaError
 from faisca.streams import uniforms
+from faisca.text import shortened
 
 ROWS_AT_A_TIME = 64
 """completions sampled together: bounds the key-value cache"""

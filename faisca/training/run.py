@@ -15,8 +15,9 @@ from faisca.backend import Backend, Learner, Model, Runtime, choose_backend, loa
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text
 from faisca.data.headlines import address_filters, load_headlines, select_titles
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
-from faisca.data.windows import Windows, steps_per_epoch, tokenise
+from faisca.data.windows import Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.runs.checkpoint import Checkpoint, prune_checkpoints, remove_leftovers, save_checkpoint
