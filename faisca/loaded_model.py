@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import Backend, Model, Runtime, Sampling, choose_backend, load_backend
+from faisca.backend import Model, Sampling, choose_backend, load_backend
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.config.files import config_from_dict, load_preset
 from faisca.data.headlines import has_address, load_headlines, select_titles
@@ -16,10 +16,12 @@ from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.runs.checkpoint import Checkpoint, load_checkpoint
-from faisca.training.evaluate import Bench, make_yardsticks, measure
+from faisca.streams import uniforms
+from faisca.training.evaluate import make_yardsticks, measure
 from faisca.training.generate import complete, encode_prompt, headline
 from faisca.training.rewards import load_reward
 from faisca.training.run import checkpoint_tokenizer
+from faisca.training.setup import Setup
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -27,15 +29,21 @@ class LoadedModel:
     """A trained model, as `faisca.load` returns it: it writes headlines and answers for its numbers."""
 
     checkpoint: Checkpoint
-    config: Config
-    model_config: ModelConfig
-    tokenizer: Tokenizer
-    backend: Backend
-    runtime: Runtime
+    setup: Setup
     model: Model
 
+    @property
+    def config(self) -> Config:
+        """The configuration of the run that the checkpoint is of."""
+        return self.setup.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that it was trained with."""
+        return self.setup.tokenizer
+
     def __repr__(self) -> str:
-        model, runtime = self.model_config, self.runtime
+        model, runtime = self.setup.model_config, self.setup.runtime
         return (
             f"<faisca model: {count_parameters(model):,} parameters, {model.num_layers} blocks of width {model.dim}, "
             f"context {model.context}; {self.checkpoint.folder}; "
@@ -94,25 +102,18 @@ class LoadedModel:
     def _stream(self, prompt: str, n: int, seed: int, sampling: Sampling) -> Iterator[str]:
         if n < 1:
             raise FaiscaError(f"n {n} is too small: ask for at least one headline")
-        ids = encode_prompt(self.tokenizer, prompt, self.model_config.context)
-        rows = complete(
-            self.backend,
-            self.model,
-            [ids] * n,
-            sampling,
-            self.tokenizer.end_of_text,
-            seed=seed,
-            purpose="generate",
-        )
+        ids = encode_prompt(self.tokenizer, prompt, self.setup.model_config.context)
+        draws = uniforms(seed, "generate", step=0, rows=n, columns=sampling.max_new_tokens)
+        rows = complete(self.setup, self.model, [ids] * n, sampling, draws)
         return (headline(self.tokenizer, prompt, row) for row in rows)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Token ids, int [B, T] -> logits, float32 [B, T, V]."""
-        return self.backend.logits(model=self.model, tokens=self._checked(ids))
+        return self.setup.backend.logits(model=self.model, tokens=self._checked(ids))
 
     def token_log_probs(self, ids: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         """Token ids, int [B, T] -> log-probability of each token after the first, float32 [B, T-1], in nats."""
-        return self.backend.token_log_probs(
+        return self.setup.backend.token_log_probs(
             model=self.model, tokens=self._checked(ids), temperature=temperature, places=None
         )
 
@@ -126,26 +127,23 @@ class LoadedModel:
         config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
         headlines = load_headlines(config.data, config.run.seed)
         reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
-        bench = Bench(
-            self.backend, self.tokenizer, self.model_config.context, config.run.seed, config.sample, config.grpo, reward
-        )
         abroad = not has_address(headlines.validation, config.sft.url_contains)
         if abroad:
             config = dataclasses.replace(config, sft=config.pretrain)
         titles = select_titles(headlines, config)
         yardsticks = make_yardsticks(config, titles, lambda some, _: tokenise(some, self.tokenizer))
-        measured = measure(bench, self.model, yardsticks)
+        measured = measure(dataclasses.replace(self.setup, reward=reward), self.model, yardsticks)
         left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
         left_out |= {"reward", "reward_std"} if reward is None else set()
-        return {name: value for name, value in measured.items() if name not in left_out}
+        return {name: value for name, value in vars(measured).items() if name not in left_out}
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(ids)
-        limit = self.model_config.vocabulary_size
+        limit = self.setup.model_config.vocabulary_size
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
             raise FaiscaError(f"ids of shape {list(ids.shape)} and type {ids.dtype} are not an int array [B, T]")
-        if ids.shape[1] > self.model_config.context:
-            raise FaiscaError(f"{ids.shape[1]} ids do not fit the model's context of {self.model_config.context}")
+        if ids.shape[1] > self.setup.model_config.context:
+            raise FaiscaError(f"{ids.shape[1]} ids do not fit the model's context of {self.setup.model_config.context}")
         if ids.size and not (ids.min() >= 0 and ids.max() < limit):
             raise FaiscaError(f"id {ids.min() if ids.min() < 0 else ids.max()} is outside the vocabulary of {limit}")
         return ids
@@ -164,8 +162,8 @@ def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: s
     twin = load_backend(choose_backend(backend)[0])
     runtime = twin.open_runtime(config=run)
     model_config = ModelConfig(**checkpoint.state["model"])
-    model = twin.make_model(config=model_config, parameters=checkpoint.parameters, runtime=runtime)
-    return LoadedModel(checkpoint, config, model_config, checkpoint_tokenizer(checkpoint), twin, runtime, model)
+    setup = Setup(config, twin, runtime, checkpoint_tokenizer(checkpoint), model_config)
+    return LoadedModel(checkpoint, setup, setup.make_model(checkpoint.parameters))
 
 
 def train(

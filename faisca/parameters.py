@@ -9,6 +9,8 @@ as an output head, N(0, 1) would start with logits of size √dim.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,32 +19,54 @@ from faisca.errors import FaiscaError
 from faisca.streams import generator
 
 Parameters = dict[str, np.ndarray]
+Shape = tuple[int, ...]
+Initial = Callable[[np.random.Generator, Shape], np.ndarray]
+"""draws the initial values of a shape"""
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by canonical name, in forward order."""
-    dim, hidden = config.dim, config.hidden_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embedding.weight": (config.vocabulary_size, dim),
-        "positional_embedding.weight": (config.context, dim),
+@dataclass(frozen=True)
+class Parameter:
+    """One row of the table: a parameter's shape, and how its initial values are drawn."""
+
+    shape: Shape
+    initial: Initial
+
+
+def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
+    """Every parameter of a model by canonical name, in forward order."""
+    dim, hidden, bias = config.dim, config.hidden_dim, config.attention_bias
+    embedding = _normal(0.02 if config.tie_embeddings else 1.0)
+    table = {
+        "token_embedding.weight": Parameter((config.vocabulary_size, dim), embedding),
+        "positional_embedding.weight": Parameter((config.context, dim), embedding),
     }
     for i in range(config.num_layers):
         block = f"transformer_blocks.{i}"
-        shapes |= _norm(f"{block}.norm1", dim)
-        shapes |= _linear(f"{block}.attention.in_proj", 3 * dim, dim, bias=config.attention_bias)
-        shapes |= _linear(f"{block}.attention.out_proj", dim, dim, bias=config.attention_bias)
-        shapes |= _norm(f"{block}.norm2", dim)
-        shapes |= _linear(f"{block}.feed_forward.up", hidden, dim, bias=True)
-        shapes |= _linear(f"{block}.feed_forward.down", dim, hidden, bias=True)
-    shapes |= _norm("final_layer_norm", dim)
+        table |= _norm(f"{block}.norm1", dim)
+        table |= _linear(
+            f"{block}.attention.in_proj", 3 * dim, dim, weight=_xavier_uniform, bias=_zeros if bias else None
+        )
+        table |= _linear(f"{block}.attention.out_proj", dim, dim, bias=_zeros if bias else None)
+        table |= _norm(f"{block}.norm2", dim)
+        table |= _linear(f"{block}.feed_forward.up", hidden, dim, bias=_uniform(dim))
+        table |= _linear(f"{block}.feed_forward.down", dim, hidden, bias=_uniform(hidden))
+    table |= _norm("final_layer_norm", dim)
     if not config.tie_embeddings:
-        shapes["out_head.weight"] = (config.vocabulary_size, dim)
-    return shapes
+        table |= _linear("out_head", config.vocabulary_size, dim)
+    return table
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Shape of every parameter by canonical name, in forward order."""
+    return {name: parameter.shape for name, parameter in parameter_table(config).items()}
 
 
 def initial_parameters(config: ModelConfig, seed: int) -> Parameters:
     """Initial values by canonical name: float32 arrays, each from a stream of its own."""
-    return {name: _initial_value(name, shape, config, seed) for name, shape in parameter_shapes(config).items()}
+    return {
+        name: parameter.initial(generator(seed, f"initial value of {name}"), parameter.shape).astype(np.float32)
+        for name, parameter in parameter_table(config).items()
+    }
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -50,7 +74,7 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
-def decays(name: str, shape: tuple[int, ...], decay: str) -> bool:
+def decays(name: str, shape: Shape, decay: str) -> bool:
     """Whether weight decay applies to a parameter: to `all`, or to `matrices` and tables only."""
     return decay == "all" or len(shape) >= 2
 
@@ -71,26 +95,38 @@ def check_parameters(parameters: Parameters, config: ModelConfig) -> None:
             )
 
 
-def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+def _norm(name: str, dim: int) -> dict[str, Parameter]:
+    return {f"{name}.weight": Parameter((dim,), _ones), f"{name}.bias": Parameter((dim,), _zeros)}
 
 
-def _linear(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outputs, inputs)} | ({f"{name}.bias": (outputs,)} if bias else {})
+def _linear(
+    name: str, outputs: int, inputs: int, *, weight: Initial | None = None, bias: Initial | None = None
+) -> dict[str, Parameter]:
+    """A layer's weight [outputs, inputs], U(±1/√inputs) unless said otherwise, and its bias where it has one."""
+    rows = {f"{name}.weight": Parameter((outputs, inputs), weight or _uniform(inputs))}
+    return rows | ({f"{name}.bias": Parameter((outputs,), bias)} if bias else {})
 
 
-def _initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> np.ndarray:
-    random = generator(seed, f"initial value of {name}")
-    if "norm" in name:
-        return np.full(shape, 1.0 if name.endswith("weight") else 0.0, np.float32)
-    if "embedding" in name:
-        scale = 0.02 if config.tie_embeddings else 1.0
-        return (scale * random.standard_normal(shape)).astype(np.float32)
-    if "attention" in name and name.endswith("bias"):
-        return np.zeros(shape, np.float32)
-    inputs = config.hidden_dim if "feed_forward.down" in name else config.dim
-    bound = math.sqrt(6 / sum(shape)) if "in_proj" in name else 1 / math.sqrt(inputs)
-    return random.uniform(-bound, bound, shape).astype(np.float32)
+def _normal(scale: float) -> Initial:
+    return lambda random, shape: scale * random.standard_normal(shape)
+
+
+def _uniform(inputs: int) -> Initial:
+    bound = 1 / math.sqrt(inputs)
+    return lambda random, shape: random.uniform(-bound, bound, shape)
+
+
+def _xavier_uniform(random: np.random.Generator, shape: Shape) -> np.ndarray:
+    bound = math.sqrt(6 / sum(shape))
+    return random.uniform(-bound, bound, shape)
+
+
+def _ones(random: np.random.Generator, shape: Shape) -> np.ndarray:
+    return np.ones(shape)
+
+
+def _zeros(random: np.random.Generator, shape: Shape) -> np.ndarray:
+    return np.zeros(shape)
 
 
 def _first(items: list[str], most: int = 3) -> str:

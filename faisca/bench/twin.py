@@ -7,7 +7,6 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -15,10 +14,10 @@ import numpy as np
 from faisca.backend import Backend, Learner, Model, load_backend
 from faisca.bench.work import Work, peak_size, training_products
 from faisca.config import RunConfig
-from faisca.streams import generator
-from faisca.training.generate import complete
-from faisca.training.grpo import Rollout, pack, update_policy, with_log_probs
-from faisca.training.run import Run
+from faisca.streams import generator, uniforms
+from faisca.training.generate import complete, rollout_sampling
+from faisca.training.grpo import Completions, pack, update_policy, with_log_probs
+from faisca.training.setup import Setup
 
 CaseFunction = Callable[[], float]
 
@@ -30,6 +29,7 @@ class Twin:
         self.work = work
         self.backend: Backend = load_backend(name)
         self.runtime = self.backend.open_runtime(config=options)
+        self.setup = Setup(work.config, self.backend, self.runtime, work.tokenizer(), work.model)
         self.seed = 0
 
     def describe(self) -> dict[str, Any]:
@@ -86,34 +86,23 @@ class Twin:
         return self.backend.memory(runtime=self.runtime, reset_peak=False).get("peak")
 
     def _model(self, *, rows_end: bool = False) -> Model:
-        parameters = self.work.parameters(rows_end=rows_end)
-        return self.backend.make_model(config=self.work.model, parameters=parameters, runtime=self.runtime)
+        return self.setup.make_model(self.work.parameters(rows_end=rows_end))
 
-    def _roll_out(self, model: Model) -> Rollout:
-        sampling = replace(self.work.sampling(), temperature=self.work.config.grpo.temperature, top_p=1.0)
-        sampling = replace(
-            sampling, top_k=self.work.config.grpo.top_k, max_new_tokens=self.work.config.grpo.max_new_tokens
-        )
+    def _roll_out(self, model: Model) -> Completions:
+        sampling = rollout_sampling(self.work.config.grpo)
         prompts = self.work.prompts(self.work.completions)
-        rows = complete(
-            self.backend, model, prompts, sampling, self.work.end_of_text, seed=0, purpose="bench rollout", step=0
-        )
-        return Rollout([], prompts, list(rows))
+        draws = uniforms(0, "bench rollout", step=0, rows=len(prompts), columns=sampling.max_new_tokens)
+        return Completions([], prompts, list(complete(self.setup, model, prompts, sampling, draws)))
 
     def _grpo_step(self, model: Model, learner: Learner) -> CaseFunction:
         """Rollout, log-probabilities of both models, and all updates; rewards of texts are left out."""
-        config, work = self.work.config, self.work
-        run = cast(Run, SimpleNamespace(backend=self.backend, config=config, model_config=work.model))
-        advantages = generator(0, "bench advantages").standard_normal(work.completions)
-        reference = self.backend.make_model(
-            config=work.model, parameters=self.backend.get_parameters(model=model), runtime=self.runtime
-        )
+        advantages = generator(0, "bench advantages").standard_normal(self.work.completions)
+        reference = self.setup.make_model(self.backend.get_parameters(model=model))
 
         def step() -> None:
-            rollout = self._roll_out(model)
-            rollouts = pack(rollout, advantages, work.end_of_text, work.model.context, config.grpo)
-            rollouts = with_log_probs(run, rollouts, model, reference)
-            updates = update_policy(run, learner, rollouts, 0, 1e-12)
+            rollouts = pack(self.setup, self._roll_out(model), advantages)
+            rollouts = with_log_probs(self.setup, rollouts, model, reference)
+            updates = update_policy(self.setup, learner, rollouts, 0, 1e-12)
             assert updates and not any(update["skipped"] for update in updates)
 
         return lambda: timed(step)

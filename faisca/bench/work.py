@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import tiktoken
 
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
 from faisca.config.files import load_preset
+from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 
@@ -63,6 +65,12 @@ class Work:
     def end_of_text(self) -> int:
         """Its token id: the last."""
         return self.model.vocabulary_size - 1
+
+    def tokenizer(self) -> Tokenizer:
+        """A vocabulary of as many tokens as the model's; which ones they are does not matter to speed."""
+        ranks = {i.to_bytes(1 if i < 256 else 3): i for i in range(self.end_of_text)}
+        special = {END_OF_TEXT: self.end_of_text}
+        return Tokenizer("bpe", tiktoken.Encoding("bench", pat_str=".", mergeable_ranks=ranks, special_tokens=special))
 
     @property
     def completions(self) -> int:

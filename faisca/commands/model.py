@@ -78,7 +78,7 @@ def generate(argv: list[str]) -> int:
         print_json(
             {
                 "checkpoint": str(model.checkpoint.folder),
-                **{"backend": model.runtime.backend, "device": model.runtime.device, "seed": options.seed},
+                **{"backend": model.setup.runtime.backend, "device": model.setup.runtime.device, "seed": options.seed},
                 "settings": asdict(model.sampling(**settings)),
                 "generated": [{"prompt": p, "texts": list(s)} for p, s in zip(prompts, streams, strict=True)],
             }

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from faisca.backend import PACKAGES, REMEDY, Backend, Model, Sampling, choose_backend, load_backend
-from faisca.config import ModelConfig, RunConfig
+from faisca.backend import PACKAGES, REMEDY, Sampling, choose_backend, load_backend
+from faisca.config import Config, ModelConfig, RunConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import Parameters
@@ -25,6 +25,7 @@ from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exp
 from faisca.porting.weight_files import canonical_names
 from faisca.streams import generator
 from faisca.training.generate import complete
+from faisca.training.setup import Setup
 
 LIMIT = 1e-4
 """largest difference of float32 logits of ordinary size"""
@@ -83,20 +84,20 @@ class TwinReader:
     def __init__(self, twin: str, model: ModelConfig, parameters: Parameters, tokenizer: Tokenizer) -> None:
         self.name, self.tokenizer = f"faisca_{twin}", tokenizer
         self.end_of_text_ids = [tokenizer.end_of_text]
-        self.backend: Backend = load_backend(twin)
-        runtime = self.backend.open_runtime(config=RunConfig(device="cpu", dtype="float32", compile="off"))
-        self.model: Model = self.backend.make_model(config=model, parameters=parameters, runtime=runtime)
+        backend, run = load_backend(twin), RunConfig(device="cpu", dtype="float32", compile="off")
+        self.setup = Setup(Config(run=run), backend, backend.open_runtime(config=run), tokenizer, model)
+        self.model = self.setup.make_model(parameters)
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """T token ids -> float32 [T, V]."""
-        logits: np.ndarray = self.backend.logits(model=self.model, tokens=np.array([ids]))[0]
+        logits: np.ndarray = self.setup.backend.logits(model=self.model, tokens=np.array([ids]))[0]
         return logits
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
         """The likeliest `count` tokens after `ids`."""
         likeliest = Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=count)
-        end = self.tokenizer.end_of_text
-        return next(complete(self.backend, self.model, [ids], likeliest, end, seed=0, purpose="port"))
+        no_draws = np.zeros((1, count), np.float32)
+        return next(complete(self.setup, self.model, [ids], likeliest, no_draws))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text."""

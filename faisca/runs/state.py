@@ -9,6 +9,7 @@ from typing import Any
 from faisca.backend import Runtime
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_to_dict
+from faisca.runs.measures import Measures
 
 LIBRARIES = {"faisca": "faisca-mlx", "numpy": "numpy", "safetensors": "safetensors", "tokenizers": "tokenizers"}
 IMPORTED = "imported"
@@ -25,8 +26,8 @@ class Progress:
     total_steps: int = 0
     steps_per_epoch: int = 0
     """0 in GRPO, which has no epochs over data"""
-    before: dict[str, Any] = field(default_factory=dict)
-    """the model's measurements before the stage"""
+    before: Measures | None = None
+    """the model before the stage"""
     backends: list[str] = field(default_factory=list)
     """those that trained the stage, in turn"""
     data_sha256: str = ""
@@ -43,6 +44,12 @@ class Progress:
     skipped: int = 0
     """steps left out because their loss or gradient was not finite"""
     skipped_in_a_row: int = 0
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "Progress":
+        """The inverse of `dataclasses.asdict`; an older version's `before` may have fewer measures."""
+        before = values.get("before")
+        return Progress(**{**values, "before": Measures(**before) if before else None})
 
     @property
     def name(self) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from faisca.backend import Backend, Model, Sampling
+from faisca.backend import Model, Sampling
+from faisca.config import GRPOConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
-from faisca.streams import uniforms
 from faisca.text import shortened
+from faisca.training.setup import Setup
 
 ROWS_AT_A_TIME = 64
 """completions sampled together: bounds the key-value cache"""
@@ -36,27 +37,29 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
     return ids
 
 
+def rollout_sampling(config: GRPOConfig) -> Sampling:
+    """How GRPO samples: its log-probabilities know the temperature, but no top-p."""
+    return Sampling(config.temperature, config.top_k, 1.0, config.max_new_tokens)
+
+
 def complete(
-    backend: Backend,
-    model: Model,
-    prompts: list[list[int]],
-    sampling: Sampling,
-    end_of_text: int,
-    *,
-    seed: int,
-    purpose: str,
-    step: int = 0,
+    setup: Setup, model: Model, prompts: list[list[int]], sampling: Sampling, uniforms: np.ndarray
 ) -> Iterator[list[int]]:
     """Completions in order: token ids after each prompt, its end-of-text included if it came to one.
 
-    Row r draws from its own stream (seed, purpose, step, r), whatever rows are beside it.
+    `uniforms` is float32 [rows, max_new_tokens]: a row draws from its own numbers, whatever rows are
+    beside it (`faisca.streams.uniforms`).
     """
-    draws = uniforms(seed, purpose, step=step, rows=len(prompts), columns=sampling.max_new_tokens)
     for start in range(0, len(prompts), ROWS_AT_A_TIME):
         rows = slice(start, start + ROWS_AT_A_TIME)
-        columns = backend.generate(
-            model=model, prompts=prompts[rows], uniforms=draws[rows], sampling=sampling, end_of_text=end_of_text
+        columns = setup.backend.generate(
+            model=model,
+            prompts=prompts[rows],
+            uniforms=uniforms[rows],
+            sampling=sampling,
+            end_of_text=setup.tokenizer.end_of_text,
         )
+        # The twin yields a column of tokens at a time, and -1 where a row has none.
         table = np.stack(list(columns), axis=1)
         yield from ([int(token) for token in row if token >= 0] for row in table)
 

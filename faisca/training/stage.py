@@ -1,68 +1,219 @@
-"""Both ends of a stage: measure and save before it; measure, enter it in the summary and save after it."""
+"""What happens around the steps of a stage: measure, log, evaluate, show, save, stop, and both ends.
 
-from collections.abc import Callable
+The loops of `train.py` and `grpo.py` say when; this file says how.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from faisca.backend import Learner, Model
-from faisca.runs.checkpoint import Checkpoint
-from faisca.runs.state import Progress
-from faisca.training.evaluate import measure
+from faisca.backend import Learner, Metrics, Model
+from faisca.config import TrainConfig
+from faisca.errors import FaiscaError
+from faisca.parameters import Parameters
+from faisca.runs.checkpoint import Checkpoint, save_checkpoint
+from faisca.runs.measures import before_and_after, measures_after
+from faisca.runs.state import Progress, best_of, run_state
+from faisca.training.evaluate import measure, measure_loss, show_samples
+from faisca.training.rollout_report import notes
 from faisca.training.run import Run
 
-MEASURES = (
-    "validation_loss",
-    "bits_per_byte",
-    "portugal_validation_loss",
-    "football_share",
-    "reward",
-    "reward_std",
-    "distinct_share",
-    "samples",
-)
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
 
 
-def begin_stage(
-    run: Run, progress: Progress, model: Model, learner: Learner, checkpoint: Checkpoint | None, reference: Any = None
-) -> None:
-    """Take the optimiser's state from the checkpoint of a stage under way, or save the stage's very beginning.
+class Stage:
+    """A stage of a run under way: its model and learner, and how far they are."""
 
-    Then measure the model, unless the stage before this one or the checkpoint has done so.
-    """
-    if run.runtime.backend not in progress.backends[-1:]:
-        progress.backends.append(run.runtime.backend)
-    if checkpoint is not None:
-        run.backend.set_optimizer_state(learner=learner, state=checkpoint.optimizer)
-    else:
-        run.save(progress, model=model, learner=learner, finished=False, reference=reference)
-    last = run.stages[-1] if run.stages else {}
-    if not progress.before and all(f"{name}_after" in last for name in MEASURES):  # an older version had fewer
-        progress.before = {name: last[f"{name}_after"] for name in MEASURES}
-    if not progress.before:
-        run.log.say(f"measuring the model before {progress.stage}")
-        progress.before = measure(run.bench, model, run.yardsticks)
-    run.peak_memory()  # a new peak begins
+    def __init__(
+        self, run: Run, progress: Progress, model: Model, learner: Learner, reference: Parameters | None = None
+    ) -> None:
+        self.run, self.progress, self.model, self.learner, self.reference = run, progress, model, learner, reference
+        self._pending: list[tuple[Metrics, dict[str, Any]]] = []
 
+    @property
+    def step(self) -> int:
+        """Steps done so far."""
+        return self.progress.step
 
-def finish_stage(
-    run: Run, progress: Progress, model: Model, learner: Learner, reference: Any = None, **more: Callable[[], float]
-) -> None:
-    """Append the stage's entry to the summary (what `more` measures goes into it too) and write its last checkpoint."""
-    progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.peak_memory())
-    run.log.say(f"measuring the model after {progress.stage}")
-    after = measure(run.bench, model, run.yardsticks)
-    entry: dict[str, Any] = {"stage": progress.stage, "steps": progress.step}
-    for name in MEASURES:
-        entry |= {f"{name}_before": progress.before.get(name), f"{name}_after": after[name]}
-    entry |= {name: measure_it() for name, measure_it in more.items()}
-    entry |= {
-        "counted": run.config.sample.counted,
-        "seconds": progress.seconds,
-        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
-        "peak_memory_bytes": progress.peak_memory_bytes,
-        "peak_memory_kind": run.memory_kind if len(progress.backends) == 1 else None,
-        "skipped_steps": progress.skipped,
-        "backends": progress.backends,
-    }
-    run.stages.append(entry)
-    run.log.record(stage=progress.stage, step=progress.step, **{f"full_{name}": after[name] for name in MEASURES})
-    run.save(progress, model=model, learner=learner, finished=True, reference=reference)
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from the checkpoint of a stage under way, or save the stage's very beginning and measure it."""
+        run, progress = self.run, self.progress
+        if run.setup.runtime.backend not in progress.backends[-1:]:
+            progress.backends.append(run.setup.runtime.backend)
+        if checkpoint is not None:
+            run.setup.backend.set_optimizer_state(learner=self.learner, state=checkpoint.optimizer)
+        else:
+            self.save(finished=False)
+        if progress.before is None and run.stages:  # the stage before this one has measured the same weights
+            progress.before = measures_after(run.stages[-1])
+        if progress.before is None:
+            run.log.say(f"measuring the model before {progress.stage}")
+            progress.before = measure(run.setup, self.model, run.yardsticks)
+        run.peak_memory()  # a new peak begins
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Show progress towards the stage's last step; the clock of its steps runs inside."""
+        with self.run.log.track(self.progress.stage, self.progress.total_steps, done=self.step) as self._tracker:
+            self._since = time.perf_counter()
+            yield
+
+    def note(self, metrics: Metrics, *, tokens: int, **known: Any) -> None:
+        """Count the step just made. Its metrics are read every `log_every` steps: reading waits for the device."""
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        known |= {"step": self.step, "tokens": tokens, "tokens_seen": self.progress.tokens}
+        self._pending.append((metrics, known))
+        if len(self._pending) >= self.run.config.run.log_every:
+            self._read_pending()
+
+    def note_round(self, measured: dict[str, Any], *, tokens: int, failed: bool, learning_rate: float) -> None:
+        """Count and record a round of GRPO, whose metrics have been read already; show its best and its worst."""
+        progress, now = self.progress, time.perf_counter()
+        progress.step += 1
+        progress.tokens += tokens
+        progress.seconds += now - self._since
+        self._since = now
+        self.run.log.record(stage=progress.stage, step=progress.step, learning_rate=learning_rate, **measured)
+        self._count_bad(failed, progress.step)
+        shown = {"reward": measured["reward_mean"], "kl": measured["kl"]}
+        rate = progress.tokens / progress.seconds
+        self._tracker.update(progress.step, notes(measured["best"], measured["worst"]), **shown, tokens_per_second=rate)
+
+    def evaluate(self) -> None:
+        """Record the losses on the first `evaluation_batches` of both yardsticks."""
+        run, progress = self.run, self.progress
+        config: TrainConfig = getattr(run.config, progress.stage)
+        with self._clock_stopped():
+            loss, bits = measure_loss(run.setup, self.model, run.yardsticks["validation"], config.evaluation_batches)
+            portugal, _ = measure_loss(run.setup, self.model, run.yardsticks["portugal"], config.evaluation_batches)
+        progress.measured = {"validation_loss": loss, "portugal_validation_loss": portugal}
+        progress.measured_step = self.step
+        run.log.record(
+            stage=progress.stage,
+            step=self.step,
+            epoch=self.step / progress.steps_per_epoch,
+            tokens_seen=progress.tokens,
+            validation_loss=loss,
+            bits_per_byte=bits,
+            portugal_validation_loss=portugal,
+        )
+
+    def show_samples(self) -> None:
+        """Show and record a few headlines."""
+        with self._clock_stopped():
+            headlines = show_samples(self.run.setup, self.model, self.step)
+        self.run.log.record(stage=self.progress.stage, step=self.step, samples=headlines)
+        self.run.log.say(f"{self.progress.stage} step {self.step} writes: {headlines[0]}")
+
+    def checkpoint_or_stop(self) -> None:
+        """Save where a checkpoint is due or the run has to stop, and then stop: steps keep failing, or Ctrl-C."""
+        reason = self._reason_to_stop()
+        if reason or due(self.step, self.run.config.run.checkpoint_every):
+            with self._clock_stopped():
+                self.save(finished=False)
+        if reason:
+            raise reason
+
+    def finish(self, **more: Callable[[], float]) -> None:
+        """Measure the model, append the stage's entry to the summary, what `more` measures included, and save."""
+        run, progress = self.run, self.progress
+        assert progress.before is not None, "a stage that has begun has been measured"
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.peak_memory())
+        run.log.say(f"measuring the model after {progress.stage}")
+        after = measure(run.setup, self.model, run.yardsticks)
+        run.stages.append(
+            {"stage": progress.stage, "steps": progress.step}
+            | before_and_after(progress.before, after)
+            | {name: measure_it() for name, measure_it in more.items()}
+            | {
+                "counted": run.config.sample.counted,
+                "seconds": progress.seconds,
+                "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
+                "peak_memory_bytes": progress.peak_memory_bytes,
+                "peak_memory_kind": run.memory_kind if len(progress.backends) == 1 else None,
+                "skipped_steps": progress.skipped,
+                "backends": progress.backends,
+            }
+        )
+        full = {f"full_{name}": value for name, value in vars(after).items()}
+        run.log.record(stage=progress.stage, step=progress.step, **full)
+        self.save(finished=True)
+
+    def save(self, *, finished: bool) -> None:
+        """A checkpoint of this moment; it becomes the latest, and old ones along the way go."""
+        run, setup = self.run, self.run.setup
+        run.best = best_of(run.best, self.progress)
+        state = run_state(
+            self.progress,
+            finished=finished,
+            config=setup.config,
+            model=setup.model_config,
+            runtime=setup.runtime,
+            stages=run.stages,
+            best=run.best,
+            tokenizer={"kind": setup.tokenizer.kind, "fingerprint": setup.tokenizer.fingerprint},
+            metrics_bytes=run.log.flush(),
+            metrics_sha256=run.log.metrics_sha256,
+            seconds=run.log.seconds,
+        )
+        folder = save_checkpoint(
+            run.folder,
+            state=state,
+            parameters=setup.backend.get_parameters(model=self.model),
+            optimizer=setup.backend.get_optimizer_state(learner=self.learner),
+            reference=self.reference,
+            tokenizer_json=setup.tokenizer.json_text() if setup.tokenizer.kind == "bpe" else None,
+            best=run.best_name,
+        )
+        run.tidy(folder)
+
+    def _read_pending(self) -> None:
+        """Read the metrics of the steps since the last time, write a line a step, and show the last."""
+        if not self._pending:
+            return
+        setup, progress = self.run.setup, self.progress
+        read = setup.backend.read_metrics(metrics=[metrics for metrics, _ in self._pending])
+        seconds = time.perf_counter() - self._since
+        rate = sum(known.pop("tokens") for _, known in self._pending) / seconds
+        for measured, (_, known) in zip(read, self._pending, strict=True):
+            step = known.pop("step")
+            self.run.log.record(stage=progress.stage, step=step, **known, **measured, tokens_per_second=rate)
+            self._count_bad(bool(measured["skipped"]), step)
+        progress.seconds += seconds
+        self._pending.clear()
+        memory = setup.backend.memory(runtime=setup.runtime, reset_peak=False).get("peak")
+        self._tracker.update(self.step, loss=read[-1]["loss"], tokens_per_second=rate, memory_bytes=memory)
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Record what is pending; what is done inside does not count as time of the steps."""
+        self._read_pending()
+        yield
+        self._since = time.perf_counter()
+
+    def _count_bad(self, skipped: bool, step: int) -> None:
+        """Count a step whose loss or gradient was not finite."""
+        self.progress.skipped += skipped
+        self.progress.skipped_in_a_row = self.progress.skipped_in_a_row + 1 if skipped else 0
+        if skipped:
+            self.run.log.say(f"{self.progress.stage} step {step}: loss or gradient not finite, step skipped")
+
+    def _reason_to_stop(self) -> BaseException | None:
+        """What to raise once the step has been saved; None to go on."""
+        run, progress = self.run, self.progress
+        if progress.skipped_in_a_row >= run.config.run.max_bad_steps:
+            failed, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a resumed run may try as often again
+            return FaiscaError(
+                f"{progress.stage}: {failed} steps in a row had a loss or gradient that is not finite; the weights "
+                f"are still good: try a lower --{progress.stage}.learning-rate, with --resume {run.folder}"
+            )
+        if run.stop:
+            run.log.say(f"stopped after {progress.stage} step {progress.step}; continue with --resume {run.folder}")
+            return KeyboardInterrupt()
+        return None

@@ -1,0 +1,32 @@
+"""What sampling, measuring and GRPO need besides a model."""
+
+from dataclasses import dataclass
+
+from faisca.backend import Backend, Model, Runtime
+from faisca.config import Config, ModelConfig
+from faisca.data.tokenizer import Tokenizer
+from faisca.parameters import Parameters
+from faisca.training.rewards import Reward
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A configuration, and what was opened for it; the model that is trained is passed along beside it."""
+
+    config: Config
+    backend: Backend
+    runtime: Runtime
+    tokenizer: Tokenizer
+    model_config: ModelConfig
+    """the model's, with its real vocabulary size"""
+    reward: Reward | None = None
+    """that of `grpo.reward`; None measures no reward"""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run, from which every random stream derives."""
+        return self.config.run.seed
+
+    def make_model(self, parameters: Parameters) -> Model:
+        """A model with these weights on the setup's backend."""
+        return self.backend.make_model(config=self.model_config, parameters=parameters, runtime=self.runtime)

@@ -1,0 +1,60 @@
+"""Pre-training and fine-tuning: the loop. The step itself stands in the twins' `train.py`."""
+
+from faisca.backend import Model
+from faisca.config import TrainConfig
+from faisca.data.windows import Windows, steps_per_epoch, training_batch
+from faisca.runs.checkpoint import Checkpoint
+from faisca.runs.manifest import sha256
+from faisca.runs.state import Progress
+from faisca.streams import integer_seed
+from faisca.training.run import Run
+from faisca.training.schedule import learning_rate
+from faisca.training.stage import Stage, due
+
+
+def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
+    """Minimise the cross-entropy of the stage's windows, `progress.stage` being pretrain or sft."""
+    name, backend, seed = progress.stage, run.setup.backend, run.setup.seed
+    config: TrainConfig = getattr(run.config, name)
+    windows = run.windows[name]
+    an_epoch = steps_per_epoch(windows, config.batch_size)
+    total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
+    progress.total_steps, progress.steps_per_epoch = total, an_epoch
+    _note_data(run, progress, windows)
+    learner = backend.make_learner(model=model, config=config)
+    stage = Stage(run, progress, model, learner)
+    stage.begin(checkpoint)
+    if stage.step == 0:
+        stage.evaluate()
+    with stage.under_way():
+        while stage.step < total:
+            # Which windows a step sees is a pure function of the seed and the step: resuming needs no more.
+            inputs, targets = training_batch(
+                windows, batch_size=config.batch_size, seed=seed, stage=name, step=stage.step
+            )
+            # Forward, backward, clip and AdamW: one call, in which nothing waits for the device.
+            rate = learning_rate(config, stage.step, total)
+            metrics = backend.train_step(
+                learner=learner,
+                inputs=inputs,
+                targets=targets,
+                learning_rate=rate,
+                micro_batch_size=config.micro_batch_size,
+                dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step),
+            )
+            stage.note(metrics, tokens=inputs.size, learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
+            # Look at the model now and then, and always before a checkpoint: the best one is kept.
+            saving = due(stage.step, run.config.run.checkpoint_every)
+            if saving or due(stage.step, config.evaluate_every) or stage.step == total:
+                stage.evaluate()
+            if due(stage.step, an_epoch):
+                stage.show_samples()
+            stage.checkpoint_or_stop()
+    stage.finish()
+
+
+def _note_data(run: Run, progress: Progress, windows: Windows) -> None:
+    """Say where the data of a resumed stage are not those that it began with."""
+    before, progress.data_sha256 = progress.data_sha256, sha256(windows.tokens.tobytes())
+    if before not in ("", progress.data_sha256):
+        run.log.say("the training data have changed since the checkpoint: the run goes on with the new ones")
