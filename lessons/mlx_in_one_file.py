@@ -433,7 +433,7 @@ def draw_chart(history: dict[Any, list[dict[str, float]]], path: str) -> None:
         for name in ("loss", "validation", "reward", "kl"):
             if seen := [(point["step"], point[name]) for point in points if name in point]:
                 panel.plot(*zip(*seen, strict=True), label=name)
-        panel.set(title=stage, xlabel="step")
+        panel.set(title=stage, xlabel="step", ylabel="mean reward; kl in nats" if stage == "grpo" else "nats a token")
         panel.legend()
     figure.savefig(path)
     print(f"chart: {path}")
