@@ -59,9 +59,13 @@ def shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def in_one_line(error: Exception) -> str:
-    """What another library's error says, on one line and not too long; its type where that says nothing."""
-    text = shortened("".join(filter(str.isprintable, " ".join(str(error).split()))))
+def in_one_line(error: Exception, without: str = "^$") -> str:
+    """What another library's error says, on one line and not too long; its type where that says nothing.
+
+    `without` is a pattern of words that only hide what matters.
+    """
+    words = re.sub(without, "", " ".join(str(error).split()))
+    text = shortened("".join(filter(str.isprintable, words)))
     return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()
 
 

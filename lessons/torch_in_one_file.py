@@ -5,22 +5,24 @@
 #     "numpy>=2", "pyarrow", "datasets>=3", "tiktoken", "matplotlib",
 # ]
 # ///
-"""A language model of Portuguese headlines, from random numbers to football: one file, in PyTorch.
+"""A language model of Portuguese headlines, from random numbers to football.
 
-    uv run torch_in_one_file.py --data headlines.parquet      # a few minutes on a CPU
-    uv run torch_in_one_file.py --data hub --original         # the original's sizes and data: bring a GPU, or a day
+    uv run torch_in_one_file.py --data headlines.parquet    # small sizes: minutes
+    uv run torch_in_one_file.py --data hub --original       # 16 GB, and patience
 
-It goes through three stages, as large models do, on a model small enough to watch:
+In one file of PyTorch it goes through three stages, as large models do:
     pretrain   learn to write: predict the next token of headlines
-    sft        supervised fine-tuning, the same on chosen texts: headlines of Portugal, with .pt/ in their address
-    grpo       reinforcement learning: write headlines, and make those about football likelier
-mlx_in_one_file.py is this file in MLX, line for line: open them side by side. All random numbers but those
-of dropout come from NumPy, so without dropout both begin with the same weights and print the same losses and headlines.
+    sft        supervised fine-tuning: the same, on headlines of Portugal
+    grpo       reinforcement learning: make headlines about football likelier
+mlx_in_one_file.py is this file in MLX, line for line: open them side by side.
+All random numbers but dropout's come from NumPy: both go the same way.
 
-Each step is the plain algorithm. Left out, because they make it faster or safer but no clearer: a key-value cache (here
-every new token reads its whole headline again), a loss in chunks (here all logits are there at once, 3.3 GB of them
-with --original, several times over), checkpoints, mixed precision, compiled steps, micro-batches, several devices.
-Letters at the end of names are shapes: B or R rows, T positions, D width, H heads, K = D / H, V tokens to choose from.
+Each step is the plain algorithm. Left out, as faster or safer but no clearer:
+a key-value cache (here each new token reads its headline again), a loss in
+chunks (here all logits exist at once: 3.3 GB with --original, several times
+over), checkpoints, mixed precision, compiled steps, micro-batches.
+Letters at the end of names are shapes: B or R rows, T positions, D width,
+H heads, K = D / H, V tokens to choose from.
 """
 
 import argparse
@@ -97,9 +99,7 @@ def read_headlines(source: str, language: str) -> list[tuple[str, str]]:
         fail(f"--data {source} cannot be read ({' '.join(str(error).split())[:90]}): name a whole file, or hub")
     for row in rows:
         if not isinstance(row.get("title", 0), str | None):
-            fail(
-                f"--data {source} has no UTF-8 text in a column `title` (it has {', '.join(row)}): rename or convert it"
-            )
+            fail(f"--data {source} has no text in a column `title`, only {', '.join(row)}: rename or convert one")
         # NFC: "ã" may be one character, or "a" and a tilde. Only one of them should have to be learnt.
         title = " ".join(unicodedata.normalize("NFC", row["title"] or "").split())
         if title and row.get("language", language) == language:
@@ -159,9 +159,8 @@ class GPT(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(settings.vocabulary, settings.dim)
         self.positional_embedding = nn.Embedding(settings.context, settings.dim)
-        self.dropout = nn.Dropout(settings.dropout)
         self.transformer_blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
-        self.final_layer_norm = nn.LayerNorm(settings.dim)
+        self.dropout, self.final_layer_norm = nn.Dropout(settings.dropout), nn.LayerNorm(settings.dim)
         self.out_head = nn.Linear(settings.dim, settings.vocabulary, bias=False)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -362,8 +361,7 @@ def policy_loss(model: GPT, rollouts: Rollouts, temperature: float) -> Tensor:
     # In the first pass the ratio is 1, as nothing has moved yet, and the gradient is that of REINFORCE.
     ratio = torch.where(mask > 0, log_p - on_device(rollouts.old), 0.0).exp()
     gain = torch.minimum(ratio * A, ratio.clamp(1 - CLIP, 1 + CLIP) * A)  # beyond the clip there is no more to gain
-    # KL from the reference is estimated by ρ - log ρ - 1 with ρ = π_ref / π: never negative, and right on average
-    # ("k3": Schulman 2020, "Approximating KL divergence").
+    # "k3" (Schulman 2020) estimates the KL from the reference by ρ - log ρ - 1, ρ = π_ref / π: unbiased, never below 0.
     log_rho = torch.where(mask > 0, on_device(rollouts.reference) - log_p, 0.0)
     losses_BT = mask * (KL_WEIGHT * (log_rho.exp() - log_rho - 1) - gain)
     return (losses_BT.sum(1) / mask.sum(1).clamp(min=1)).mean()
@@ -377,13 +375,11 @@ def reinforce(model: GPT, tokenizer: Any, settings: Settings) -> list[dict[str, 
         # 1. Write a group from one prompt, and judge it. No gradient is needed: any function of a text will do.
         tokens, start, texts = write(model, tokenizer, settings, settings.group, step)
         rewards = np.array([football(text) for text in texts])
-        # 2. Score all tokens with the policy that wrote them, before it moves, and with the reference. As NumPy arrays
-        #    the scores are constants, through which no gradient flows.
+        # 2. Score all tokens with their writer, before it moves, and with the reference: constants, without gradients.
         old, ref = (log_probs(scorer, tokens, heat).detach().cpu().numpy() for scorer in (model, reference))
         mask = completion_mask(tokens, start, tokenizer.eot_token)
         rollouts = Rollouts(tokens, mask, advantages(rewards), old, ref)
-        # 3. Learn in several passes over halves of the group, where there is something to learn: from a gradient that
-        #    is almost 0, Adam would still take steps of full size.
+        # 3. Learn, in passes over halves of the group. Not from equals: Adam takes full steps at the tiniest gradient.
         for turn in range(settings.passes if rollouts.advantages.any() else 0):
             order = generator(settings.seed, "grpo", step, turn).permutation(settings.group)
             for rows in np.array_split(order, 2):
@@ -425,7 +421,7 @@ def main(argv: list[str] | None = None) -> None:
             history[stage] = reinforce(model, tokenizer, settings)
         else:
             history[stage] = train(stage, model, data[stage], settings)
-        for text in write(model, tokenizer, settings, rows=3, step=10**6)[2]:
+        for text in write(model, tokenizer, settings, rows=3, step=10**6)[2]:  # a step beyond all of GRPO's
             print(f"    {settings.prompt}{text}")
     draw_chart(history, f"{Path(__file__).stem}.png")
 
@@ -437,7 +433,7 @@ def draw_chart(history: dict[Any, list[dict[str, float]]], path: str) -> None:
         for name in ("loss", "validation", "reward", "kl"):
             if seen := [(point["step"], point[name]) for point in points if name in point]:
                 panel.plot(*zip(*seen, strict=True), label=name)
-        panel.set(title=stage, xlabel="step")
+        panel.set(title=stage, xlabel="step", ylabel="mean reward; kl in nats" if stage == "grpo" else "nats a token")
         panel.legend()
     figure.savefig(path)
     print(f"chart: {path}")
@@ -462,7 +458,12 @@ OPTIONS = {  # name: (small, the original's, the least, what it is)
     "grpo_rate": (1e-4, 1e-5, 0, "learning rate of grpo"),
     "group": (24, 24, 2, "completions in a group"),
     "passes": (2, 4, 1, "passes over a group"),
-    "prompt": ("", "Alerta", None, "what written headlines begin with"),
+    "prompt": (
+        "",
+        "Alerta",
+        None,
+        "what written headlines begin with; no space at its end, as tokens have theirs in front",
+    ),
     "new_tokens": (80, 80, 1, "tokens to write at most"),
     "temperature": (0.8, 0.8, 0.01, "of writing: below 1 likely tokens come more often, above 1 less"),
     "seed": (1337, 1337, 0, "all random numbers follow from it"),
@@ -475,7 +476,7 @@ def parse(argv: list[str] | None) -> Settings:
     parser.error = fail  # type: ignore[method-assign]
     parser.add_argument("--original", action="store_true", help="the original's numbers in place of small ones")
     for name, (small, original, _, meaning) in OPTIONS.items():
-        option, what = f"--{name.replace('_', '-')}", f"{meaning} ({small}; original: {original})"
+        option, what = f"--{name.replace('_', '-')}", f"{meaning} ({small or 'none'}; original: {original})"
         choices = ("bytes", "gpt2") if name == "tokenizer" else None
         parser.add_argument(option, type=type(small), choices=choices, metavar=type(small).__name__.upper(), help=what)
     given = vars(parser.parse_args(argv))

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.xdist_group("draws")
 SEEDS = (1337, 7)
 SHOWN, COUNTED, GROUP = 3, 10, 8
 OPTIONS = f"""
-    --pretrain.max-titles 250 --sft.max-titles 250 --pretrain.max-steps 0 --pretrain.epochs 2
-    --pretrain.evaluate-every 0
+    --pretrain.max-titles 250 --sft.max-titles 250
+    --pretrain.max-steps 0 --pretrain.epochs 2 --pretrain.evaluate-every 0
     --sft.max-steps 0 --sft.epochs 2 --sft.evaluate-every 0 --sft.batch-size 16 --sft.url-contains .
     --sample.count {SHOWN} --sample.counted {COUNTED} --grpo.group-size {GROUP} --grpo.minibatch-size 4
 """

@@ -134,6 +134,8 @@ def test_gpt2_without_a_network_names_both_ways_out(monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(tiktoken, "get_encoding", refuse)
         with pytest.raises(FaiscaError, match=r"TIKTOKEN_CACHE_DIR .*--tokenizer.kind bpe"):
+            load_tokenizer(TokenizerConfig("gpt2"), pa.array([], pa.string()))
+        with pytest.raises(FaiscaError, match=r"TIKTOKEN_CACHE_DIR .*go online once$"):  # where no option of ours helps
             Tokenizer.gpt2()
 
 

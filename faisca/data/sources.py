@@ -159,4 +159,4 @@ def _hub_splits(name: str) -> dict[str, pa.Table]:
 
 
 def _in_words(error: Exception) -> str:
-    return re.sub(r"^Error creating dataset.* input source '.*?': (Invalid: )?", "", in_one_line(error))
+    return in_one_line(error, without=r"^Error creating dataset.* input source '.*?': (Invalid: )?")

@@ -94,6 +94,8 @@ def _show(options: PortOptions, done: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from faisca.system.tables import print_table
+
     console = Console()
     print(f"{options.source}: {done.source.found}")
     for note in done.notes:
@@ -115,4 +117,4 @@ def _show(options: PortOptions, done: Any) -> None:
         )
     if done.comparisons:
         console.print()
-        console.print(table)
+        print_table(console, table)
