@@ -12,7 +12,7 @@ import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Generic, NewType, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -25,12 +25,20 @@ BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream
 """what a runtime's dtype bfloat16 means, in either twin"""
 UNIT = 2**30
 """samplers add probabilities up as multiples of 1 / UNIT: int32, the widest integer that every device can scan"""
-KEPT = 2**26
+KEPT_EXPONENTIALS = 2**26
 """exponentials that a twin may keep for the backward pass of log-probabilities: 0.27 GB in float32"""
 
-Model = Any
-Learner = Any
-Metrics = Any
+Array = TypeVar("Array")
+Model = NewType("Model", object)
+"""a twin's model"""
+Metrics = NewType("Metrics", object)
+"""the numbers of a step, still on the device"""
+
+
+class Learner(Protocol):
+    """A twin's model with its optimiser."""
+
+    model: Model
 
 
 @dataclass(frozen=True)
@@ -66,27 +74,28 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class Rollouts(Generic[Array]):
     """Completions to learn from, right-padded: B rows of T tokens, prompt first.
 
-    Position t of the [B, T-1] arrays is about predicting token t + 1 of the row.
+    Position t of the [B, T-1] arrays is about predicting token t + 1 of the row. NumPy arrays cross the
+    boundary; inside a twin the fields are its own.
     """
 
-    tokens: np.ndarray
+    tokens: Array
     """[B, T] int32"""
-    mask: np.ndarray
+    mask: Array
     """[B, T-1] float32: 1 where the predicted token belongs to the completion, its end-of-text included"""
-    advantages: np.ndarray
+    advantages: Array
     """[B] float32"""
-    old_log_probs: np.ndarray
+    old_log_probs: Array
     """[B, T-1] float32, of the policy that sampled, at the sampling temperature"""
-    reference_log_probs: np.ndarray
+    reference_log_probs: Array
     """[B, T-1] float32, of the frozen reference, at the sampling temperature"""
-    step_tokens: float
+    step_tokens: Any
     """completion tokens of the whole optimiser step, for the dapo average"""
 
     @property
-    def places(self) -> np.ndarray:
+    def places(self: "Rollouts[np.ndarray]") -> np.ndarray:
         """The positions whose log-probabilities count, as int32 [N] into the flattened [B, T-1].
 
         The head costs more than all blocks, and most positions of a batch of headlines are padding.
@@ -129,7 +138,9 @@ class Backend(Protocol):
     ) -> Metrics:
         """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping), `skipped`."""
 
-    def grpo_step(self, *, learner: Learner, rollouts: Rollouts, config: GRPOConfig, learning_rate: float) -> Metrics:
+    def grpo_step(
+        self, *, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float
+    ) -> Metrics:
         """One optimiser step on one minibatch of rollouts; metrics as in `grpo.py` of the twins."""
 
     def read_metrics(self, *, metrics: list[Metrics]) -> list[dict[str, float]]:

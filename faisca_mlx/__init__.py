@@ -8,14 +8,9 @@ from faisca_mlx.device import memory, open_runtime  # noqa: E402
 from faisca_mlx.generate import generate  # noqa: E402
 from faisca_mlx.grpo import grpo_step  # noqa: E402
 from faisca_mlx.model import make_model  # noqa: E402
-from faisca_mlx.train import (  # noqa: E402
-    evaluate,
-    logits,
-    make_learner,
-    read_metrics,
-    token_log_probs,
-    train_step,
-)
+from faisca_mlx.optimizer import make_learner  # noqa: E402
+from faisca_mlx.score import evaluate, logits, token_log_probs  # noqa: E402
+from faisca_mlx.train import read_metrics, train_step  # noqa: E402
 from faisca_mlx.weights import get_optimizer_state, get_parameters, set_optimizer_state  # noqa: E402
 
 __all__ = [

@@ -1,15 +1,19 @@
-"""Which device, which dtype, compiled or not: chosen once, with the reason in words."""
+"""Which device, dtype and compilation, chosen once, with the reason in words; arrays there; how fast it multiplies."""
 
 import os
 import shutil
+import time
+from collections.abc import Iterable
 from importlib.metadata import version
 
 import mlx.core as mx
+import numpy as np
 
 from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.system.fast_blas import load_fast_blas
+from faisca_mlx.model import GPT
 
 LOSS_CHUNK = 128
 """rows of logits in the loss: larger is no faster, and takes more memory"""
@@ -42,6 +46,27 @@ def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
     if reset_peak:
         mx.reset_peak_memory()
     return numbers
+
+
+def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
+    """Token ids as an int32 array; MLX's memory is the device's."""
+    return mx.array(np.asarray(tokens, dtype=np.int32))
+
+
+def matmul_seconds(*, runtime: Runtime, products: Iterable[tuple[int, int, int, int]]) -> float:
+    """Seconds that these matrix products take one after another: (batch, m, k, n), in the runtime's dtype.
+
+    Factors of a shape are made once and their results thrown away: no optimiser, no elementwise work.
+    """
+    products, dtype = list(products), getattr(mx, runtime.dtype)
+    factors = {(b, m, k, n): (mx.ones((b, m, k), dtype), mx.ones((b, k, n), dtype)) for b, m, k, n in products}
+    mx.eval(factors.values())
+    began = time.perf_counter()
+    for shape in products:
+        left, right = factors[shape]
+        mx.async_eval(left @ right if shape[0] > 1 else left[0] @ right[0])
+    mx.synchronize()
+    return time.perf_counter() - began
 
 
 def _choose_device(wanted: str) -> tuple[str, str]:

@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from faisca.backend import UNIT, Sampling
+from faisca_mlx.device import to_device
 from faisca_mlx.losses import project
 from faisca_mlx.model import GPT, KeyValueCache
-from faisca_mlx.train import to_device
 
 
 def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:

@@ -16,19 +16,25 @@ d(-log p[target]) / d logits = p - one_hot(target).
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from faisca.backend import KEPT
-
-BLOCK = 16
-"""numbers that are added one after the other, at most"""
+from faisca.backend import KEPT_EXPONENTIALS
+from faisca_mlx.model import GPT
+from faisca_mlx.sums import row_sums, total
 
 
 def project(hidden_nD: mx.array, head_VD: mx.array) -> mx.array:
     """Logits [n, V], in float32: of hidden states and of the head rounded to their dtype."""
     return hidden_nD.astype(mx.float32) @ head_VD.astype(hidden_nD.dtype).astype(mx.float32).T
+
+
+def summed_loss(model: GPT, hidden_ND: mx.array, targets_BT: mx.array, with_gradients: bool) -> mx.array:
+    """Summed -log p(target) in nats of a model's final hidden states; negative targets are left out."""
+    return linear_cross_entropy(
+        hidden_ND, model.head_VD, targets_BT.flatten(), model.runtime.loss_chunk, with_gradients
+    )
 
 
 def linear_cross_entropy(
@@ -68,10 +74,17 @@ def linear_log_probs(
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
         (hidden_ND, head_VD), (_, _, peaks_N1, sums_N1, *kept) = primals, outputs
-        scaled_N1 = (cotangents[0] / temperature)[:, None]
-        return _log_probs_gradients(
-            hidden_ND, head_VD, targets_N, peaks_N1, sums_N1, kept, scaled_N1, temperature, chunk
-        )
+        d_hidden: list[mx.array] = []
+        d_head_VD, weights_N1 = mx.zeros_like(head_VD), -(cotangents[0] / temperature)[:, None]
+        for i, rows in enumerate(_chunks(len(targets_N), chunk)):
+            hidden = hidden_ND[rows]
+            if d_hidden:
+                hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
+            exps = kept[i] if kept else mx.exp(project(hidden, head_VD) / temperature - peaks_N1[rows])
+            softmax = _Softmax(exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows], weights_N1[rows])
+            d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
+            d_hidden.append(d_rows)
+        return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
 
     log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head_VD)
     return log_probs_N, mx.stop_gradient(entropies_N)
@@ -84,9 +97,9 @@ def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: in
         logits, target = project(hidden, head_VD), targets_N[rows]
         picked = mx.take_along_axis(logits, mx.maximum(target, 0)[:, None], axis=1).squeeze(1)
         peak = logits.max(axis=1, keepdims=True)
-        log_sums = peak.squeeze(1) + mx.log(_row_sums(mx.exp(logits - peak)))  # mx.logsumexp adds one by one
+        log_sums = peak.squeeze(1) + mx.log(row_sums(mx.exp(logits - peak)))  # mx.logsumexp adds one by one
         losses.append(mx.where(target >= 0, log_sums - picked, 0.0))
-    return _total(mx.concatenate(losses))
+    return total(mx.concatenate(losses))
 
 
 def _loss_and_gradients(
@@ -103,29 +116,33 @@ def _loss_and_gradients(
         picked = mx.take_along_axis(logits, target[:, None], axis=1)
         peak = logits.max(axis=1, keepdims=True)
         exps = mx.exp(logits - peak)  # the one exponential a logit
-        sums = _row_sums(exps)[:, None]
+        sums = row_sums(exps)[:, None]
         losses.append((peak + mx.log(sums) - picked) * valid_N1[rows])
-        narrow = exps.astype(hidden.dtype)
-        d_rows, d_head_VD = _add_gradients(narrow, sums, target, valid_N1[rows], hidden, head_VD, d_head_VD)
+        softmax = _Softmax(exps.astype(hidden.dtype), sums, target, valid_N1[rows])
+        d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
         d_hidden.append(d_rows)
-    return _total(mx.concatenate(losses)), mx.concatenate(d_hidden), d_head_VD
+    return total(mx.concatenate(losses)), mx.concatenate(d_hidden), d_head_VD
+
+
+class _Softmax(NamedTuple):
+    """The softmax of a chunk's rows, p = exps / sums, and how much each row counts in the gradient of the loss."""
+
+    exps_nV: mx.array
+    sums_n1: mx.array
+    target_n: mx.array
+    weight_n1: mx.array
 
 
 def _add_gradients(
-    exps_nV: mx.array,
-    sums_n1: mx.array,
-    target_n: mx.array,
-    weight_n1: mx.array,
-    hidden_nD: mx.array,
-    head_VD: mx.array,
-    d_head_VD: mx.array,
+    softmax: _Softmax, hidden_nD: mx.array, head_VD: mx.array, d_head_VD: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """The gradient of hidden states [n, D] for rows of so much weight, and the head's with theirs added; float32.
+    """The gradient of hidden states [n, D], and the head's with that of these rows added; float32.
 
-    p = exps / sums, with the division on the narrow side of the products. The head's gradient is a
-    small difference of two large sums over positions, so the one-hot is subtracted before the product
+    The division by the sums stands on the narrow side of the products. The head's gradient is a small
+    difference of two large sums over positions, so the one-hot is subtracted before the product
     rounds: the exponentials become (p - one_hot) · sums.
     """
+    exps_nV, sums_n1, target_n, weight_n1 = softmax
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     narrow_VD = head_VD.astype(exps_nV.dtype)
     d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * weight_n1
@@ -141,65 +158,21 @@ def _log_probs_and_entropies(
     """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
     found: list[list[mx.array]] = []
     kept: list[mx.array] = []
-    keep = len(targets_N) * len(head_VD) <= KEPT
+    keep = len(targets_N) * len(head_VD) <= KEPT_EXPONENTIALS
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
         logits = project(hidden, head_VD) / temperature
         peak = logits.max(axis=1, keepdims=True)
         scores = logits - peak
         exps = mx.exp(scores)  # the one exponential a logit
-        sums = _row_sums(exps)[:, None]
+        sums = row_sums(exps)[:, None]
         log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
-        entropies = mx.log(sums) - _row_sums(exps * scores)[:, None] / sums
+        entropies = mx.log(sums) - row_sums(exps * scores)[:, None] / sums
         found.append([log_p, entropies, peak, sums])
         if keep:
             kept.append(exps.astype(hidden.dtype))
     log_probs_N1, entropies_N1, peaks_N1, sums_N1 = (mx.concatenate(parts) for parts in zip(*found, strict=True))
     return log_probs_N1.squeeze(1), entropies_N1.squeeze(1), peaks_N1, sums_N1, *kept
-
-
-def _log_probs_gradients(
-    hidden_ND: mx.array,
-    head_VD: mx.array,
-    targets_N: mx.array,
-    peaks_N1: mx.array,
-    sums_N1: mx.array,
-    kept: list[mx.array],
-    scaled_N1: mx.array,
-    temperature: float,
-    chunk: int,
-) -> tuple[mx.array, mx.array]:
-    d_hidden: list[mx.array] = []
-    d_head_VD, weights_N1 = mx.zeros_like(head_VD), -scaled_N1
-    for i, rows in enumerate(_chunks(len(targets_N), chunk)):
-        hidden = hidden_ND[rows]
-        if d_hidden:
-            hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
-        exps = kept[i] if kept else mx.exp(project(hidden, head_VD) / temperature - peaks_N1[rows])
-        exps, sums, target = exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows]
-        d_rows, d_head_VD = _add_gradients(exps, sums, target, weights_N1[rows], hidden, head_VD, d_head_VD)
-        d_hidden.append(d_rows)
-    return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
-
-
-def _total(values: mx.array) -> mx.array:
-    """The sum of all numbers: a scalar."""
-    return _row_sums(values.flatten())
-
-
-def _row_sums(values: mx.array) -> mx.array:
-    """Sums over the last axis, [..., n] -> [...], added in blocks of blocks.
-
-    MLX on the CPU adds one after the other, in few lanes, and so do some BLAS in a product with ones: 4e-4 off for
-    50,257 equal numbers, 0.1 for ten million. Here each number passes ceil(log16 n) sums of at most 16, so that
-    the error is at most 15 u ceil(log16 n) of the sum of magnitudes (u = 2^-24): 5.4e-6 for ten million.
-    """
-    while (size := values.shape[-1]) > BLOCK:
-        whole = size - size % BLOCK
-        blocks = values[..., :whole].reshape(*values.shape[:-1], -1, BLOCK).sum(axis=-1)
-        rest = [values[..., whole:].sum(axis=-1, keepdims=True)] if size > whole else []
-        values = mx.concatenate([blocks, *rest], axis=-1)
-    return values.sum(axis=-1)
 
 
 def _chunks(size: int, chunk: int) -> Iterator[slice]:

@@ -7,7 +7,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from faisca_mlx.model import GPT
-from faisca_mlx.train import Learner
+from faisca_mlx.optimizer import Learner
 
 MOMENTS = {"first_moment": "m", "second_moment": "v"}
 

@@ -1,10 +1,16 @@
-"""Which device, which dtype, compiled or not: chosen once, with the reason in words."""
+"""Which device, dtype and compilation, chosen once, with the reason in words; arrays there; how fast it multiplies."""
 
+import time
+from collections.abc import Iterable
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
+from faisca_torch.model import GPT
 
 LOSS_CHUNK = 512
 """rows of logits in the loss: larger is no faster, and takes more memory"""
@@ -43,6 +49,34 @@ def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
     if reset_peak:
         torch.cuda.reset_peak_memory_stats()
     return numbers
+
+
+def to_device(model: GPT, tokens: np.ndarray) -> Tensor:
+    """Token ids as an int64 tensor on the model's device."""
+    return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(model.runtime.device, non_blocking=True)
+
+
+def matmul_seconds(*, runtime: Runtime, products: Iterable[tuple[int, int, int, int]]) -> float:
+    """Seconds that these matrix products take one after another: (batch, m, k, n), in the runtime's dtype.
+
+    Factors of a shape are made once and their results thrown away: no optimiser, no elementwise work.
+    """
+    products, dtype = list(products), getattr(torch, runtime.dtype)
+    factors = {
+        (b, m, k, n): (
+            torch.ones(b, m, k, dtype=dtype, device=runtime.device),
+            torch.ones(b, k, n, dtype=dtype, device=runtime.device),
+            torch.empty(b, m, n, dtype=dtype, device=runtime.device),
+        )
+        for b, m, k, n in products
+    }
+    _wait(runtime)
+    began = time.perf_counter()
+    for shape in products:
+        left, right, out = factors[shape]
+        torch.bmm(left, right, out=out) if shape[0] > 1 else torch.mm(left[0], right[0], out=out[0])
+    _wait(runtime)
+    return time.perf_counter() - began
 
 
 def _choose_device(wanted: str) -> tuple[str, str]:
@@ -84,3 +118,8 @@ def _details(device: str) -> dict[str, str]:
         blas = "MKL" if torch.backends.mkl.is_available() else "OpenBLAS or Eigen"
         return details | {"threads": str(torch.get_num_threads()), "blas": blas}
     return details
+
+
+def _wait(runtime: Runtime) -> None:
+    if runtime.device != "cpu":
+        getattr(torch, runtime.device).synchronize()

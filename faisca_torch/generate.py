@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from faisca.backend import UNIT, Sampling
+from faisca_torch.device import to_device
 from faisca_torch.losses import project
 from faisca_torch.model import GPT, KeyValueCache
-from faisca_torch.train import to_device
 
 
 def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:

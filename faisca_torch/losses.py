@@ -15,17 +15,25 @@ d(-log p[target]) / d logits = p - one_hot(target).
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from faisca.backend import KEPT
+from faisca.backend import KEPT_EXPONENTIALS
+from faisca_torch.model import GPT
 
 
 def project(hidden_nD: Tensor, head_VD: Tensor) -> Tensor:
     """Logits [n, V], in float32: of hidden states and of the head rounded to their dtype."""
     return _project(hidden_nD, head_VD, hidden_nD.new_empty(len(hidden_nD), len(head_VD), dtype=_wide(hidden_nD)))
+
+
+def summed_loss(model: GPT, hidden_ND: Tensor, targets_BT: Tensor, with_gradients: bool) -> Tensor:
+    """Summed -log p(target) in nats of a model's final hidden states; negative targets are left out."""
+    return linear_cross_entropy(
+        hidden_ND, model.head_VD, targets_BT.flatten(), model.runtime.loss_chunk, with_gradients
+    )
 
 
 def linear_cross_entropy(
@@ -69,8 +77,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             sums = exps.sum(1, keepdim=True)
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
             if d_hidden_ND is not None and d_head_VD is not None:
-                narrow = exps.to(hidden.dtype)
-                d_hidden_ND[rows] = _add_gradients(narrow, sums, target, valid, hidden, narrow_head_VD, d_head_VD)
+                softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid)
+                d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
         ctx.save_for_backward(d_hidden_ND, d_head_VD)
         return losses_N.sum()
 
@@ -90,7 +98,7 @@ class _LinearLogProbs(torch.autograd.Function):
         log_probs_N, entropies_N, peaks_N, sums_N = (
             torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(4)
         )
-        keep = N * V <= KEPT and any(ctx.needs_input_grad)
+        keep = N * V <= KEPT_EXPONENTIALS and any(ctx.needs_input_grad)
         buffer = hidden_ND.new_empty(min(chunk, N), V, dtype=wide)
         exps_buffer = torch.empty_like(buffer)
         kept_NV = hidden_ND.new_empty(N, V) if keep else None
@@ -120,10 +128,8 @@ class _LinearLogProbs(torch.autograd.Function):
                 exps = kept_NV[rows].clone()  # what is kept stays as it is
             else:
                 exps = _scores(hidden_ND[rows], narrow_head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
-            exps, sums, target = exps.to(hidden_ND.dtype), sums_N[rows, None], targets_N[rows]
-            d_hidden_ND[rows] = _add_gradients(
-                exps, sums, target, weights_N1[rows], hidden_ND[rows], narrow_head_VD, d_head_VD
-            )
+            softmax = _Softmax(exps.to(hidden_ND.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows])
+            d_hidden_ND[rows] = _add_gradients(softmax, hidden_ND[rows], narrow_head_VD, d_head_VD)
         return d_hidden_ND, d_head_VD, None, None, None
 
 
@@ -147,21 +153,23 @@ def _scores(
     return torch.add(-peaks_n[:, None], logits, alpha=1 / temperature, out=logits), peaks_n
 
 
-def _add_gradients(
-    exps_nV: Tensor,
-    sums_n1: Tensor,
-    target_n: Tensor,
-    weight_n1: Tensor | float,
-    hidden_nD: Tensor,
-    head_VD: Tensor,
-    d_head_VD: Tensor,
-) -> Tensor:
-    """The gradient of hidden states [n, D] for rows of so much weight; adds to the head's, and overwrites `exps_nV`.
+class _Softmax(NamedTuple):
+    """The softmax of a chunk's rows, p = exps / sums, and how much each row counts in the gradient of the loss."""
 
-    p = exps / sums, with the division on the narrow side of the products. The head's gradient is a
-    small difference of two large sums over positions, so the one-hot is subtracted before the product
+    exps_nV: Tensor
+    sums_n1: Tensor
+    target_n: Tensor
+    weight_n1: Tensor
+
+
+def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head_VD: Tensor) -> Tensor:
+    """The gradient of hidden states [n, D]; adds that of these rows to the head's, and overwrites the exponentials.
+
+    The division by the sums stands on the narrow side of the products. The head's gradient is a small
+    difference of two large sums over positions, so the one-hot is subtracted before the product
     rounds: the exponentials become (p - one_hot) · sums.
     """
+    exps_nV, sums_n1, target_n, weight_n1 = softmax
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * weight_n1
     errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1).to(exps_nV.dtype))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from faisca_torch.model import GPT
-from faisca_torch.train import Learner
+from faisca_torch.optimizer import Learner
 
 MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
 

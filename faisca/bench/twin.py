@@ -126,8 +126,8 @@ class Twin:
         return lambda: timed(generate)
 
     def _products(self, products: list[tuple[int, int, int, int]]) -> CaseFunction:
-        probe = importlib.import_module(f"faisca_{self.runtime.backend}.probe")
-        return lambda: cast(float, probe.matmul_seconds(runtime=self.runtime, products=products))
+        device = importlib.import_module(f"faisca_{self.runtime.backend}.device")
+        return lambda: cast(float, device.matmul_seconds(runtime=self.runtime, products=products))
 
 
 def timed(action: Callable[[], Any]) -> float:

@@ -88,7 +88,7 @@ def roll_out(setup: Setup, model: Model, step: int) -> Completions:
     return Completions(texts, prompts, list(complete(setup, model, prompts, rollout_sampling(config), draws)))
 
 
-def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: bool = False) -> Rollouts:
+def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: bool = False) -> Rollouts[np.ndarray]:
     """Rows as right-padded arrays; causal attention needs no padding mask. The log-probabilities are still zero.
 
     The mask leaves out completions that never ended where `mask_truncated` asks for it, unless `whole`.
@@ -107,7 +107,9 @@ def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: b
     return Rollouts(tokens, mask, advantages.astype(np.float32), zeros, zeros, float(mask.sum()))
 
 
-def with_log_probs(setup: Setup, rollouts: Rollouts, model: Model, reference: Model) -> Rollouts:
+def with_log_probs(
+    setup: Setup, rollouts: Rollouts[np.ndarray], model: Model, reference: Model
+) -> Rollouts[np.ndarray]:
     """The rollouts with the log-probabilities of the policy that sampled them, and of the reference."""
     rows = np.arange(len(rollouts.tokens)).reshape(-1, setup.config.grpo.minibatch_size)
     parts = [select(rollouts, part) for part in rows]
@@ -115,14 +117,16 @@ def with_log_probs(setup: Setup, rollouts: Rollouts, model: Model, reference: Mo
     return dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=ref)
 
 
-def log_probs(setup: Setup, scorer: Model, rollouts: Rollouts) -> np.ndarray:
+def log_probs(setup: Setup, scorer: Model, rollouts: Rollouts[np.ndarray]) -> np.ndarray:
     """What a model thinks of the completions: float32 [B, T-1], 0 where the mask is."""
     return setup.backend.token_log_probs(
         model=scorer, tokens=rollouts.tokens, temperature=setup.config.grpo.temperature, places=rollouts.places
     )
 
 
-def update_policy(setup: Setup, learner: Learner, rollouts: Rollouts, step: int, rate: float) -> list[dict[str, float]]:
+def update_policy(
+    setup: Setup, learner: Learner, rollouts: Rollouts[np.ndarray], step: int, rate: float
+) -> list[dict[str, float]]:
     """`grpo.epochs` passes over the rollouts in minibatches; a minibatch with nothing to learn from is left out."""
     backend, config, left = setup.backend, setup.config.grpo, has_left_reference(rollouts)
     metrics: list[Metrics] = []
@@ -136,7 +140,7 @@ def update_policy(setup: Setup, learner: Learner, rollouts: Rollouts, step: int,
     return backend.read_metrics(metrics=metrics)
 
 
-def has_signal(rollouts: Rollouts, config: GRPOConfig, left_reference: bool) -> bool:
+def has_signal(rollouts: Rollouts[np.ndarray], config: GRPOConfig, left_reference: bool) -> bool:
     """Whether there is a gradient: an advantage under the mask, or with a KL weight a policy away from its reference.
 
     Else it is 0 or rounding noise, and Adam would take full steps at the noise, and its momentum at 0.
@@ -145,12 +149,12 @@ def has_signal(rollouts: Rollouts, config: GRPOConfig, left_reference: bool) -> 
     return bool(rollouts.advantages[counted].any() or (config.kl_weight and left_reference and counted.any()))
 
 
-def has_left_reference(rollouts: Rollouts) -> bool:
+def has_left_reference(rollouts: Rollouts[np.ndarray]) -> bool:
     """Whether the policy that sampled differs from the reference in any token that counts."""
     return bool(((rollouts.old_log_probs != rollouts.reference_log_probs) & (rollouts.mask > 0)).any())
 
 
-def select(rollouts: Rollouts, rows: np.ndarray) -> Rollouts:
+def select(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
     """Some rows of the rollouts."""
     arrays = {f.name: getattr(rollouts, f.name)[rows] for f in dataclasses.fields(rollouts) if f.name != "step_tokens"}
     return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))

@@ -1,0 +1,110 @@
+"""AdamW around a model, and one update: clip, step unless something is not finite."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+
+from faisca.config import OptimizerConfig
+from faisca.parameters import decays
+from faisca_mlx.model import GPT
+from faisca_mlx.sums import total
+
+Metrics = dict[str, mx.array]
+
+
+@dataclass
+class Learner:
+    """A model with its optimiser, made for one configuration."""
+
+    model: GPT
+    optimizer: optim.Adam
+    config: OptimizerConfig
+    function: Callable[..., Any] | None = None
+    """what `compiled` made"""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The step as one graph, made the first time, if the runtime compiles.
+
+        All the state that it reads or writes is declared: what is not would be a constant of the graph.
+        """
+        if self.function is None:
+            step = partial(function, self)
+            state = [self.model.state, self.optimizer.state, mx.random.state]
+            self.function = mx.compile(step, inputs=state, outputs=state) if self.model.runtime.compile else step
+        return self.function
+
+
+def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
+    optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
+    optimizer.init(model.trainable_parameters())
+    return Learner(model, optimizer, config)
+
+
+def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradients: Any) -> Metrics:
+    """Clip the gradients, and take the AdamW step unless something is not finite.
+
+    Returns `loss`, `grad_norm` (before clipping) and `skipped`, still lazy.
+    """
+    model, optimizer, config = learner.model, learner.optimizer, learner.config
+    # Clip: all gradients together have a norm of at most `clip_norm`.
+    clipped, grad_norm = _clip(gradients, config.clip_norm)
+    finite = mx.isfinite(loss) & mx.isfinite(grad_norm)
+    # Step: the new weights and moments are an expression of the old ones, which are kept for the choice below.
+    old_weights, old_state = model.trainable_parameters(), tree_map(lambda value: value, optimizer.state)
+    optimizer.learning_rate = learning_rate
+    new_weights = optimizer.apply_gradients(clipped, _decayed(old_weights, config, learning_rate))
+    # Choose on the device: where something is not finite, nothing changes, and nothing waits for the host.
+    model.update(tree_map(partial(mx.where, finite), new_weights, old_weights))
+    optimizer.state.update(tree_map(partial(mx.where, finite), optimizer.state, old_state))
+    return {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(mx.float32)}
+
+
+def _clip(gradients: Any, largest: float) -> tuple[Any, mx.array]:
+    """Gradients scaled to a norm of at most `largest` (0: as they are), and the norm that they had.
+
+    MLX's `clip_grad_norm` adds up a table number by number in float32, which on the CPU makes the
+    norm 0.4 % too small for a vocabulary of 50,257.
+    """
+    squares = [total(gradient.square()) for _, gradient in tree_flatten(gradients)]
+    norm = mx.sqrt(total(mx.stack(squares)))
+    if not largest:
+        return gradients, norm
+    return tree_map(lambda gradient: gradient * mx.minimum(largest / (norm + 1e-6), 1.0), gradients), norm
+
+
+class _Adam(optim.Adam):
+    """Adam with bias correction (Kingma & Ba 2015), which MLX's own leaves out unless it is asked.
+
+    MLX's own also computes 1 - beta ** step in float32, 1e-5 off in the first steps, and training
+    amplifies that a thousandfold.
+    """
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
+        beta1, beta2 = self.betas
+        state["m"] = beta1 * state["m"] + (1 - beta1) * gradient
+        state["v"] = beta2 * state["v"] + (1 - beta2) * mx.square(gradient)
+        rate = self.learning_rate / _correction(beta1, self.step)
+        root = mx.sqrt(state["v"]) * mx.rsqrt(_correction(beta2, self.step))
+        return parameter - rate * state["m"] / (root + self.eps)
+
+
+def _correction(beta: float, step: mx.array) -> mx.array:
+    """1 - beta ** step, to the last digits of a float32."""
+    return -mx.expm1(step.astype(mx.float32) * (math.log(beta) if beta else -math.inf))
+
+
+def _decayed(weights: Any, config: OptimizerConfig, learning_rate: mx.array) -> Any:
+    """Weights after decoupled decay, which MLX's AdamW would apply to all of them."""
+
+    def decay(name: str, weight: mx.array) -> mx.array:
+        applies = config.weight_decay and decays(name, weight.shape, config.decay)
+        return weight * (1 - learning_rate * config.weight_decay) if applies else weight
+
+    return tree_map_with_path(decay, weights)

@@ -1,0 +1,81 @@
+"""AdamW around a model, and one update: clip, step unless something is not finite, clear the gradients."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from faisca.config import OptimizerConfig
+from faisca.parameters import decays
+from faisca_torch.model import GPT
+from faisca_torch.sums import total
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass
+class Learner:
+    """A model with its optimiser, made for one configuration."""
+
+    model: GPT
+    optimizer: torch.optim.AdamW
+    config: OptimizerConfig
+    function: Callable[..., Any] | None = None
+    """what `compiled` made"""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward pass, compiled the first time where the runtime says so."""
+        if self.function is None:
+            self.function = torch.compile(function) if self.model.runtime.compile else function
+        return self.function
+
+
+def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[decays(name, tuple(parameter.shape), config.decay)].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+    return Learner(model, optimizer, config)
+
+
+def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
+    """Clip the gradients, take the AdamW step unless something is not finite, and clear the gradients.
+
+    Returns `loss`, `grad_norm` (before clipping) and `skipped`, still on the device.
+    """
+    # Clip: all gradients together have a norm of at most `clip_norm`.
+    parameters = list(learner.model.parameters())
+    grad_norm = _norm([p.grad for p in parameters if p.grad is not None])
+    if learner.config.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, learner.config.clip_norm, grad_norm)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = learning_rate
+    # Step, unless loss or gradient is not finite: the fused kernel skips on the device, so nothing waits for it.
+    skipped = (~(loss.isfinite() & grad_norm.isfinite())).float()
+    learner.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    learner.optimizer.step()
+    # Gradients add up where they are not cleared.
+    learner.optimizer.zero_grad()
+    return {"loss": loss.detach(), "grad_norm": grad_norm, "skipped": skipped}
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, of their rows first.
+
+    On the CPU, torch's norm of a whole table adds one after the other in few lanes: 5e-4 off for 13 million random
+    numbers, 1e-2 for equal ones. Rows are short, and `sum` adds in a cascade.
+    """
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    return total(torch.cat(rows).square()).sqrt()
