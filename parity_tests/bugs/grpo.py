@@ -5,11 +5,15 @@ from bugs.mutation import Mutation
 T, M = "faisca_torch/", "faisca_mlx/"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
-        "KL the wrong way round", T + "grpo.py", "reference_BP - log_probs_BP", "log_probs_BP - reference_BP", "08"
+        "KL the wrong way round",
+        T + "grpo.py",
+        "rollouts.reference_log_probs - log_probs_BP",
+        "log_probs_BP - rollouts.reference_log_probs",
+        "08",
     ),
     Mutation(
         "log-probabilities put back in another order",
-        T + "train.py",
+        T + "score.py",
         "zeros.index_copy(0, places_N, found)",
         "zeros.index_copy(0, places_N.sort()[0], found)",
         "08",
@@ -25,8 +29,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "one clip for both sides",
         M + "grpo.py",
-        "1 + config.clip_high)\n        losses",
-        "1 + config.clip_low)\n        losses",
+        "1 + config.clip_high)\n            losses",
+        "1 + config.clip_low)\n            losses",
         "08",
     ),
     Mutation(

@@ -6,7 +6,7 @@ T, M = "faisca_torch/", "faisca_mlx/"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "targets shifted by one too few",
-        T + "train.py",
+        T + "score.py",
         "targets = tokens_BT[:, 1:]",
         "targets = tokens_BT[:, :-1]",
         "03",

@@ -4,32 +4,32 @@ from bugs.mutation import Mutation
 
 T, M = "faisca_torch/", "faisca_mlx/"
 BUGS: tuple[Mutation, ...] = (
-    Mutation("no bias correction", M + "train.py", "return -mx.expm1(", "return 1 + 0 * (", "05"),
+    Mutation("no bias correction", M + "optimizer.py", "return -mx.expm1(", "return 1 + 0 * (", "05"),
     Mutation(
         "MLX's own sum for the norm",
-        M + "train.py",
-        "_total(gradient.square())",
+        M + "optimizer.py",
+        "total(gradient.square())",
         "gradient.square().sum()",
         "05",
     ),
     Mutation(
         "decay on norms and biases",
-        T + "train.py",
+        T + "optimizer.py",
         '{"params": groups[False], "weight_decay": 0.0}',
         '{"params": groups[False], "weight_decay": config.weight_decay}',
         "05",
     ),
     Mutation(
         "decay coupled to the gradient",
-        T + "train.py",
+        T + "optimizer.py",
         "optimizer = torch.optim.AdamW(",
         "optimizer = torch.optim.Adam(",
         "05",
     ),
-    Mutation("default epsilon of Adam", T + "train.py", "eps=config.epsilon", "eps=1e-8", "05"),
+    Mutation("default epsilon of Adam", T + "optimizer.py", "eps=config.epsilon", "eps=1e-8", "05"),
     Mutation(
         "betas swapped",
-        M + "train.py",
+        M + "optimizer.py",
         "betas=[config.beta1, config.beta2]",
         "betas=[config.beta2, config.beta1]",
         "05",
@@ -37,11 +37,11 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "micro-batches each averaged",
         T + "train.py",
-        "inputs[part], targets[part], True) / targets.size",
-        "inputs[part], targets[part], True) / targets[part].size",
+        "to_device(model, targets[part]), True) / targets.size",
+        "to_device(model, targets[part]), True) / targets[part].size",
         "05",
     ),
-    Mutation("gradients kept for the next step", T + "train.py", "    learner.optimizer.zero_grad()\n", "", "05"),
+    Mutation("gradients kept for the next step", T + "optimizer.py", "    learner.optimizer.zero_grad()\n", "", "05"),
     Mutation(
         "moments swapped in a checkpoint",
         M + "weights.py",

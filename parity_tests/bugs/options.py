@@ -16,20 +16,20 @@ BUGS = (
     Mutation(
         "mask_truncated ignored",
         "faisca/training/grpo.py",
-        "= not (truncated and config.mask_truncated)",
+        "= not (truncated and mask_truncated)",
         "= 1",
         f"{GOVERNS}[grpo.mask_truncated]",
     ),
     Mutation(
         "log_every ignored",
-        "faisca/training/step_log.py",
+        "faisca/training/stage.py",
         "len(self._pending) >= self.run.config.run.log_every",
         "len(self._pending) >= 10",
         f"{GOVERNS}[run.log_every]",
     ),
     Mutation(
         "max_bad_steps ignored",
-        "faisca/training/step_log.py",
+        "faisca/training/stage.py",
         "progress.skipped_in_a_row >= run.config.run.max_bad_steps",
         "progress.skipped_in_a_row >= 10",
         f"{GOVERNS}[run.max_bad_steps]",
@@ -71,9 +71,9 @@ BUGS = (
     ),
     Mutation(
         "all logits at once",
-        T + "train.py",
-        "targets_N, model.runtime.loss_chunk, with_gradients)",
-        "targets_N, len(targets_N), with_gradients)",
+        T + "losses.py",
+        "targets_BT.flatten(), model.runtime.loss_chunk, with_gradients",
+        "targets_BT.flatten(), targets_BT.numel(), with_gradients",
         TWIN + "test_loss_chunk_bounds_the_logits",
     ),
     Mutation(
@@ -92,9 +92,9 @@ BUGS = (
     ),
     Mutation(
         "compile ignored",
-        T + "train.py",
-        "torch.compile(model) if model.runtime.compile else model",
-        "model",
+        T + "optimizer.py",
+        "torch.compile(function) if self.model.runtime.compile else function",
+        "function",
         TWIN + "test_compile_reaches_the_step",
     ),
     Mutation(
@@ -114,8 +114,8 @@ BUGS = (
     Mutation(
         "the policy's temperature ignored in its step",
         T + "grpo.py",
-        "places, config.temperature)",
-        "places, 1.0)",
+        "to_device(model, rollouts.places), config.temperature",
+        "to_device(model, rollouts.places), 1.0",
         TWIN + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
     ),
     Mutation(

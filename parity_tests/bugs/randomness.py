@@ -7,7 +7,7 @@ M = "faisca_mlx/"
 MASKS = "parity_tests/test_11_randomness.py"
 DRAWS = "tests/test_draws.py"
 REINFORCE = "faisca/training/grpo.py"
-STAGES = "faisca/training/stages.py"
+TRAIN = "faisca/training/train.py"
 EVALUATION = "faisca/training/evaluate.py"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
@@ -33,9 +33,9 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "the random state is no input of the compiled step",
-        M + "train.py",
-        "learner.optimizer.state, mx.random.state]",
-        "learner.optimizer.state]",
+        M + "optimizer.py",
+        "self.optimizer.state, mx.random.state]",
+        "self.optimizer.state]",
         MASKS + "::test_each_step_drops_anew_and_its_seed_decides",
     ),
     Mutation(
@@ -111,52 +111,54 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "the order of completions ignores the seed",
         REINFORCE,
-        'permutation(run.config.run.seed, "order of grpo',
+        'permutation(setup.seed, "order of grpo',
         'permutation(0, "order of grpo',
         DRAWS,
     ),
     Mutation(
         "rollouts ignore the seed",
         REINFORCE,
-        'seed=seed, purpose="grpo rollout"',
-        'seed=0, purpose="grpo rollout"',
+        'uniforms(setup.seed, "grpo rollout"',
+        'uniforms(0, "grpo rollout"',
         DRAWS,
     ),
-    Mutation(
-        "rollouts ignore the step", REINFORCE, 'purpose="grpo rollout", step=step)', 'purpose="grpo rollout")', DRAWS
-    ),
+    Mutation("rollouts ignore the step", REINFORCE, '"grpo rollout", step=step,', '"grpo rollout", step=0,', DRAWS),
     Mutation(
         "rollouts use the numbers of the counts",
         REINFORCE,
-        'purpose="grpo rollout", step=step)',
-        'purpose="completions counted", step=step)',
+        '"grpo rollout", step=step,',
+        '"completions counted", step=step,',
         DRAWS,
     ),
     Mutation(
         "dropout's seed is the same at each step",
-        STAGES,
-        'f"dropout in {stage}", step)',
-        'f"dropout in {stage}")',
+        TRAIN,
+        'f"dropout in {name}", stage.step)',
+        'f"dropout in {name}")',
         DRAWS,
     ),
     Mutation(
-        "dropout's seeds are the same in both stages", STAGES, 'f"dropout in {stage}", step)', '"dropout", step)', DRAWS
+        "dropout's seeds are the same in both stages",
+        TRAIN,
+        'f"dropout in {name}", stage.step)',
+        '"dropout", stage.step)',
+        DRAWS,
     ),
     Mutation(
-        "dropout's seeds ignore the run's", STAGES, 'integer_seed(seed, f"dropout', 'integer_seed(0, f"dropout', DRAWS
+        "dropout's seeds ignore the run's", TRAIN, 'integer_seed(seed, f"dropout', 'integer_seed(0, f"dropout', DRAWS
     ),
     Mutation(
         "both stages take windows in the same order",
-        STAGES,
-        "seed=seed, stage=stage, step=step)",
-        'seed=seed, stage="", step=step)',
+        TRAIN,
+        "seed=seed, stage=name, step=stage.step",
+        'seed=seed, stage="", step=stage.step',
         DRAWS,
     ),
     Mutation(
         "windows in the same order whatever the seed",
-        STAGES,
-        "seed=seed, stage=stage, step=step)",
-        "seed=0, stage=stage, step=step)",
+        TRAIN,
+        "seed=seed, stage=name, step=stage.step",
+        "seed=0, stage=name, step=stage.step",
         DRAWS,
     ),
     Mutation(
@@ -169,36 +171,36 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "samples use the numbers of the counts",
         EVALUATION,
-        'purpose="samples shown"',
-        'purpose="completions counted"',
+        'uniforms(setup.seed, "samples shown"',
+        'uniforms(setup.seed, "completions counted"',
         DRAWS,
     ),
     Mutation(
         "samples along the way repeat themselves",
         EVALUATION,
-        '        purpose="samples shown",\n        step=step,',
-        '        purpose="samples shown",',
+        '"samples shown", step=step,',
+        '"samples shown", step=0,',
         DRAWS,
     ),
     Mutation(
         "samples ignore the seed",
         EVALUATION,
-        '        seed=bench.seed,\n        purpose="samples shown"',
-        '        seed=0,\n        purpose="samples shown"',
+        'uniforms(setup.seed, "samples shown"',
+        'uniforms(0, "samples shown"',
         DRAWS,
     ),
     Mutation(
         "counts ignore the seed",
         EVALUATION,
-        '        seed=bench.seed,\n        purpose="completions counted"',
-        '        seed=0,\n        purpose="completions counted"',
+        'uniforms(setup.seed, "completions counted"',
+        'uniforms(0, "completions counted"',
         DRAWS,
     ),
     Mutation(
         "every 64 rows use the same numbers",
         "faisca/training/generate.py",
-        "uniforms=draws[rows]",
-        "uniforms=draws[: len(prompts[rows])]",
+        "uniforms=uniforms[rows]",
+        "uniforms=uniforms[: len(prompts[rows])]",
         "tests/test_generation.py::test_a_row_does_not_depend_on_the_rows_beside_it",
     ),
     Mutation(

@@ -5,35 +5,33 @@ from bugs.mutation import Mutation
 T, M = "faisca_torch/", "faisca_mlx/"
 
 BUGS = (
-    Mutation(
-        "sums added one by one", M + "losses.py", "values.shape[-1]) > BLOCK:", "values.shape[-1]) > 10**9:", "03"
-    ),
-    Mutation("one block for all", M + "losses.py", "BLOCK = 16", "BLOCK = 2**30", "03"),
+    Mutation("sums added one by one", M + "sums.py", "values.shape[-1]) > BLOCK:", "values.shape[-1]) > 10**9:", "03"),
+    Mutation("one block for all", M + "sums.py", "BLOCK = 16", "BLOCK = 2**30", "03"),
     Mutation(
         "a total by BLAS, as a product with ones",
-        M + "losses.py",
-        "return _row_sums(values.flatten())",
+        M + "sums.py",
+        "return row_sums(values.flatten())",
         "return values.flatten() @ mx.ones(values.size)",
         "03",
     ),
-    Mutation("last partial block dropped", M + "losses.py", "if size > whole else []", "if False else []", "03"),
+    Mutation("last partial block dropped", M + "sums.py", "if size > whole else []", "if False else []", "03"),
     Mutation(
         "last partial block begins one number early",
-        M + "losses.py",
+        M + "sums.py",
         "rest = [values[..., whole:]",
         "rest = [values[..., whole - 1 :]",
         "03",
     ),
     Mutation(
         "last partial block filled up with ones",
-        M + "losses.py",
+        M + "sums.py",
         "values[..., whole:].sum(axis=-1, keepdims=True)]",
         "values[..., whole:].sum(axis=-1, keepdims=True) + (BLOCK - size % BLOCK)]",
         "03",
     ),
     Mutation(
         "blocks of a row reach into the next",
-        M + "losses.py",
+        M + "sums.py",
         "values[..., :whole].reshape(*values.shape[:-1], -1, BLOCK).sum(axis=-1)",
         "values[..., :whole].reshape(-1, BLOCK, *values.shape[:-1]).sum(axis=1).T.reshape(*values.shape[:-1], -1)",
         "03",
@@ -41,60 +39,60 @@ BUGS = (
     Mutation(
         "exponentials of the loss added one by one",
         M + "losses.py",
-        "sums = _row_sums(exps)[:, None]\n        losses",
+        "sums = row_sums(exps)[:, None]\n        losses",
         "sums = exps.sum(axis=1, keepdims=True)\n        losses",
         "03",
     ),
     Mutation(
         "exponentials of log-probabilities added one by one",
         M + "losses.py",
-        "sums = _row_sums(exps)[:, None]\n        log_p",
+        "sums = row_sums(exps)[:, None]\n        log_p",
         "sums = exps.sum(axis=1, keepdims=True)\n        log_p",
         "03",
     ),
     Mutation(
         "entropies added one by one",
         M + "losses.py",
-        "_row_sums(exps * scores)[:, None] / sums",
+        "row_sums(exps * scores)[:, None] / sums",
         "(exps * scores).sum(axis=1, keepdims=True) / sums",
         "03",
     ),
     Mutation(
         "MLX's logsumexp in evaluation",
         M + "losses.py",
-        "peak.squeeze(1) + mx.log(_row_sums(mx.exp(logits - peak)))",
+        "peak.squeeze(1) + mx.log(row_sums(mx.exp(logits - peak)))",
         "mx.logsumexp(logits, axis=1)",
         "03",
     ),
     Mutation(
-        "KL averaged one by one", M + "grpo.py", "_total(k3 * mask_BP) / total", "(k3 * mask_BP).sum() / total", "03"
+        "KL averaged one by one", M + "grpo.py", "total(k3 * mask_BP) / tokens", "(k3 * mask_BP).sum() / tokens", "03"
     ),
     Mutation(
         "policy loss added one by one",
         M + "grpo.py",
-        "_total(losses_BP) / mx.maximum(mask_BP.sum(), 1)",
-        "losses_BP.sum() / mx.maximum(mask_BP.sum(), 1)",
+        "total(losses_BP) / mx.maximum(counts_B.sum(), 1)",
+        "losses_BP.sum() / mx.maximum(counts_B.sum(), 1)",
         "03",
     ),
     Mutation(
         "norms added, not their squares",
-        M + "train.py",
-        "mx.sqrt(_total(mx.stack(squares)))",
-        "_total(mx.sqrt(mx.stack(squares)))",
+        M + "optimizer.py",
+        "mx.sqrt(total(mx.stack(squares)))",
+        "total(mx.sqrt(mx.stack(squares)))",
         "05",
     ),
     Mutation(
         "torch's norm of a whole table",
-        T + "train.py",
+        T + "optimizer.py",
         "torch.linalg.vector_norm(gradient, dim=-1).flatten()",
         "torch.linalg.vector_norm(gradient).flatten()",
         "03",
     ),
     Mutation(
         "norm without biases",
-        T + "train.py",
-        "for gradient in gradients]\n    return torch.cat",
-        "for gradient in gradients if gradient.ndim > 1]\n    return torch.cat",
+        T + "optimizer.py",
+        "for gradient in gradients]\n    return",
+        "for gradient in gradients if gradient.ndim > 1]\n    return",
         "03",
     ),
 )
