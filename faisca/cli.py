@@ -1,25 +1,17 @@
-"""The command line: finds the command, parses its options, and turns errors into one line.
+"""The command line: the table of commands, and the exit status of what they do.
 
-Commands stand in one table and are imported only when called, so that `faisca --help` starts at
-once. `tyro` makes the options out of dataclasses; `parse` puts its errors into one line.
+A command is imported only when it is called, so that `faisca --help` starts at once.
 """
 
-import contextlib
 import importlib
-import inspect
-import io
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from faisca.errors import FaiscaError, VerificationError
 from faisca.text import fit
-
-Options = TypeVar("Options")
 
 COMMANDS = {
     "run": ("faisca.commands.train:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
@@ -79,44 +71,6 @@ def exit_status(program: Callable[[], int]) -> int:
         return 141
 
 
-def parse(
-    options: type[Options], argv: list[str], *, command: str, help: str | None, default: Options | None = None
-) -> Options:
-    """The dataclass `options` filled from `argv`; `default` has the values of what is left out.
-
-    `help`, a docstring, is what `faisca COMMAND --help` says above the options. Raises FaiscaError
-    for an unknown option or an impossible value, SystemExit(0) after printing the help.
-    """
-    for text in argv:
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise FaiscaError(f"argument {text!r} is not valid UTF-8: write it in UTF-8")
-    if help and not {"-h", "--help"}.isdisjoint(argv):
-        print(fit(inspect.cleandoc(help), _width()), end="\n\n")  # here, as tyro would join the lines of paragraphs
-    fallback = {} if default is None else {"default": default}
-    try:
-        parsed, unknown = _run_tyro(options, argv, command, **fallback)
-    except FaiscaError:
-        # A misspelt option puts what follows it in the wrong place: then it is the mistake to name.
-        _refuse_unknown_options(argv, _option_names(options, command, **fallback), command)
-        raise
-    if unknown:
-        _refuse_unknown_options(unknown, _option_names(options, command, **fallback), command)
-        raise FaiscaError(f"argument {unknown[0]!r} is one too many: faisca {command} --help shows what goes where")
-    return parsed
-
-
-def parse_known(options: type[Options], argv: list[str], *, command: str) -> Options:
-    """Like `parse`, but looks only for the options of this dataclass and passes over all others."""
-    return _run_tyro(options, argv, command, add_help=False)[0]
-
-
-def print_json(value: Any) -> None:
-    """What a command says with --json: strict JSON, so what is not finite is null."""
-    from faisca.text import json_text
-
-    print(json_text(value, indent=2))
-
-
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] == ["help"]:
         argv = [*argv[1:2], "--help"]
@@ -126,7 +80,7 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items()]
-        print(fit(HELP.format(commands="\n".join(lines)), _width()), end="")
+        print(fit(HELP.format(commands="\n".join(lines)), shutil.get_terminal_size().columns), end="")
         return 0
     if argv[0] not in COMMANDS:
         raise FaiscaError(_unknown_command(argv[0]))
@@ -141,10 +95,6 @@ def command_function(name: str) -> Callable[[list[str]], int]:
     module, function = COMMANDS[name][0].split(":")
     command: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     return command
-
-
-def _width() -> int:
-    return shutil.get_terminal_size().columns
 
 
 def _fail(message: str, status: int) -> int:
@@ -171,67 +121,3 @@ def _unknown_command(name: str) -> str:
     if name.startswith("-"):
         return f"{name} stands where a command belongs: write the command first, as in faisca run {name}"
     return f"command {name!r} is unknown: {suggest_command(name, COMMANDS)} (faisca --help explains them)"
-
-
-def _run_tyro(options: type[Options], argv: list[str], command: str, **more: Any) -> tuple[Options, list[str]]:
-    """The parsed options, and the arguments that tyro does not know; its errors as FaiscaError."""
-    import tyro
-
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            parsed, unknown = tyro.cli(
-                options,
-                args=argv,
-                prog=f"faisca {command}",
-                description="",
-                config=(tyro.conf.DisallowNone,),
-                return_unknown_args=True,
-                **more,
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise FaiscaError(_one_line(errors.getvalue(), command)) from None
-        raise
-    return parsed, unknown
-
-
-def _option_names(options: type[Any], command: str, **more: Any) -> list[str]:
-    """Every option of a command, read from its help: tyro alone knows aliases and negations."""
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        _run_tyro(options, ["--help"], command, **more)
-    return list(dict.fromkeys(re.findall(r"(?<![\w-])--?[a-z][\w.-]*", text.getvalue())))
-
-
-def _refuse_unknown_options(arguments: list[str], names: list[str], command: str) -> None:
-    """Raise FaiscaError, with a suggestion, for the first argument that looks like an option and is none."""
-    from faisca.commands.suggestions import suggest_option
-
-    for text in arguments:
-        option = text.partition("=")[0].replace("_", "-")
-        if re.match(r"--?[^\W\d]", option) and option not in names:
-            remedy = suggest_option(option, names, command) or f"faisca {command} --help lists what there is"
-            raise FaiscaError(f"option {option} is unknown: {remedy}")
-
-
-REWORDED = (
-    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 \2 is not a whole number"),
-    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2 is not a number"),
-    (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)\.", r"\2 \1 is unknown: choose \3"),
-    (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
-    (r"Missing from faisca \w+: (\S+).*", r"\1 is missing"),
-)
-"""tyro's words, and ours; what is not here stays in tyro's words."""
-
-
-def _one_line(box: str, command: str) -> str:
-    """The first paragraph in one of tyro's framed error messages."""
-    rows = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
-    rows = rows[1 if rows[0].startswith("╭") else 2 :]  # the title; without UTF-8 a rule follows it
-    rows = [row.strip("│╰╯─ ") for row in rows]
-    end = next((i for i, row in enumerate(rows) if not row.strip("-")), len(rows))
-    line = " ".join(rows[:end])
-    for pattern, ours in REWORDED:
-        line = re.sub(pattern, ours, line)
-    return f"{line} (faisca {command} --help explains it)"

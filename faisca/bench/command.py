@@ -22,7 +22,7 @@ from faisca.bench.results import Results, merge, read_comparable, rows, short_na
 from faisca.bench.table import markdown_table, print_table
 from faisca.bench.work import make_work
 from faisca.bench.worker import BASELINES, find_baseline
-from faisca.cli import parse
+from faisca.commands.parse import parse
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.porting.libraries import missing_package

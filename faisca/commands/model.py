@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from faisca.cli import parse, print_json
 from faisca.commands.options import BackendName, Checkpoint, DeviceName, Source
+from faisca.commands.parse import parse, print_json
 from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.text import in_one_line, printable, reward_title, titles_name

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.cli import parse, print_json
+from faisca.commands.parse import parse, print_json
 from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.checkpoint import LATEST, checkpoint_folders, find_checkpoint, read_pointer, read_state
 from faisca.runs.manifest import MANIFEST, read_files

@@ -12,8 +12,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from faisca.cli import parse, parse_known
 from faisca.commands.options import BackendName, DeviceName, Source
+from faisca.commands.parse import parse, parse_known
 from faisca.config import (
     Config,
     DataConfig,

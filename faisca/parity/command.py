@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import Runtime, load_backend
-from faisca.cli import parse
+from faisca.commands.parse import parse
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.cli import parse
+from faisca.commands.parse import parse
 from faisca.config import DataConfig
 from faisca.errors import FaiscaError
 from faisca.porting.formats import read_json

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.cli import parse, print_json
+from faisca.commands.parse import parse, print_json
 from faisca.errors import FaiscaError
 
 FORMAT_WORDS = {
