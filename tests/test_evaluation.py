@@ -2,19 +2,19 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from setups import bare_tokenizer, small_setup
 from small_models import SMALL, TWINS, open_twin, same_arrays, small_model
+from stand_in import StandIn
 
 from faisca.config import Config, GRPOConfig, SampleConfig, TrainConfig
 from faisca.data.headlines import Headlines, select_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
 from faisca.training.evaluate import (
-    Bench,
     Yardstick,
     count_completions,
     kl_divergence,
@@ -24,6 +24,7 @@ from faisca.training.evaluate import (
     show_samples,
 )
 from faisca.training.rewards import football
+from faisca.training.setup import Setup
 
 TITLES = ["Chove no norte", "O vento é forte", "Golo do Porto", "Nada de novo no sul", "Ação em Évora"]
 
@@ -48,10 +49,9 @@ def tokens(tokenizer):
     return tokenise(pa.array(TITLES), tokenizer)
 
 
-def bench_of(twin, tokenizer, **options) -> Bench:
+def setup_of(twin, tokenizer) -> Setup:
     sample = SampleConfig(count=3, counted=6, max_new_tokens=5, prompt="Ch")
-    grpo = GRPOConfig(prompts=("", "O "), max_new_tokens=4)
-    return Bench(twin, tokenizer, context=16, seed=1, sample=sample, grpo=grpo)
+    return small_setup(twin, tokenizer, {"sample": sample, "grpo": GRPOConfig(prompts=("", "O "), max_new_tokens=4)})
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -70,10 +70,11 @@ def loss_by_hand(twin, model, tokens: np.ndarray, window: int) -> float:
     return total
 
 
-class Counting:
+class Counting(StandIn):
     """A backend that notes its targets, with a loss of one nat each."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[int] = []
 
     def evaluate(self, *, model, inputs, targets) -> float:
@@ -87,8 +88,8 @@ def test_every_target_is_counted_once(size):
     tokens = np.arange(size) % 50
     lengths = np.arange(1, 51)
     backend = Counting()
-    bench = SimpleNamespace(backend=backend, tokenizer=SimpleNamespace(bytes_per_token=lambda: lengths))
-    loss, bits = measure_loss(bench, None, Yardstick(tokens, window=3, batch_size=4))
+    setup = small_setup(backend, bare_tokenizer([b"a" * length for length in lengths]))
+    loss, bits = measure_loss(setup, None, Yardstick(tokens, window=3, batch_size=4))
     assert backend.seen == tokens[1:].tolist()
     assert loss == 1.0
     assert bits == pytest.approx((size - 1) / math.log(2) / lengths[tokens[1:]].sum(), rel=1e-14)
@@ -96,14 +97,14 @@ def test_every_target_is_counted_once(size):
 
 def test_the_first_batches_only():
     backend = Counting()
-    bench = SimpleNamespace(backend=backend, tokenizer=SimpleNamespace(bytes_per_token=lambda: np.ones(100)))
-    measure_loss(bench, None, Yardstick(np.arange(100), 3, 4), 2)
+    setup = small_setup(backend, bare_tokenizer([bytes([i]) for i in range(100)]))
+    measure_loss(setup, None, Yardstick(np.arange(100), 3, 4), 2)
     assert backend.seen == list(range(1, 25))
 
 
 def test_loss_and_bits_per_byte_by_hand(twin, tokenizer, config, tokens):
     model = small_model(twin, config)
-    loss, bits = measure_loss(bench_of(twin, tokenizer), model, Yardstick(tokens, window=8, batch_size=2))
+    loss, bits = measure_loss(setup_of(twin, tokenizer), model, Yardstick(tokens, window=8, batch_size=2))
     total = loss_by_hand(twin, model, tokens, 8)
     text = "".join(f"{title}\n" for title in TITLES)  # an end-of-text counts as the line break it stands for
     first = len(tokenizer.decode([int(tokens[0])]).encode())
@@ -112,8 +113,8 @@ def test_loss_and_bits_per_byte_by_hand(twin, tokenizer, config, tokens):
 
 
 def test_the_shape_of_batches_does_not_change_the_loss(twin, tokenizer, config, tokens):
-    model, bench = small_model(twin, config), bench_of(twin, tokenizer)
-    losses = [measure_loss(bench, model, Yardstick(tokens, 8, rows))[0] for rows in (1, 2, 5)]
+    model, setup = small_model(twin, config), setup_of(twin, tokenizer)
+    losses = [measure_loss(setup, model, Yardstick(tokens, 8, rows))[0] for rows in (1, 2, 5)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
@@ -121,10 +122,8 @@ def train(twin, tokenizer, config, tokens, evaluating: bool):
     """Four steps with dropout; weights and optimiser state after them."""
     model = small_model(twin, dataclasses.replace(config, dropout=0.3, attention_dropout=0.2))
     learner = twin.make_learner(model=model, config=TrainConfig())
-    bench, yardsticks = (
-        bench_of(twin, tokenizer),
-        {name: Yardstick(tokens, 8, 2) for name in ("validation", "portugal")},
-    )
+    setup = setup_of(twin, tokenizer)
+    yardsticks = {name: Yardstick(tokens, 8, 2) for name in ("validation", "portugal")}
     batch = np.stack([tokens[start : start + 9] for start in range(4)]).astype(np.int32)
     for step in range(4):
         twin.train_step(
@@ -136,7 +135,7 @@ def train(twin, tokenizer, config, tokens, evaluating: bool):
             dropout_seed=step,
         )
         if evaluating:
-            measure(bench, model, yardsticks)
+            measure(setup, model, yardsticks)
             twin.token_log_probs(model=model, tokens=batch, temperature=0.7, places=None)
     return twin.get_parameters(model=model), twin.get_optimizer_state(learner=learner)
 
@@ -148,22 +147,22 @@ def test_evaluation_does_not_disturb_training(twin, tokenizer, config, tokens):
 
 
 def test_measures_of_a_model(twin, tokenizer, config, tokens):
-    model, bench = small_model(twin, config), bench_of(twin, tokenizer)
+    model, setup = small_model(twin, config), setup_of(twin, tokenizer)
     half = Yardstick(tokens[:20], 8, 2)
-    measured = measure(bench, model, {"validation": Yardstick(tokens, 8, 2), "portugal": half})
-    assert measured["portugal_validation_loss"] == measure_loss(bench, model, half)[0]
-    assert measured["validation_loss"] != measured["portugal_validation_loss"]
-    _, completions = count_completions(bench, model)
+    measured = measure(setup, model, {"validation": Yardstick(tokens, 8, 2), "portugal": half})
+    assert measured.portugal_validation_loss == measure_loss(setup, model, half)[0]
+    assert measured.validation_loss != measured.portugal_validation_loss
+    _, completions = count_completions(setup, model)
     texts = [tokenizer.decode(ids) for ids in completions]
-    assert measured["distinct_share"] == len(set(texts)) / 6
-    assert measured["football_share"] == sum(football(texts)) / 6
-    assert measured["samples"] == show_samples(bench, model) and len(measured["samples"]) == 3
-    assert all(sample.startswith("Ch") for sample in measured["samples"])
-    assert measure(bench, model, {"validation": Yardstick(tokens, 8, 2), "portugal": half}) == measured
+    assert measured.distinct_share == len(set(texts)) / 6
+    assert measured.football_share == sum(football(texts)) / 6
+    assert measured.samples == show_samples(setup, model) and len(measured.samples) == 3
+    assert all(sample.startswith("Ch") for sample in measured.samples)
+    assert measure(setup, model, {"validation": Yardstick(tokens, 8, 2), "portugal": half}) == measured
 
 
 def test_counted_completions_take_the_prompts_in_turn(twin, tokenizer, config):
-    prompts, completions = count_completions(bench_of(twin, tokenizer), small_model(twin, config))
+    prompts, completions = count_completions(setup_of(twin, tokenizer), small_model(twin, config))
     assert [tokenizer.decode(ids) for ids in prompts] == ["", "O"] * 3  # its space is left out
     assert all(1 <= len(ids) <= 4 for ids in completions)
 
