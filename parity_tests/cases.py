@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tiktoken
 from twins import MlxTwin, TorchTwin
 
 from faisca.backend import load_backend
-from faisca.config import Config, ModelConfig, RunConfig
+from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig
+from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.parity.rungs import Case, Side, uneven_parameters
 from faisca.training import stages
+from faisca.training.setup import Setup
 
 
 def installed(name: str) -> bool:
@@ -82,6 +85,15 @@ def make_case(seed: int = 0, *, rows: int = 4, length: int = 20, steps: int = 20
     """A case on a small model with uneven weights."""
     config = model_config(**options)
     return Case(config, uneven_parameters(config, seed), 0, rows=rows, length=length, steps=steps, seed=seed)
+
+
+def setup_of(side: Side, case: Case, grpo: GRPOConfig) -> Setup:
+    """The case's model and end-of-text, with options of GRPO; of its tokens, only the ids matter."""
+    ids = [i for i in range(case.model.vocabulary_size) if i != case.end_of_text]
+    tokens, end = {i.to_bytes(2): i for i in ids}, {END_OF_TEXT: case.end_of_text}
+    encoding = tiktoken.Encoding("bare", pat_str=".", mergeable_ranks=tokens, special_tokens=end)
+    config = Config(grpo=grpo, run=dataclasses.replace(side.config, seed=case.seed))
+    return Setup(config, side.backend, side.open(), Tokenizer("bpe", encoding), case.model)
 
 
 GPT2 = {"activation": "gelu_tanh", "tie_embeddings": True, "attention_bias": True, "num_heads": 4}

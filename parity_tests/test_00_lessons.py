@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import TWINS, Twin, make_case
+from cases import TWINS, Twin, make_case, setup_of
 from one_file import Arrays, Lesson, settings_of
 
 from faisca.backend import Rollouts, Sampling
@@ -20,7 +20,7 @@ from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, completions, gradients, learner_parameters, train, uneven_parameters
 from faisca.streams import uniforms
 from faisca.training import rewards
-from faisca.training.grpo import Rollout, pack
+from faisca.training.grpo import Completions, pack
 
 AS_IN_THE_LESSON = {"schedule": "constant", "warmup_steps": 0, "decay": "all", "clip_norm": 1.0, "epsilon": 1e-8}
 TRAINING = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, **AS_IN_THE_LESSON)
@@ -198,12 +198,12 @@ def test_the_same_grpo_updates(lesson: Lesson, twin: Twin):
     require_close(moved(case, learner_parameters(twin.side, learner)), change, 1e-3, "norm")
 
 
-def test_the_same_masks_rewards_and_advantages(lesson: Lesson):
-    script = lesson.script
-    rollout = Rollout([], [[9, 7]] * 3, [[5, 9, 9], [5, 6, 4], [9, 9, 9]])
-    stopped = Rollout([], rollout.prompts, [[5, 9], [5, 6, 4], [9]])
-    tokens = np.array([p + c for p, c in zip(rollout.prompts, rollout.completions, strict=True)])
-    expected = pack(stopped, np.zeros(3), 9, 32, GRPOConfig()).mask[:, :4]
+def test_the_same_masks_rewards_and_advantages(lesson: Lesson, twin: Twin):
+    script, case = lesson.script, dataclasses.replace(make_case(), end_of_text=9)
+    written = Completions([], [[9, 7]] * 3, [[5, 9, 9], [5, 6, 4], [9, 9, 9]])
+    stopped = Completions([], written.prompts, [[5, 9], [5, 6, 4], [9]])
+    tokens = np.array([p + c for p, c in zip(written.prompts, written.completions, strict=True)])
+    expected = pack(setup_of(twin.side, case, GRPOConfig()), stopped, np.zeros(3)).mask[:, :4]
     assert (
         script.completion_mask(tokens, 2, 9).tolist() == expected.tolist() == [[0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 0, 0]]
     )

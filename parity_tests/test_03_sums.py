@@ -6,7 +6,6 @@ Numerical Algorithms", section 4.2).
 """
 
 import math
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,13 +53,13 @@ def mlx(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("size", SIZES)
 def test_a_sum_in_blocks_keeps_its_bound(mlx, size: int, name: str):
     numbers = SHAPES[name](size).astype(np.float32)
-    assert error(mlx.losses._total(mlx.array(numbers)).item(), numbers) <= bound(size)
+    assert error(mlx.sums.total(mlx.array(numbers)).item(), numbers) <= bound(size)
 
 
 @pytest.mark.parametrize("size", SIZES[:-2])
 def test_rows_are_added_each_for_itself(mlx, size: int):
     rows = np.stack([make(size) for make in SHAPES.values()]).astype(np.float32)
-    found = mlx.numpy(mlx.losses._row_sums(mlx.array(rows)))
+    found = mlx.numpy(mlx.sums.row_sums(mlx.array(rows)))
     assert found.shape == (len(rows),)
     for total, row in zip(found, rows, strict=True):
         assert error(total, row) <= bound(size)
@@ -77,8 +76,9 @@ def test_the_check_can_fail(size: int):
 
 def norm_of(twin: Twin, gradients: list[np.ndarray]) -> float:
     """The gradient norm that a twin would report."""
-    train_of_twin, arrays = import_module(f"faisca_{twin.name}.train"), [twin.inside.array(g) for g in gradients]
-    return float(train_of_twin._clip(arrays, 0.0)[1] if twin.name == "mlx" else train_of_twin._norm(arrays))
+    inside = twin.inside
+    arrays = [inside.array(gradient) for gradient in gradients]
+    return float(inside.optimizer._clip(arrays, 0.0)[1] if twin.name == "mlx" else inside.optimizer._norm(arrays))
 
 
 @pytest.mark.parametrize("name", ["equal", "large and small in turn", "descending", "drawn"])

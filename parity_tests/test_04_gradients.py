@@ -70,7 +70,7 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, monkeypatch:
     from faisca_torch import losses
     from faisca_torch.losses import linear_cross_entropy, linear_log_probs
 
-    monkeypatch.setattr(losses, "KEPT", kept)
+    monkeypatch.setattr(losses, "KEPT_EXPONENTIALS", kept)
     torch.manual_seed(0)
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     head = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Twin, make_case
+from cases import TWINS, Twin, make_case, setup_of
 from reference import Reference, adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
 from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
+from faisca.streams import uniforms
 from faisca.training.generate import complete
-from faisca.training.grpo import Rollout, pack, select
+from faisca.training.grpo import Completions, pack, select
 from faisca.training.rewards import group_advantages
 
 FIXTURE = SimpleNamespace(
@@ -251,12 +252,13 @@ def test_advantages_sum_to_zero_and_groups_do_not_leak():
 
 def test_the_mask_ends_with_the_first_end_of_text():
     """Right padding; the prompt is not learnt, the end-of-text is; a truncated row counts unless it is masked."""
-    rollout = Rollout([], [[7], [7, 8]], [[5, 0], [5, 6, 4]])
-    rollouts = pack(rollout, np.zeros(2), 0, 32, GRPOConfig())
+    written = Completions([], [[7], [7, 8]], [[5, 0], [5, 6, 4]])
+    whole, masked = (setup_of(TWINS[0].side, make_case(), GRPOConfig(mask_truncated=mask)) for mask in (False, True))
+    rollouts = pack(whole, written, np.zeros(2))
     assert rollouts.tokens[:, :6].tolist() == [[7, 5, 0, 0, 0, 0], [7, 8, 5, 6, 4, 0]]
     assert rollouts.mask[:, :6].tolist() == [[1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
     assert rollouts.step_tokens == 5
-    ended = pack(rollout, np.zeros(2), 0, 32, GRPOConfig(mask_truncated=True))
+    ended = pack(masked, written, np.zeros(2))
     assert ended.mask.sum(1).tolist() == [2, 0]
 
 
@@ -287,15 +289,16 @@ def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin):
 def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[str, Any]:
     """Rollout, rewards, advantages, minibatch updates, as often as asked: the reward is the share of even tokens."""
     backend, model = side.backend, case.make_model(side)
-    frozen = case.make_model(side)
+    setup, frozen = setup_of(side, case, config), case.make_model(side)
     learner = backend.make_learner(model=model, config=config)
     prompts, history = [[0]] * config.group_size, {"completions": [], "rewards": [], "metrics": []}
     for step in range(steps):
         sampling = Sampling(config.temperature, 0, 1.0, config.max_new_tokens)
-        rows = list(complete(backend, model, prompts, sampling, 0, seed=case.seed, purpose="parity", step=step))
+        draws = uniforms(case.seed, "parity", step=step, rows=len(prompts), columns=config.max_new_tokens)
+        rows = list(complete(setup, model, prompts, sampling, draws))
         rewards = np.array([np.mean([token % 2 == 0 for token in row]) for row in rows])
         advantages = group_advantages(rewards, config.group_size, config.scale_rewards)
-        rollouts = pack(Rollout([], prompts, rows), advantages, 0, case.model.context, config)
+        rollouts = pack(setup, Completions([], prompts, rows), advantages)
         old, reference = (
             backend.token_log_probs(
                 model=scorer, tokens=rollouts.tokens, temperature=config.temperature, places=rollouts.places
@@ -337,12 +340,13 @@ def test_a_bandit_finds_its_token(twin: Twin, seed: int):
     backend, model = twin.side.backend, case.make_model(twin.side)
     config = GRPOConfig(group_size=32, minibatch_size=32, max_new_tokens=1, kl_weight=0.0)
     learner, shares = backend.make_learner(model=model, config=config), []
-    sampling, prompts = Sampling(1.0, 0, 1.0, 1), [[1]] * 32
+    setup, sampling, prompts = setup_of(twin.side, case, config), Sampling(1.0, 0, 1.0, 1), [[1]] * 32
     for step in range(40):
-        rows = list(complete(backend, model, prompts, sampling, 0, seed=seed, purpose="bandit", step=step))
+        draws = uniforms(seed, "bandit", step=step, rows=32, columns=1)
+        rows = list(complete(setup, model, prompts, sampling, draws))
         rewards = np.array([float(row == [5]) for row in rows])
         shares.append(rewards.mean())
-        rollouts = pack(Rollout([], prompts, rows), group_advantages(rewards, 32, "group"), 0, 4, config)
+        rollouts = pack(setup, Completions([], prompts, rows), group_advantages(rewards, 32, "group"))
         old = backend.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0, places=None)
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=old)
         backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.03)

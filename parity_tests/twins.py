@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import Sampling
+from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
 
 Array = np.ndarray
+
+
+def scores(fixture: SimpleNamespace) -> tuple[Array, ...]:
+    """The arrays of `Rollouts` that a policy loss looks at, in their order."""
+    return fixture.mask, fixture.advantages, fixture.old, fixture.reference
 
 
 class Recorder:
@@ -34,8 +39,8 @@ class TorchTwin:
         import torch
 
         self.torch, self.device, self.narrow = torch, device, narrow
-        self.losses, self.grpo, self.generate = (
-            import_module(f"faisca_torch.{name}") for name in ("losses", "grpo", "generate")
+        self.losses, self.optimizer, self.generate, self.grpo, self.sums = (
+            import_module(f"faisca_torch.{name}") for name in ("losses", "optimizer", "generate", "grpo", "sums")
         )
 
     def array(self, value: Array, gradient: bool = False) -> Any:
@@ -86,8 +91,8 @@ class TorchTwin:
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
         log_probs = self.array(fixture.log_probs, True)
-        others = map(self.array, (fixture.old, fixture.reference, fixture.advantages, fixture.mask))
-        loss, watched = self.grpo.policy_loss(log_probs, *others, config, fixture.step_tokens)
+        rollouts = Rollouts(None, *map(self.array, scores(fixture)), fixture.step_tokens)
+        loss, watched = self.grpo.policy_loss(log_probs, rollouts, config)
         loss.backward()
         return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(log_probs.grad)
 
@@ -118,8 +123,8 @@ class MlxTwin:
         import mlx.core as mx
 
         self.mx, self.device, self.narrow = mx, device, narrow
-        self.losses, self.grpo, self.generate = (
-            import_module(f"faisca_mlx.{name}") for name in ("losses", "grpo", "generate")
+        self.losses, self.optimizer, self.generate, self.grpo, self.sums = (
+            import_module(f"faisca_mlx.{name}") for name in ("losses", "optimizer", "generate", "grpo", "sums")
         )
 
     def array(self, value: Array) -> Any:
@@ -178,13 +183,11 @@ class MlxTwin:
 
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
-        others = [
-            self.array(value.astype(np.float32))
-            for value in (fixture.old, fixture.reference, fixture.advantages, fixture.mask)
-        ]
+        arrays = (self.array(value.astype(np.float32)) for value in scores(fixture))
+        rollouts = Rollouts(None, *arrays, self.array(fixture.step_tokens))
 
         def loss_of(log_probs: Any) -> Any:
-            return self.grpo.policy_loss(log_probs, *others, config, self.array(fixture.step_tokens))
+            return self.grpo.policy_loss(log_probs, rollouts, config)
 
         log_probs = self.array(fixture.log_probs.astype(np.float32))
         (loss, watched), gradient = self.mx.value_and_grad(loss_of)(log_probs)
