@@ -7,16 +7,17 @@ numbers to the twin: orders of windows and completions, seeds of dropout, unifor
 import itertools
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from setups import small_setup
 from small_models import open_twin
 from small_runs import start, write_material
+from stand_in import StandIn
 
 from faisca.backend import Rollouts
-from faisca.config import Config, GRPOConfig, RunConfig
+from faisca.config import GRPOConfig, RunConfig
 from faisca.training.grpo import update_policy
 
 pytestmark = pytest.mark.xdist_group("draws")
@@ -131,14 +132,15 @@ def test_each_pass_over_completions_has_an_order_of_its_own():
     mask = np.ones((16, 1), np.float32)
     rollouts = Rollouts(np.zeros((16, 2), np.int32), mask, np.arange(16, dtype=np.float32), mask, mask, 16.0)
 
-    def grpo_step(*, learner, rollouts, config, learning_rate):
-        orders.append(tuple(rollouts.advantages))
+    class Noting(StandIn):
+        def grpo_step(self, *, learner, rollouts, config, learning_rate):
+            orders.append(tuple(rollouts.advantages))
+            return {}
 
-    twin = SimpleNamespace(grpo_step=grpo_step, read_metrics=lambda metrics: metrics)
     for seed in SEEDS:
-        run = SimpleNamespace(backend=twin, config=Config(grpo=grpo, run=RunConfig(seed=seed)))
+        setup = small_setup(Noting(), sections={"grpo": grpo, "run": RunConfig(seed=seed)})
         for step in range(4):
-            update_policy(run, None, rollouts, step, 0.1)
+            update_policy(setup, None, rollouts, step, 0.1)
     passes = [sum(orders[i : i + 4], ()) for i in range(0, len(orders), 4)]
     assert len(passes) == len(set(passes)) == 2 * 4 * 3
     assert all(sorted(one) == list(range(16)) for one in passes)

@@ -4,6 +4,7 @@ from itertools import zip_longest
 
 import numpy as np
 import pytest
+from setups import small_setup
 from small_models import END, SMALL, TWINS, open_twin, small_model
 
 from faisca.backend import Sampling
@@ -183,11 +184,11 @@ def test_generation_leaves_the_model_in_evaluation_mode_and_its_weights_alone(tw
 def test_a_row_does_not_depend_on_the_rows_beside_it(twin, model):
     def rows(count: int) -> list[list[int]]:
         prompts = [MIXED[i % len(MIXED)] for i in range(count)]
-        return list(complete(twin, model, prompts, FREE, END, seed=3, purpose="rows"))
+        return list(complete(small_setup(twin), model, prompts, FREE, numbers[:count]))
 
+    numbers = uniforms(3, "rows", step=0, rows=ROWS_AT_A_TIME + 7, columns=FREE.max_new_tokens)
     many = rows(ROWS_AT_A_TIME + 7)
     assert rows(3) == many[:3] and len(many) == ROWS_AT_A_TIME + 7
-    numbers = uniforms(3, "rows", step=0, rows=len(many), columns=FREE.max_new_tokens)
     assert many == completions(twin, model, [MIXED[i % len(MIXED)] for i in range(len(many))], FREE, numbers)
     assert len({tuple(row) for row in many}) > ROWS_AT_A_TIME / 2
 
@@ -195,7 +196,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(twin, model):
 def test_seed_purpose_and_step_change_the_completions(twin, model):
     def rows(**other) -> list[list[int]]:
         chosen = {"seed": 3, "purpose": "rows", "step": 0} | other
-        return list(complete(twin, model, [[END]] * 8, FREE, END, **chosen))
+        numbers = uniforms(**chosen, rows=8, columns=FREE.max_new_tokens)
+        return list(complete(small_setup(twin), model, [[END]] * 8, FREE, numbers))
 
     assert rows() == rows()
     assert all(rows() != rows(**other) for other in ({"seed": 4}, {"purpose": "others"}, {"step": 1}))

@@ -102,7 +102,7 @@ def test_no_policy_step_leaves_anything_behind(fresh_memory: None) -> None:
 def test_a_compiled_step_is_traced_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     traces = []
     monkeypatch.setattr(
-        mlx_train, "_update", lambda traced=mlx_train._update, **given: (traces.append(1), traced(**given))[1]
+        mlx_train, "update", lambda traced=mlx_train.update, **given: (traces.append(1), traced(**given))[1]
     )
     learner = learner_for(SMALL, RunConfig(device="cpu", compile="on"))
     first = [train(learner, rows=4, micro=0, step=step)["loss"] for step in range(6)]
