@@ -188,7 +188,7 @@ class StandIn:
 
 def install(patch: pytest.MonkeyPatch, stand_in: StandIn) -> StandIn:
     """Make the stand-in what `--backend torch` opens, whether or not torch is installed."""
-    patch.setitem(backend.PACKAGES, "torch", "numpy")
+    patch.setitem(backend.BACKENDS, "torch", replace(backend.BACKENDS["torch"], needs="numpy"))
     patch.setitem(sys.modules, "faisca_torch", stand_in)
     patch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"\x89PNG"))  # charts take most of a run
     return stand_in

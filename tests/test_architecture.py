@@ -22,7 +22,7 @@ FLOORS: dict[str, set[str]] = {
     "text": set(),
     "streams": set(),
     "system": FOUNDATION,
-    "backend": {"config", *FOUNDATION},
+    "backend": {"config", "system", *FOUNDATION},
     "config": {"backend", *FOUNDATION},
     "parameters": {"config", "streams", *FOUNDATION},
     "data": {"config", "streams", *FOUNDATION},

@@ -83,7 +83,9 @@ def test_a_backend_that_is_not_there_says_how_to_install_it(monkeypatch):
 
 
 def test_a_missing_parent_package_is_just_not_installed(monkeypatch):
-    monkeypatch.setitem(backend.PACKAGES, "mlx", "no_such_package.core")
+    monkeypatch.setitem(
+        backend.BACKENDS, "mlx", dataclasses.replace(backend.BACKENDS["mlx"], needs="no_such_package.core")
+    )
     assert not backend._installed("mlx")
 
 

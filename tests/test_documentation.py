@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from faisca.backend import REMEDY
+from faisca.backend import BACKENDS
 from faisca.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def test_every_installation_named_works_from_a_checkout():
     """The package is on no index: its name with an extra cannot be installed, a path with one can."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = set()
-    for name, text in [*texts().items(), *REMEDY.items()]:
+    for name, text in [*texts().items(), *((name, row.remedy) for name, row in BACKENDS.items())]:
         assert "faisca-mlx[" not in text and "install faisca-mlx" not in text, name
         named |= {extra for group in re.findall(r"['\"]\.\[([\w,-]+)\]['\"]", text) for extra in group.split(",")}
     assert {"torch", "mlx-cuda"} <= named <= extras.keys()

@@ -274,7 +274,7 @@ class Runs:
         folder, ended = self.folder / str(len(self.made)), ""
         with pytest.MonkeyPatch.context() as patch:
             install(patch, stand_in)
-            patch.setitem(backend.PACKAGES, "mlx", "numpy")
+            patch.setitem(backend.BACKENDS, "mlx", dataclasses.replace(backend.BACKENDS["mlx"], needs="numpy"))
             patch.setitem(sys.modules, "faisca_mlx", stand_in)
             try:
                 stages.run(self.config(stage, changes), folder, start)

@@ -133,7 +133,7 @@ def test_json_says_what_was_compared(run, tmp_path, capsys):
 
 
 def test_one_library_of_two_is_enough_and_the_other_is_named(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(libraries, "_installed", lambda name: name != "mlx_lm")
+    monkeypatch.setattr(libraries, "importable", lambda name: name != "mlx_lm")
     done = port(run, tmp_path / "hf", "hf")
     assert [row.library for row in done.comparisons] == ["transformers"]
     assert any("not checked with mlx_lm" in note for note in done.notes)
@@ -262,7 +262,7 @@ def test_code_in_a_folder_is_not_run(bad, tmp_path, monkeypatch, capsys):
     marker = tmp_path / "marker"
     (bad / "faisca_gpt2.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
     edit_json(bad / "config.json", model_file="faisca_gpt2.py")
-    monkeypatch.setattr(libraries, "_installed", lambda name: name != "transformers")
+    monkeypatch.setattr(libraries, "importable", lambda name: name != "transformers")
     assert main(["port", str(bad), str(tmp_path / "run"), "--to", "faisca"]) == 0
     assert "verified: mlx_lm answered for the source" in capsys.readouterr().out  # with a file of ours
     assert not marker.exists()

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import PACKAGES, REMEDY, load_backend
+from faisca.backend import BACKENDS, load_backend
 from faisca.bench.chart import draw_chart
 from faisca.bench.machine import machine_line
 from faisca.bench.measure import ALL, run_benchmark
@@ -24,6 +24,7 @@ from faisca.bench.work import make_work
 from faisca.bench.worker import BASELINES, find_baseline
 from faisca.commands.parse import parse
 from faisca.config import RunConfig
+from faisca.config.sections import DeviceName
 from faisca.errors import FaiscaError
 from faisca.porting.libraries import missing_package
 from faisca.system.files import write_atomically
@@ -49,7 +50,7 @@ class BenchOptions:
     """times that each case is timed"""
     cases: str = ""
     """measure only these, as in pretrain,rollout; empty takes all"""
-    device: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    device: DeviceName = "auto"
     """where to compute"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """what activations are computed in"""
@@ -143,12 +144,12 @@ def _check(options: BenchOptions) -> None:
 
 def _backends(text: str) -> list[str]:
     """The backends that were asked for, or are installed; FaiscaError where one cannot be had."""
-    names = [name for name in PACKAGES if missing_package(name) is None] if text == "auto" else _listed(text)
+    names = [name for name in BACKENDS if missing_package(name) is None] if text == "auto" else _listed(text)
     for name in names:
-        if name not in PACKAGES or missing_package(name):
+        if name not in BACKENDS or missing_package(name):
             load_backend(name)  # raises, with the remedy
     if not names:
-        raise FaiscaError(f"no backend to measure: {' or '.join(REMEDY.values())}")
+        raise FaiscaError(f"no backend to measure: {' or '.join(row.remedy for row in BACKENDS.values())}")
     return names
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 import faisca
-from faisca.backend import PACKAGES
+from faisca.backend import BACKENDS
 from faisca.bench.twin import CaseFunction, Twin, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
@@ -67,8 +67,8 @@ class SubjectSpec:
 
     def open(self) -> Subject:
         """Import its framework and make it."""
-        if self.name in PACKAGES:
-            return Twin(self.name, self.work, replace(self.options, backend=self.name))  # type: ignore[arg-type]
+        if self.name in BACKENDS:
+            return Twin(self.name, self.work, replace(self.options, backend=self.name))
         subject: Subject = load_baseline(self.name, self.baselines)(self.work, self.options.device)
         return subject
 

@@ -1,16 +1,15 @@
 """Options that several commands share, with the help that they show."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-BackendName = Annotated[
-    Literal["auto", "torch", "mlx"], arg(help="what computes; auto: mlx on Apple silicon, torch elsewhere")
-]
+from faisca.config import sections
+
+BackendName = Annotated[sections.BackendName, arg(help="what computes; auto: mlx on Apple silicon, torch elsewhere")]
 DeviceName = Annotated[
-    Literal["auto", "cpu", "gpu", "cuda", "mps"],
-    arg(help="auto: the fastest that the backend finds; gpu: whichever GPU there is"),
+    sections.DeviceName, arg(help="auto: the fastest that the backend finds; gpu: whichever GPU there is")
 ]
 Source = Annotated[
     str,

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 

@@ -5,8 +5,9 @@ have the same sections and names.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from faisca.backend import BACKENDS
 from faisca.config.ranges import Range
 
 STAGES = ("pretrain", "sft", "grpo")
@@ -17,6 +18,12 @@ Share = Annotated[float, Range(least=0, below=1)]
 ShareOrAll = Annotated[float, Range(least=0, most=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
+if TYPE_CHECKING:
+    BackendName = str
+    DeviceName = str
+else:  # checked, and listed in the help, as the table of backends has them
+    BackendName = Literal[("auto", *BACKENDS)]
+    DeviceName = Literal[("auto", "cpu", "gpu", *dict.fromkeys(d for row in BACKENDS.values() for d in row.devices))]
 
 
 @dataclass(frozen=True)
@@ -214,9 +221,9 @@ class RunConfig:
     """every random number of the run derives from it"""
     stages: tuple[str, ...] = STAGES
     """which stages to run, in order"""
-    backend: Literal["auto", "torch", "mlx"] = "auto"
+    backend: BackendName = "auto"
     """auto: mlx on Apple silicon, torch elsewhere"""
-    device: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    device: DeviceName = "auto"
     """auto: the fastest that the backend finds; gpu: whichever GPU there is"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """what activations are computed in; weights and optimiser state stay float32"""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import Runtime, load_backend
+from faisca.backend import BACKENDS, Runtime, load_backend
 from faisca.commands.parse import parse
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
@@ -92,7 +92,7 @@ def parity(argv: list[str]) -> int:
 def find_sides() -> dict[str, Side]:
     """The yardstick, then every other twin and device, by name; FaiscaError where a twin is not installed."""
     sides = {}
-    for name in ("torch", "mlx"):
+    for name, row in BACKENDS.items():
         try:
             backend = load_backend(name)
         except FaiscaError as error:
@@ -100,7 +100,7 @@ def find_sides() -> dict[str, Side]:
         best = backend.open_runtime(config=RunConfig()).device
         for device in dict.fromkeys(("cpu", best)):
             # as users run it, except where compiling takes longer than all rungs
-            compiled = "auto" if name == "mlx" and device != "cpu" else "off"
+            compiled = "auto" if row.compiles_quickly and device != "cpu" else "off"
             config = RunConfig(device=device, dtype="float32", compile=compiled)  # type: ignore[arg-type]
             sides[f"{name} {device}"] = Side(backend, config)
     return sides

@@ -3,17 +3,22 @@
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from faisca.backend import BACKENDS
 from faisca.commands.parse import parse, print_json
 from faisca.errors import FaiscaError
+from faisca.porting.formats import FORMATS
 
+if TYPE_CHECKING:
+    FormatName = str
+else:  # checked, and listed in the help
+    FormatName = Literal[FORMATS]
 FORMAT_WORDS = {
     "faisca": "a faisca run folder",
-    "torch": "a torch state dict",
-    "mlx": "MLX arrays",
+    **{name: row.file_words for name, row in BACKENDS.items()},
     "hf": "a Hugging Face folder",
 }
 
@@ -28,7 +33,7 @@ class PortOptions:
     ]
     target: Annotated[Positional[Path], arg(metavar="TARGET", help="what to write: it must not exist yet")]
     to: Annotated[
-        Literal["faisca", "torch", "mlx", "hf"],
+        FormatName,
         arg(help="faisca or hf: a folder; torch: a .safetensors file; mlx: a .safetensors or .npz file"),
     ]
     no_verify: FlagCreatePairsOff[bool] = False

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from faisca.backend import BACKENDS
 from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -19,7 +20,7 @@ from faisca.errors import FaiscaError
 from faisca.parameters import Parameters, check_parameters
 from faisca.text import in_one_line, shortened
 
-FORMATS = ("faisca", "torch", "mlx", "hf")
+FORMATS = ("faisca", *BACKENDS, "hf")
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,24 @@
 """The libraries that read what we write, behind the twins' `interop` modules; imported only when asked for."""
 
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from faisca.backend import REMEDY
+from faisca.backend import BACKENDS
 from faisca.errors import FaiscaError
+from faisca.system.packages import importable
 
-NEEDS = {
-    "torch": ("torch", "safetensors"),
-    "mlx": ("mlx.core",),
-    "transformers": ("torch", "transformers"),
-    "mlx_lm": ("mlx.core", "mlx_lm"),
+NEEDS = {name: (row.needs, "safetensors") for name, row in BACKENDS.items()} | {
+    row.reader: (row.needs, row.reader) for row in BACKENDS.values()
 }
-"""the packages behind each library"""
-REMEDIES = REMEDY | {
+"""the packages behind each library that reads: a twin, or what it reads Hugging Face folders with"""
+REMEDIES = {name: row.remedy for name, row in BACKENDS.items()} | {
     "transformers": "pip install torch 'transformers>=5,<6'",
     "mlx_lm": "pip install mlx-lm",
 }
-TWINS = {"torch": "torch", "transformers": "torch", "mlx": "mlx", "mlx_lm": "mlx"}
+TWINS = {name: name for name in BACKENDS} | {row.reader: name for name, row in BACKENDS.items()}
 """the twin that speaks each library"""
 
 
@@ -48,7 +45,7 @@ class Reader(Protocol):
 
 def missing_package(library: str) -> str | None:
     """The first package that `library` needs and that is not installed here."""
-    return next((name for name in NEEDS[library] if not _installed(name)), None)
+    return next((name for name in NEEDS[library] if not importable(name)), None)
 
 
 def require(library: str) -> None:
@@ -71,10 +68,3 @@ def open_exported(library: str, folder: Path) -> Reader:
 
 def _interop(library: str) -> Any:
     return importlib.import_module(f"faisca_{TWINS[library]}.interop")
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the parent package of mlx.core
-        return False

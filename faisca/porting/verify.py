@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faisca.backend import PACKAGES, REMEDY, Sampling, choose_backend, load_backend
+from faisca.backend import BACKENDS, Sampling, choose_backend, load_backend
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
@@ -34,7 +34,11 @@ ORDINARY_SIZE = 32.0
 NEW_TOKENS = 16
 PROMPTS = 4
 """of the texts, those that are continued: enough to use a cache, few enough for a large model"""
-LIBRARIES = {"faisca": ("torch", "mlx"), "torch": ("torch",), "mlx": ("mlx",), "hf": ("transformers", "mlx_lm")}
+LIBRARIES = {
+    "faisca": tuple(BACKENDS),
+    **{name: (name,) for name in BACKENDS},
+    "hf": tuple(row.reader for row in BACKENDS.values()),
+}
 """who reads a format"""
 TEXTS = (
     "Presidente da República visita o Porto",
@@ -160,7 +164,7 @@ def compare(source: Reader, target: Reader, model: ModelConfig, tokenizer: Token
 
 
 def _open(library: str, format: str, path: Path, read: Callable[[Path], Portable]) -> Reader:
-    if library not in PACKAGES:
+    if library not in BACKENDS:
         return open_exported(library, path)
     portable = read(path)
     parameters = portable.parameters
@@ -181,11 +185,12 @@ def _open_source(library: str, portable: Portable, path: Path) -> Reader:
 
 def _twin(format: str) -> str:
     """The twin of a format where it is installed, else any that is; a FaiscaError where none is."""
-    for name in (format, choose_backend("auto")[0], *PACKAGES):
-        if name in PACKAGES and missing_package(name) is None:
+    for name in (format, choose_backend("auto")[0], *BACKENDS):
+        if name in BACKENDS and missing_package(name) is None:
             return name
+    remedies = " or ".join(row.remedy for row in BACKENDS.values())
     raise FaiscaError(
-        f"nothing here can compute what a model says, to verify it: {' or '.join(REMEDY.values())}, "
+        f"nothing here can compute what a model says, to verify it: {remedies}, "
         "or leave the port unverified with --no-verify"
     )
 

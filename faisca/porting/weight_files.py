@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from faisca.backend import BACKENDS
 from faisca.config import ModelConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
@@ -32,7 +33,7 @@ from faisca.porting.formats import (
 )
 from faisca.porting.libraries import read_arrays
 
-SUFFIXES = {"torch": (".safetensors",), "mlx": (".safetensors", ".npz")}
+SUFFIXES = {name: row.files for name, row in BACKENDS.items()}
 """of the files that are written"""
 PICKLES = (".pt", ".pth", ".bin")
 ORIGINAL_HEADS = 4
@@ -122,7 +123,7 @@ def _described(format: str, parameters: Parameters, sidecar: Path) -> Portable:
     check_training(values["training"], sidecar)
     return Portable(
         format=format,
-        found={"torch": "a torch state dict", "mlx": "MLX arrays"}[format],
+        found=BACKENDS[format].file_words,
         model=model_config(values["model"], str(sidecar)),
         parameters=parameters,
         tokenizer=Tokenizer.gpt2() if kind == "gpt2" else Tokenizer.from_json(stored, str(sidecar)),
