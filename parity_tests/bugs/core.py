@@ -11,7 +11,7 @@ BUGS = (
         GRPO,
         "reference = setup.make_model(frozen)",
         "reference = model",
-        BOUNDARY,
+        BOUNDARY + "::test_ratios_are_to_the_policy_that_sampled_and_kl_is_to_the_one_that_began",
     ),
     Mutation(
         "a resumed run takes the present weights as reference",
