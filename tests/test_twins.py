@@ -5,6 +5,7 @@ Read from the source, so neither framework has to be installed.
 
 import ast
 import inspect
+import re
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,13 @@ from faisca.backend import Backend
 ROOT = Path(__file__).parent.parent
 TORCH, MLX, CORE = ROOT / "faisca_torch", ROOT / "faisca_mlx", ROOT / "faisca"
 FRAMEWORKS = {"torch", "transformers", "mlx", "mlx_lm"}
-ONLY_IN_MLX = {"random_key"}
-"""torch's checkpointing restores the random state of a block itself; MLX's has to be handed a key"""
+LESSON = ("model", "losses", "optimizer", "train", "score", "generate", "grpo")
+HELPERS = ("sums", "device", "weights", "interop")
+FILES = LESSON + HELPERS
+"""a twin's files, in the order of reading"""
+ONLY_IN_MLX = {"random_key", "gradients"}
+"""torch's checkpointing restores the random state of a block itself, and its gradients stand beside the weights; MLX's
+functions have to be handed a key and the gradients"""
 
 Parameter = tuple[str, str, str]
 Signature = tuple[str, tuple[Parameter, ...]]
@@ -92,6 +98,21 @@ def test_the_twins_are_the_same_on_the_outside():
     assert differences(TORCH, MLX) == []
 
 
+def readme_order(twin: Path) -> list[str]:
+    """The files that a twin's README names, in its order."""
+    return [name for name in re.findall(r"`(\w+)`", (twin / "README.md").read_text(encoding="utf-8")) if name in FILES]
+
+
+@pytest.mark.parametrize("twin", [TORCH, MLX], ids=lambda path: path.name)
+def test_files_are_read_in_order(twin):
+    """A file of the lesson imports earlier ones and helpers alone; the README names them in this order."""
+    assert sorted(path.stem for path in twin.glob("*.py")) == sorted(("__init__", *FILES))
+    for place, name in enumerate(LESSON):
+        assert imported(twin / f"{name}.py") & set(FILES) <= {*LESSON[:place], *HELPERS}, name
+    named = readme_order(twin)
+    assert named == [name for name in FILES if name in named] and set(LESSON) <= set(named)
+
+
 def test_the_twins_offer_the_same_names():
     exported = []
     for twin in (TORCH, MLX):
@@ -104,9 +125,11 @@ def test_the_twins_offer_the_same_names():
 BREAKS = {
     "renamed function": ("train.py", "def train_step(", "def training_step("),
     "renamed method": ("model.py", "def keep(", "def select("),
+    "renamed method of a dataclass": ("optimizer.py", "def compiled(", "def traced("),
     "renamed class": ("model.py", "class FeedForward", "class MLP"),
     "renamed parameter": ("generate.py", "top_p: float) ->", "nucleus: float) ->"),
-    "another kind": ("train.py", "def evaluate(*, ", "def evaluate("),
+    "another kind": ("score.py", "def evaluate(*, ", "def evaluate("),
+    "parameter missing": ("grpo.py", "losses_BP: Tensor, rollouts: Rollouts[Tensor], ", "losses_BP: Tensor, "),
     "another default": ("model.py", '= None) -> Tensor:\n        """Final', '= 0) -> Tensor:\n        """Final'),
     "function missing": ("weights.py", "def set_optimizer_state", "def _set_optimizer_state"),
     "renamed forward": ("model.py", "def forward(self, tokens_BT", "def run(self, tokens_BT"),
