@@ -8,7 +8,7 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "categorical on probabilities",
         M + "generate.py",
-        "picked = (cumulative <= threshold.astype(mx.int32)).sum(axis=1, keepdims=True)",
+        "picked = (cumulative <= threshold).sum(axis=1, keepdims=True)",
         "picked = mx.random.categorical(probs_RS / UNIT)[:, None]",
         "07",
     ),
