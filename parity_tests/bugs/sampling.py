@@ -15,8 +15,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "top-p without the token that crosses it",
         T + "generate.py",
-        "before < round(top_p * UNIT)",
-        "before + probs <= round(top_p * UNIT)",
+        "before < _share(",
+        "before + probs <= _share(",
         "07",
     ),
     Mutation(
