@@ -71,7 +71,7 @@ MUTATIONS = (
     Mutation(
         "default epsilon in the last norm",
         T + "model.py",
-        "self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)",
+        "self.final_layer_norm = LayerNorm(config, runtime)",
         "self.final_layer_norm = nn.LayerNorm(config.dim)",
         "02",
     ),
@@ -103,15 +103,15 @@ MUTATIONS = (
     Mutation(
         "temperature forgotten in log-probabilities",
         M + "losses.py",
-        "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
-        "(hidden_nD @ head_VD.T).astype(mx.float32)",
+        "logits = project(hidden, head_VD) / temperature",
+        "logits = project(hidden, head_VD)",
         "03",
     ),
     Mutation(
         "temperature forgotten in the gradient",
         T + "losses.py",
-        "(upstream_N / ctx.temperature)",
-        "(upstream_N)",
+        "(-upstream_N / ctx.temperature)",
+        "(-upstream_N)",
         "03",
     ),
     Mutation(
@@ -175,12 +175,12 @@ MUTATIONS = (
     Mutation(
         "categorical on probabilities",
         M + "generate.py",
-        "picked = mx.minimum((cumulative <= threshold).sum(axis=1, keepdims=True), ids_RS.shape[1] - 1)",
+        "picked = (cumulative <= threshold).sum(axis=1, keepdims=True)",
         "picked = mx.random.categorical(probs_RS)[:, None]",
         "07",
     ),
     Mutation(
-        "top-p without the token that crosses it", T + "generate.py", "before < top_p", "before + probs <= top_p", "07"
+        "top-p without the token that crosses it", T + "generate.py", "before < _share(", "cumulative <= _share(", "07"
     ),
     Mutation(
         "temperature multiplied",
@@ -260,15 +260,15 @@ MUTATIONS = (
     Mutation(
         "logits rounded before the softmax",
         M + "losses.py",
-        "(hidden_nD @ head_VD.T).astype(mx.float32) / temperature",
-        "(hidden_nD @ head_VD.T) / temperature",
+        "logits = project(hidden, head_VD) / temperature",
+        "logits = project(hidden, head_VD).astype(hidden.dtype) / temperature",
         "10",
     ),
     Mutation(
         "no attention dropout",
         M + "model.py",
-        "self.dropout(mx.softmax(scores_BHTT, axis=-1, precise=True), random_key)",
-        "mx.softmax(scores_BHTT, axis=-1, precise=True)",
+        "self.dropout(shares_BHTT, random_key)",
+        "shares_BHTT",
         "11",
     ),
     Mutation("dropout in evaluation", T + "model.py", "if self.training else 0.0", "if True else 0.0", "11"),
