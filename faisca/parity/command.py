@@ -27,7 +27,7 @@ BFLOAT16_RUNGS = (
     Rung(10, "bfloat16: training", trajectory, 2e-2),
 )
 
-PARTED, NEAR = 5e-2, 1e-1
+PARTED, NEAR = 0.2, 0.1
 """shares of rows and of draws: more than that, and the rule for ties would excuse too much"""
 
 LARGE = 3_000_000
