@@ -56,7 +56,7 @@ def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monke
     )
     assert main(["parity"]) == 1
     printed = capsys.readouterr().out
-    assert "1 of 2 comparisons FAILED" in printed
+    assert "1 of 4 comparisons FAILED" in printed
     assert "name[1]: 10 instead of 12; largest difference 2" in " ".join(printed.split())
 
 
