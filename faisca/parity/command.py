@@ -182,10 +182,10 @@ def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> N
     for name, runtime in runtimes.items():
         console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in runtime.details.items()))
     console.print(f"compared with {yardstick}, on a model of {count_parameters(case.model):,} parameters:")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for heading in ("rung", "what", "side"):
-        # in a narrow terminal, what is compared takes several lines
-        table.add_column(heading, no_wrap=heading != "what", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
+    table.add_column("rung", no_wrap=True)
+    table.add_column("what", min_width=len("log-probabilities"))  # breaks at words in a narrow terminal
+    table.add_column("side")
     for heading in ("largest", "allowed", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
