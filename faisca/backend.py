@@ -27,8 +27,8 @@ PLACES = 64
 """the counts of positions whose log-probabilities are computed are multiples of this"""
 BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream, softmax and all sums in float32"
 """what a runtime's dtype bfloat16 means, in either twin"""
-UNIT = 2**30
-"""samplers add probabilities up as multiples of 1 / UNIT: int32, the widest integer that every device can scan"""
+UNIT = 2**38
+"""samplers add probabilities up as multiples of 1 / UNIT, in int64; times the 24 bits of a uniform number they fit"""
 KEPT_EXPONENTIALS = 2**26
 """exponentials that a twin may keep for the backward pass of log-probabilities: 0.27 GB in float32"""
 

@@ -22,7 +22,7 @@ from faisca_mlx.model import GPT, KeyValueCache
 
 
 def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:
-    """Probabilities, int32 multiples of 1 / UNIT, and token ids [R, S] of the candidates, in the order of token ids.
+    """Probabilities, int64 multiples of 1 / UNIT, and token ids [R, S] of the candidates, in the order of token ids.
 
     The top_k likeliest are taken first (0: all); of these, the likeliest that together reach
     top_p, the one that crosses it included, keep their probability and the rest get 0.
@@ -39,8 +39,9 @@ def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: fl
     if top_p < 1:
         likeliest_first = mx.argsort(-scaled, axis=1)
         sorted_probs = mx.take_along_axis(probs, likeliest_first, axis=1)
-        before = mx.cumsum(sorted_probs, axis=1) - sorted_probs  # probability of the likelier ones
-        kept = mx.where(before < round(top_p * UNIT), sorted_probs, 0)
+        cumulative = mx.cumsum(sorted_probs, axis=1)
+        before = cumulative - sorted_probs  # probability of the likelier ones
+        kept = mx.where(before < _share(cumulative[:, -1:], top_p), sorted_probs, 0)
         probs = mx.take_along_axis(kept, mx.argsort(likeliest_first, axis=1), axis=1)
     return probs, ids
 
@@ -51,14 +52,19 @@ def sample(logits_RV: mx.array, uniforms_R: mx.array, sampling: Sampling) -> mx.
         return logits_RV.argmax(axis=1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
     cumulative = mx.cumsum(probs_RS, axis=1)
-    total = cumulative[:, -1:].astype(mx.int64)
-    threshold = (uniforms_R[:, None] * 2**24).astype(mx.int64) * total >> 24  # a float32 uniform has 24 bits
-    picked = (cumulative <= threshold.astype(mx.int32)).sum(axis=1, keepdims=True)
+    threshold = (uniforms_R[:, None] * 2**24).astype(mx.int64) * cumulative[:, -1:] >> 24  # a uniform has 24 bits
+    picked = (cumulative <= threshold).sum(axis=1, keepdims=True)
     return mx.take_along_axis(ids_RS, mx.minimum(picked, ids_RS.shape[1] - 1), axis=1).squeeze(1)
 
 
 def _probabilities(scaled_RS: mx.array) -> mx.array:
-    return mx.round(mx.softmax(scaled_RS, axis=1) * UNIT).astype(mx.int32)
+    return mx.round(mx.softmax(scaled_RS, axis=1) * UNIT).astype(mx.int64)
+
+
+def _share(total_R1: mx.array, share: float) -> mx.array:
+    """That share of a total near UNIT, to the last unit: `share * UNIT` would keep the softmax's rounding."""
+    whole, rest = divmod(share * 2**24, 1)
+    return (total_R1 * int(whole) >> 24) + round(rest * UNIT / 2**24)
 
 
 def generate(

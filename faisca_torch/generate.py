@@ -22,7 +22,7 @@ from faisca_torch.model import GPT, KeyValueCache
 
 
 def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Probabilities, int32 multiples of 1 / UNIT, and token ids [R, S] of the candidates, in the order of token ids.
+    """Probabilities, int64 multiples of 1 / UNIT, and token ids [R, S] of the candidates, in the order of token ids.
 
     The top_k likeliest are taken first (0: all); of these, the likeliest that together reach
     top_p, the one that crosses it included, keep their probability and the rest get 0.
@@ -34,8 +34,9 @@ def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: floa
     values, ids = scaled.topk(min(top_k or V, V), dim=1)  # likeliest first
     probs = _probabilities(values)
     if top_p < 1:
-        before = probs.cumsum(1, dtype=torch.int32) - probs  # probability of the likelier ones
-        probs = probs.where(before < round(top_p * UNIT), 0)
+        cumulative = probs.cumsum(1)
+        before = cumulative - probs  # probability of the likelier ones
+        probs = probs.where(before < _share(cumulative[:, -1:], top_p), 0)
     ids, order = ids.sort(1)
     return probs.gather(1, order), ids
 
@@ -45,14 +46,20 @@ def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         return logits_RV.argmax(1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
-    cumulative = probs_RS.cumsum(1, dtype=torch.int32)
-    threshold = ((uniforms_R * 2**24).long() * cumulative[:, -1] >> 24).int()  # a float32 uniform has 24 bits
+    cumulative = probs_RS.cumsum(1)
+    threshold = (uniforms_R * 2**24).long() * cumulative[:, -1] >> 24  # a float32 uniform has 24 bits
     picked = torch.searchsorted(cumulative, threshold[:, None], right=True).clamp(max=ids_RS.shape[1] - 1)
     return ids_RS.gather(1, picked).squeeze(1)
 
 
 def _probabilities(scaled_RS: Tensor) -> Tensor:
-    return (scaled_RS.softmax(1) * UNIT).round().int()
+    return (scaled_RS.softmax(1) * UNIT).round().long()
+
+
+def _share(total_R1: Tensor, share: float) -> Tensor:
+    """That share of a total near UNIT, to the last unit: `share * UNIT` would keep the softmax's rounding."""
+    whole, rest = divmod(share * 2**24, 1)
+    return (total_R1 * int(whole) >> 24) + round(rest * UNIT / 2**24)
 
 
 @torch.inference_mode()

@@ -93,7 +93,9 @@ def probe(kernel: Kernel | None) -> Found | str:
 
 def environment(chosen: Mapping[str, str], threads: int) -> dict[str, str]:
     """This process's environment with kernels (an empty name: the library's own choice) and a number of threads."""
-    changed = os.environ | chosen | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    patient = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"}  # or threads spin where cores are few
+    numbers = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    changed = os.environ | patient | numbers | chosen
     return {name: value for name, value in changed.items() if value and not name.startswith("PYTEST_")}
 
 

@@ -27,7 +27,7 @@ def masks(twin: Twin, seed: int, recomputed: bool) -> list[np.ndarray]:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two masks agree more or less often than independent ones; constant ones, of no correlation, do."""
+    """Whether two masks agree more, or less, often than independent ones; where one is constant (NaN), they do."""
     with np.errstate(invalid="ignore"):
         return not abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) <= SIGMAS / np.sqrt(one.size)
 

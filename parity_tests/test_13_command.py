@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monke
     )
     assert main(["parity"]) == 1
     printed = capsys.readouterr().out
-    assert "1 of 2 comparisons FAILED" in printed
+    assert "1 of 4 comparisons FAILED" in printed
     assert "name[1]: 10 instead of 12; largest difference 2" in " ".join(printed.split())
 
 
@@ -74,3 +75,18 @@ def test_one_backend_alone_is_one_line_with_the_remedy(
 def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["parity", str(tmp_path)]) == 2
     assert "is no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_cuts_no_word_and_no_number(width: int, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    titles = ("log-probabilities", "tokens that differ, 105 ties", "AdamW: change, two steps")
+    sides = ("mlx cpu", "torch cuda")
+    rows = [command.Row(7, title, side, 1.25e-6, 1e-5, "") for title in titles for side in sides]
+    command._print_table(rows, {"torch cpu": SimpleNamespace(details={})}, command.make_case(None))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    words = {
+        word for text in (*titles, *sides, "rung largest allowed verdict 1e-05 1.3e-06 pass") for word in text.split()
+    }
+    assert words <= set(printed.split())

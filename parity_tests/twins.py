@@ -96,6 +96,10 @@ class TorchTwin:
         loss.backward()
         return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(log_probs.grad)
 
+    def project(self, hidden: Array, head: Array) -> Array:
+        """Logits of hidden states."""
+        return self.numpy(self.losses.project(self.hidden(hidden).detach(), self.array(head)))
+
     def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         """Probabilities and ids that `filter_logits` leaves."""
         found = self.generate.filter_logits(self.array(logits), sampling.temperature, sampling.top_k, sampling.top_p)
@@ -192,6 +196,10 @@ class MlxTwin:
         log_probs = self.array(fixture.log_probs.astype(np.float32))
         (loss, watched), gradient = self.mx.value_and_grad(loss_of)(log_probs)
         return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(gradient)
+
+    def project(self, hidden: Array, head: Array) -> Array:
+        """Logits of hidden states."""
+        return self.numpy(self.losses.project(self.hidden(hidden), self.array(head)))
 
     def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         """Probabilities and ids that `filter_logits` leaves."""

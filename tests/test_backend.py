@@ -8,7 +8,7 @@ import pytest
 from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
 
 from faisca import backend
-from faisca.backend import PLACES, Rollouts, choose_backend, load_backend
+from faisca.backend import BFLOAT16, PLACES, Rollouts, choose_backend, load_backend
 from faisca.config import RunConfig, TrainConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
@@ -100,6 +100,24 @@ def test_a_runtime_says_why(twin):
     assert runtime.loss_chunk == 77 and runtime.gradient_checkpointing
     assert runtime.backend in TWINS and runtime.details[runtime.backend]
     assert cpu_runtime(twin).reasons == ("device cpu: asked for", "dtype float32: asked for", "compile off: asked for")
+
+
+def test_what_bfloat16_means_is_said(twin):
+    """And for torch, cuBLAS may no longer add up the parts of a product in bfloat16."""
+    reason = cpu_runtime(twin, dtype="bfloat16").reasons[1]
+    assert reason.startswith(f"dtype bfloat16: asked for; {BFLOAT16}") and "the product that makes logits" in reason
+    if twin.__name__ == "faisca_torch":
+        import torch
+
+        assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+
+
+def test_the_product_that_only_cuda_has_is_there():
+    """No CUDA here: torch knows the call that `losses._project` makes there, and says that the CPU has it not."""
+    torch = pytest.importorskip("torch")
+    a, out = torch.ones(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
+    with pytest.raises(NotImplementedError, match=r"aten::mm\.dtype_out"):
+        torch.mm(a, a.T, out_dtype=out.dtype, out=out)
 
 
 def test_a_device_that_is_not_there_is_refused(twin):

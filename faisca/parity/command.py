@@ -27,6 +27,9 @@ BFLOAT16_RUNGS = (
     Rung(10, "bfloat16: training", trajectory, 2e-2),
 )
 
+PARTED, NEAR = 0.2, 0.1
+"""shares of rows and of draws: more than that, and the rule for ties would excuse too much"""
+
 LARGE = 3_000_000
 """parameters above which there are fewer rows and steps, to stay within a minute"""
 
@@ -133,7 +136,8 @@ def climb(sides: dict[str, Side], case: Case) -> list[Row]:
             worst = max(found, key=lambda difference: float(getattr(difference, rung.measure)))
             row = Row(rung.number, rung.title, name, getattr(worst, rung.measure), rung.tolerance, str(worst))
             rows.append(row)
-    rows += [_sampling_row(yardstick, side, name, case) for name, side in others]
+    for name, side in others:
+        rows += _sampling_rows(yardstick, side, name, case)
     return sorted(rows, key=lambda row: row.rung)
 
 
@@ -142,15 +146,20 @@ def in_bfloat16(side: Side) -> Side:
     return dataclasses.replace(side, config=dataclasses.replace(side.config, dtype="bfloat16"))
 
 
-def _sampling_row(yardstick: Side, side: Side, name: str, case: Case) -> Row:
-    """How many of the completions part where there is no tie."""
+def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[Row]:
+    """How many of the completions part where there is no tie; how many at one; how many draws are ties at all."""
     ways = settings(min(NEW_TOKENS, case.model.context))
     rows = ROWS // 8 if count_parameters(case.model) > LARGE else ROWS
     found = [agreement(yardstick, side, case, sampling, rows) for sampling in ways]
     wrong = [line for one in found for line in one.wrong]
-    tokens, ties = sum(one.tokens for one in found), sum(one.ties for one in found)
-    where = f"{tokens:,} tokens" + "".join(f"; {line}" for line in wrong[:3])
-    return Row(7, f"tokens that differ, {ties} ties", name, float(len(wrong)), 0.0, where)
+    tokens, near = sum(one.tokens for one in found), sum(one.near for one in found)
+    sampled, parted = sum(one.rows for one in found), sum(one.ties for one in found)
+    listing = "".join(f"; {line}" for line in wrong[:3])
+    return [
+        Row(7, "tokens that differ", name, float(len(wrong)), 0.0, f"{tokens:,} tokens{listing}"),
+        Row(7, "rows that part at a tie", name, parted / max(sampled, 1), PARTED, f"{parted} of {sampled} rows"),
+        Row(7, "draws that are ties", name, near / max(tokens, 1), NEAR, f"{near:,} of {tokens:,} tokens"),
+    ]
 
 
 def _report(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
@@ -173,10 +182,10 @@ def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> N
     for name, runtime in runtimes.items():
         console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in runtime.details.items()))
     console.print(f"compared with {yardstick}, on a model of {count_parameters(case.model):,} parameters:")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    for heading in ("rung", "what", "side"):
-        # in a narrow terminal, what is compared takes several lines
-        table.add_column(heading, no_wrap=heading != "what", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
+    table.add_column("rung", no_wrap=True)
+    table.add_column("what", min_width=len("log-probabilities"))  # breaks at words in a narrow terminal
+    table.add_column("side")
     for heading in ("largest", "allowed", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

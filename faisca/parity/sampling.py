@@ -18,10 +18,12 @@ from faisca.backend import Sampling
 from faisca.parity.rungs import Case, Side
 from faisca.streams import generator, uniforms
 
-ROUNDING = 1e-6
-"""how far apart two sides' logits may be, of the largest of the row; `docs/parity.md` has what was measured"""
-DEVIATIONS = 4
-"""of an edge, the sum of many probabilities whose roundings are independent"""
+LOGIT, EDGE = 1e-6, 5e-7
+"""How far rounding moves a logit, relative to the largest of its row, and an edge between two tokens.
+
+An edge is a sum of probabilities p whose roundings are independent: it moves by EDGE times the
+largest logit over the temperature, times √Σp². docs/parity.md has the measurements.
+"""
 
 ROWS, NEW_TOKENS = 64, 60
 
@@ -78,45 +80,45 @@ def expected_rows(
 def draw(logits_V: np.ndarray, uniform: float, sampling: Sampling) -> tuple[int, float]:
     """The token that a uniform number picks, in float64, and by how many times what rounding can move."""
     logits = logits_V.astype(np.float64)
-    error = ROUNDING * np.abs(logits).max()
+    scale = np.abs(logits).max()
     if sampling.temperature == 0:
-        first, second = likeliest(logits, 2)
-        return int(first), float((logits[first] - logits[second]) / (2 * error))
-    probs, kept, sure, possible = candidates(logits, sampling, error)
-    edge = _edge_error(probs, kept, error / sampling.temperature)
+        first = int(logits.argmax())
+        return first, float((logits[first] - np.delete(logits, first).max()) / (2 * LOGIT * scale))
+    probs, kept, sure, possible = candidates(logits, scale, sampling)
     edges = np.where(kept, probs, 0).cumsum()
     token = int((edges <= uniform * edges[-1]).sum())
     if not sure[token]:
         return token, 0.0
-    return token, float(_slack(probs, sure, possible & ~sure, token, uniform) / edge)
+    slack = _slack(probs, sure, possible & ~sure, token, uniform)
+    return token, float(slack / _edge_error(probs[kept], scale, sampling))
 
 
 def candidates(
-    logits_V: np.ndarray, sampling: Sampling, error: float
+    logits_V: np.ndarray, scale: float, sampling: Sampling
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities among the top_k [V]; what top-k and top-p keep, and keep for sure and maybe if logits are off."""
-    V, temperature = len(logits_V), sampling.temperature
+    """Probabilities among the top_k [V]; what top-k and top-p keep, keep for sure, and may keep after rounding."""
+    V = len(logits_V)
     k = sampling.top_k if 0 < sampling.top_k < V else V
-    probs = np.exp((logits_V - logits_V.max()) / temperature)
-    everything = np.ones(V, bool)
+    weights, everything = np.exp((logits_V - logits_V.max()) / sampling.temperature), np.ones(V, bool)
     if k == V and sampling.top_p >= 1:
-        return probs / probs.sum(), everything, everything, everything
-    order = likeliest(logits_V, min(k + 1, V))
-    probs /= probs[order[:k]].sum()
-    fewest = most = count = k
+        return weights / weights.sum(), everything, everything, everything
+    falling = np.sort(logits_V)[::-1]  # of equals, the first ids are the likelier
+    likelier = np.exp((falling[:k] - falling[0]) / sampling.temperature)
+    total, fewest, count, most = likelier.sum(), k, k, k
     if sampling.top_p < 1:
-        before = probs[order[:k]].cumsum() - probs[order[:k]]  # probability of the likelier ones
-        edge = _edge_error(probs, order[:k], error / temperature)
-        fewest, count, most = (int((before < sampling.top_p + by).sum()) for by in (-edge, 0, edge))
-    kept = np.zeros(V, bool)
-    kept[order[:count]] = True
-    sure = logits_V > logits_V[order[fewest]] + 2 * error if fewest < len(order) else everything
-    return probs, kept, sure, logits_V >= logits_V[order[most - 1]] - 2 * error
+        probs = likelier / total
+        before, error = probs.cumsum() - probs, _edge_error(probs, scale, sampling)
+        fewest, count, most = (int((before < sampling.top_p + by).sum()) for by in (-error, 0.0, error))
+    kept = logits_V > falling[count - 1]
+    kept[np.flatnonzero(logits_V == falling[count - 1])[: count - kept.sum()]] = True
+    apart = 2 * LOGIT * scale
+    sure = logits_V > falling[fewest] + apart if fewest < V else everything
+    return weights / total, kept, sure, logits_V >= falling[most - 1] - apart
 
 
-def _edge_error(probs_V: np.ndarray, kept: np.ndarray, error: float) -> float:
-    """How far rounding may move the sum of some probabilities, if each is off by this relative error."""
-    return float(DEVIATIONS * error * np.sqrt((probs_V[kept] ** 2).sum()))
+def _edge_error(probs: np.ndarray, scale: float, sampling: Sampling) -> float:
+    """How far rounding may move a sum of some of these probabilities."""
+    return float(EDGE * scale / sampling.temperature * np.sqrt((probs**2).sum()))
 
 
 def _slack(probs_V: np.ndarray, sure: np.ndarray, maybe: np.ndarray, token: int, uniform: float) -> float:
@@ -129,12 +131,6 @@ def _slack(probs_V: np.ndarray, sure: np.ndarray, maybe: np.ndarray, token: int,
     low = np.inf if nothing_below else uniform * (total + may_be_below) - (below + may_be_below)
     high = np.inf if nothing_above else below + probs_V[token] - uniform * (total + may_be - may_be_below)
     return min(low, high)
-
-
-def likeliest(logits_V: np.ndarray, count: int) -> np.ndarray:
-    """Ids of the `count` largest logits, largest first, equals in the order of their ids."""
-    ids = np.argpartition(-logits_V, count - 1)[:count] if count < len(logits_V) else np.arange(len(logits_V))
-    return ids[np.lexsort((ids, -logits_V[ids]))]
 
 
 def agreement(side: Side, other: Side, case: Case, sampling: Sampling, rows: int = ROWS) -> Agreement:

@@ -105,13 +105,6 @@ BUGS: tuple[Mutation, ...] = (
         ADAM + "::test_four_steps_at_four_rates",
     ),
     Mutation(
-        "the optimiser's state is no input of the compiled step",
-        M + "optimizer.py",
-        "state = [self.model.state, self.optimizer.state, mx",
-        "state = [self.model.state, mx",
-        ADAM + "::test_compiled_steps_take_the_rate_of_the_moment",
-    ),
-    Mutation(
         "restored moments share the caller's memory",
         T + "weights.py",
         'torch.tensor(state[f"{ours}.{name}"], device=device)',

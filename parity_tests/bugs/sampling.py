@@ -8,15 +8,15 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "categorical on probabilities",
         M + "generate.py",
-        "picked = (cumulative <= threshold.astype(mx.int32)).sum(axis=1, keepdims=True)",
+        "picked = (cumulative <= threshold).sum(axis=1, keepdims=True)",
         "picked = mx.random.categorical(probs_RS / UNIT)[:, None]",
         "07",
     ),
     Mutation(
         "top-p without the token that crosses it",
         T + "generate.py",
-        "before < round(top_p * UNIT)",
-        "before + probs <= round(top_p * UNIT)",
+        "before < _share(",
+        "before + probs <= _share(",
         "07",
     ),
     Mutation(
