@@ -1,8 +1,8 @@
-"""How much there is to read: `python benchmarks/reading.py [--json]`, from the source alone, with nothing installed.
+"""How much there is to read: `python benchmarks/reading.py [--json | --map]`, from the source alone.
 
 It prints modules in each folder, lengths and parameters of functions, the files that explain
 pre-training and GRPO on one backend, and all source lines, beside the goals. The exit status is 1
-where a goal is missed.
+where a goal is missed. With `--map` it prints the rooms of the repository, for docs/ARCHITECTURE.md.
 """
 
 import ast
@@ -16,34 +16,31 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("faisca", "faisca_torch", "faisca_mlx")
 LESSONS = ("lessons",)
-SHARED = (
-    *(
-        "faisca/config/sections.py",
-        "faisca/streams.py",
-        "faisca/backend.py",
-        "faisca/training/schedule.py",
-        "faisca/training/run.py",
-    ),
-    *("faisca/training/stage.py", "faisca/training/step_log.py", "faisca/runs/state.py", "faisca/training/evaluate.py"),
-    *("faisca/training/generate.py", "{twin}/model.py", "{twin}/losses.py", "{twin}/train.py", "{twin}/device.py"),
-)
 READING = {
-    "pre-training": (
-        *SHARED,
-        *(
-            "faisca/training/stages.py",
-            "faisca/data/windows.py",
-            "faisca/data/headlines.py",
-            "faisca/data/tokenizer.py",
-            "faisca/parameters.py",
-        ),
-    ),
-    "GRPO": (
-        *SHARED,
-        *("faisca/training/grpo.py", "faisca/training/rewards.py", "{twin}/generate.py", "{twin}/grpo.py"),
-    ),
+    "pre-training": """
+        faisca/training/stages.py faisca/training/setup.py faisca/training/train.py faisca/training/stage.py
+        faisca/training/schedule.py faisca/training/evaluate.py faisca/data/windows.py faisca/parameters.py
+        faisca/streams.py faisca/backend.py
+        {twin}/model.py {twin}/losses.py {twin}/optimizer.py {twin}/train.py {twin}/score.py
+    """,
+    "GRPO": """
+        faisca/training/setup.py faisca/training/grpo.py faisca/training/generate.py faisca/training/rewards.py
+        faisca/training/schedule.py faisca/streams.py faisca/backend.py
+        {twin}/model.py {twin}/losses.py {twin}/optimizer.py {twin}/score.py {twin}/generate.py {twin}/grpo.py
+    """,
 }
-"""what someone reads who wants to understand a stage from its loop to its step: adapt it where files move"""
+"""what someone reads who wants to understand a stage: its loop, its step, and what decides a number between them"""
+AROUND = {
+    "pre-training": """
+        faisca/config/sections.py faisca/data/headlines.py faisca/data/tokenizer.py faisca/training/run.py
+        faisca/training/generate.py faisca/runs/state.py {twin}/device.py {twin}/sums.py
+    """,
+    "GRPO": """
+        faisca/config/sections.py faisca/training/run.py faisca/training/stage.py faisca/training/evaluate.py
+        faisca/runs/state.py {twin}/device.py {twin}/sums.py
+    """,
+}
+"""what stands around that: options, titles and tokens, how a run is opened, noted, measured and saved, and helpers"""
 GOALS = {"pre-training": (15, 1800), "GRPO": (13, 1600)}
 """files and lines of each at most"""
 MOST_MODULES, MOST_PARAMETERS = 14, 6
@@ -89,12 +86,12 @@ def functions(path: Path | str, root: Path = ROOT) -> list[Function]:
     return [Function(str(path), node.name, node.end_lineno - node.lineno + 1, _parameters(node)) for node in found]
 
 
-def reading(stage: str, twin: str) -> dict[str, int]:
-    """Lines by file; an error where a file has moved and READING has not."""
-    paths = [path.format(twin=twin) for path in READING[stage]]
+def reading(names: str, twin: str) -> dict[str, int]:
+    """Lines by file, of a value of READING or AROUND; an error where a file has moved and these have not."""
+    paths = names.format(twin=twin).split()
     absent = [path for path in paths if not (ROOT / path).is_file()]
     if absent:
-        sys.exit(f"{', '.join(absent)}: no such file; adapt READING in {Path(__file__).name}")
+        sys.exit(f"{', '.join(absent)}: no such file; adapt READING or AROUND in {Path(__file__).name}")
     return {path: lines(path) for path in paths}
 
 
@@ -104,7 +101,10 @@ def measure() -> dict:
     folders = Counter(str(path.parent) for path in ours)
     known = [function for path in ours for function in functions(path)]
     lengths = sorted((function.lines for function in known), reverse=True)
-    paths = {stage: {twin: reading(stage, twin) for twin in PACKAGES[1:]} for stage in READING}
+    paths, around = (
+        {stage: {twin: reading(names, twin) for twin in PACKAGES[1:]} for stage, names in lists.items()}
+        for lists in (READING, AROUND)
+    )
     lesson = {path for twins in paths.values() for found in twins.values() for path in found}
     lesson |= {str(path) for path in modules(LESSONS)}
     wide = [f for path in [*ours, *modules(LESSONS)] for f in functions(path) if f.parameters > MOST_PARAMETERS]
@@ -124,10 +124,8 @@ def measure() -> dict:
             "longest": asdict(max(known, key=lambda function: function.lines)),
             "wide": [asdict(function) | {"in_lesson": function.path in lesson} for function in wide],
         },
-        "reading": {
-            stage: {twin: {"files": len(found), "lines": sum(found.values())} for twin, found in twins.items()}
-            for stage, twins in paths.items()
-        },
+        "reading": {stage: {twin: _count(found) for twin, found in twins.items()} for stage, twins in paths.items()},
+        "around": {stage: {twin: _count(found) for twin, found in twins.items()} for stage, twins in around.items()},
         "source_lines": {folder: sum(map(lines, modules((folder,)))) for folder in (*PACKAGES, *LESSONS)},
         "goals": [asdict(goal) | {"met": goal.met} for goal in goals],
     }
@@ -145,15 +143,30 @@ def show(found: dict) -> None:
     print(f"  with more than {MOST_PARAMETERS} parameters (* in what a learner reads)")
     for wide in known["wide"]:
         print(f"   {'*' if wide['in_lesson'] else ' '}{wide['parameters']:3}  {wide['name']} in {wide['path']}")
-    for stage, twins in found["reading"].items():
-        counted = ", ".join(f"{twin} {count['files']} files, {count['lines']:,} lines" for twin, count in twins.items())
-        print(f"to understand {stage}: {counted}")
+    for stage in READING:
+        for title, key in ((f"to understand {stage}", "reading"), ("  and what stands around it", "around")):
+            counts = found[key][stage].items()
+            print(f"{title}: " + ", ".join(f"{twin} {n['files']} files, {n['lines']:,} lines" for twin, n in counts))
     each = found["source_lines"]
     print(f"source lines: {sum(each[folder] for folder in PACKAGES):,} in all, the lessons aside")
     print("  " + ", ".join(f"{folder} {count:,}" for folder, count in each.items()))
     print("goals")
     for goal in found["goals"]:
         print(f"  {'met' if goal['met'] else 'MISSED':7} {goal['title']}: {goal['value']:,} (at most {goal['most']:,})")
+
+
+def show_map() -> None:
+    """The rooms of the repository as a Markdown table: what each README calls its room, and the lines of its code."""
+    rooms = [path.parent.relative_to(ROOT) for path in sorted((ROOT / "faisca").glob("*/README.md"))]
+    rooms += [Path(name) for name in (*PACKAGES[1:], *LESSONS, "tests", "parity_tests")]
+    print("| folder | lines | what |\n| --- | ---: | --- |")
+    for room in rooms:
+        title = (ROOT / room / "README.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        print(f"| `{room}/` | {sum(map(lines, modules((str(room),)))):,} | {title} |")
+
+
+def _count(found: dict[str, int]) -> dict[str, int]:
+    return {"files": len(found), "lines": sum(found.values())}
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -164,9 +177,12 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Print the table, or JSON; 1 where a goal is missed."""
+    """Print the table, or JSON, and 1 where a goal is missed; or the map of the repository."""
+    if argv == ["--map"]:
+        show_map()
+        return 0
     if argv not in ([], ["--json"]):
-        sys.exit("usage: python benchmarks/reading.py [--json]")
+        sys.exit("usage: python benchmarks/reading.py [--json | --map]")
     found = measure()
     print(json.dumps(found, indent=2)) if argv else show(found)
     return 0 if all(goal["met"] for goal in found["goals"]) else 1

@@ -43,15 +43,42 @@ def test_it_runs_and_its_json_agrees_with_the_source():
     assert found["functions"]["longest"]["lines"] >= found["functions"]["p90"] >= found["functions"]["median"] > 0
     assert not any(wide["path"].startswith("lessons/") for wide in found["functions"]["wide"])
     for stage in ("pre-training", "GRPO"):
-        assert found["reading"][stage].keys() == {"faisca_torch", "faisca_mlx"}
+        assert found["reading"][stage].keys() == found["around"][stage].keys() == {"faisca_torch", "faisca_mlx"}
     for goal in found["goals"]:
         assert goal["met"] == (goal["value"] <= goal["most"])
 
 
 def test_a_file_that_has_moved_is_named(reading, monkeypatch):
-    monkeypatch.setitem(reading.READING, "GRPO", ("faisca/config/sections.py", "{twin}/nowhere.py"))
-    with pytest.raises(SystemExit, match=r"faisca_mlx/nowhere\.py: no such file; adapt READING"):
-        reading.reading("GRPO", "faisca_mlx")
+    monkeypatch.setitem(reading.READING, "GRPO", "faisca/config/sections.py {twin}/nowhere.py")
+    with pytest.raises(SystemExit, match=r"faisca_(torch|mlx)/nowhere\.py: no such file; adapt READING"):
+        reading.measure()
+
+
+def test_no_file_is_read_twice(reading):
+    for stage in reading.READING:
+        files = (reading.READING[stage] + reading.AROUND[stage]).split()
+        assert len(files) == len(set(files))
+
+
+def test_the_map_has_every_room_with_its_title_and_its_lines():
+    done = subprocess.run([sys.executable, "-I", str(SCRIPT), "--map"], capture_output=True, text=True, timeout=60)
+    head, rule, *rows = done.stdout.splitlines()
+    assert (head, rule) == ("| folder | lines | what |", "| --- | ---: | --- |")
+    root = SCRIPT.parent.parent
+    rooms = {f"faisca/{path.name}" for path in (root / "faisca").iterdir() if list(path.glob("*.py"))}
+    found = {}
+    for row in rows:
+        folder, count, title = row.strip("| ").split(" | ")
+        assert (root / folder.strip("`") / "README.md").read_text(encoding="utf-8").startswith(f"# {title}\n")
+        found[folder.strip("`/")] = int(count.replace(",", ""))
+    assert found.keys() == rooms | {"faisca_torch", "faisca_mlx", "lessons", "tests", "parity_tests"}
+    for folder, count in found.items():
+        assert count == sum(len(path.read_bytes().splitlines()) for path in (root / folder).rglob("*.py")), folder
+
+
+def test_another_option_is_refused():
+    done = subprocess.run([sys.executable, "-I", str(SCRIPT), "--all"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("usage: ")
 
 
 def test_it_needs_the_standard_library_alone():
