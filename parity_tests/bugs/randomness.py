@@ -88,24 +88,10 @@ BUGS: tuple[Mutation, ...] = (
         MASKS + "::test_rows_positions_and_features_have_masks_of_their_own",
     ),
     Mutation(
-        "completions in the same order at each step",
-        REINFORCE,
-        "turn = step * config.epochs + epoch",
-        "turn = epoch",
-        DRAWS,
-    ),
-    Mutation(
         "completions in the same order in each epoch",
         REINFORCE,
         "turn = step * config.epochs + epoch",
         "turn = step",
-        DRAWS,
-    ),
-    Mutation(
-        "a step's orders overlap with the next one's",
-        REINFORCE,
-        "turn = step * config.epochs + epoch",
-        "turn = step + epoch",
         DRAWS,
     ),
     Mutation(
@@ -121,9 +107,6 @@ BUGS: tuple[Mutation, ...] = (
         'seed=seed, purpose="grpo rollout"',
         'seed=0, purpose="grpo rollout"',
         DRAWS,
-    ),
-    Mutation(
-        "rollouts ignore the step", REINFORCE, 'purpose="grpo rollout", step=step)', 'purpose="grpo rollout")', DRAWS
     ),
     Mutation(
         "rollouts use the numbers of the counts",
