@@ -22,7 +22,7 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     model.eval()
     with torch.inference_mode():
         hidden_ND = model(to_device(model, tokens)).flatten(0, 1)
-        return project(hidden_ND, model.head_VD).view(*tokens.shape, -1).cpu().numpy()
+        return project(hidden_ND, model.head_VD).view(*tokens.shape, len(model.head_VD)).cpu().numpy()
 
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:

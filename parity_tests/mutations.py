@@ -29,7 +29,7 @@ from bugs.mutation import Mutation
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("faisca", "faisca_torch", "faisca_mlx")
-PARTS = (*PACKAGES, "parity_tests", "tests", "conftest.py", "pyproject.toml")
+PARTS = (*PACKAGES, "lessons", "parity_tests", "tests", "conftest.py", "pyproject.toml")
 FIXED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MLX_ENABLE_TF32": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 LIMIT = 600
 """seconds for a target: what takes longer hangs"""

@@ -161,7 +161,8 @@ def test_results_side_by_side(results, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out).keys() == names
 
 
-def test_files_of_the_same_name_stay_apart(results, tmp_path, capsys):
+def test_files_of_the_same_name_stay_apart(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")  # no path is broken into two lines
     path, _ = results
     paths = []
     for folder, processor in (("a", "Apple M1"), ("b", "Apple M4")):

@@ -170,7 +170,7 @@ def test_inputs_of_an_evaluation_are_the_tokens_before_its_targets(done: Finishe
 
 # --- generation ---------------------------------------------------------------------------------
 
-COUNTED, SHOWN = ("Golo ", "", "O vento", "Golo ", "", "O vento", "Golo "), ("Gov", "Gov")
+COUNTED, SHOWN = ("Golo", "", "O vento", "Golo", "", "O vento", "Golo"), ("Gov", "Gov")
 
 
 def texts(done: Finished, call: Call) -> tuple[str, ...]:
@@ -231,7 +231,7 @@ def updates_of(done: Finished, step: int) -> list[Call]:
 
 
 def test_prompts_take_turns_a_group_each_and_every_step_draws_anew(done: Finished) -> None:
-    prompts = done.config.grpo.prompts
+    prompts = [prompt.rstrip() for prompt in done.config.grpo.prompts]  # a space at the end is left out
     for step, call in enumerate(rollouts(done)):
         wanted = [prompts[(2 * step + i) % 3] for i in range(2) for _ in range(3)]
         assert list(texts(done, call)) == wanted

@@ -164,9 +164,9 @@ def test_an_error_about_a_missing_run_lists_those_that_exist(command, tmp_path, 
     monkeypatch.chdir(tmp_path)
     for age, name in enumerate(("runs/old", "runs/new", "other/mine")):
         Path(name, "checkpoints").mkdir(parents=True)
-        os.utime(name, (age, age))
+        os.utime(Path(name, "checkpoints"), (age, age))
     for missing, known in {"runs/spark": "runs/new, runs/old", "other/x": "other/mine, runs/new, runs/old"}.items():
         assert cli.main([*command, missing]) == 2
-        assert capsys.readouterr().err.endswith(f"; there are {known}\n")
-    assert cli.main([*command, "runs"]) == 2  # exists: the runs are not what was missing
-    assert "there are" not in capsys.readouterr().err
+        assert capsys.readouterr().err.endswith(f"; nearby: {known}\n")
+    assert cli.main([*command, "runs"]) == 2  # a folder of runs: those in it
+    assert capsys.readouterr().err.endswith("; nearby: runs/new, runs/old\n")

@@ -183,7 +183,7 @@ def test_rewards_that_are_all_unknown_still_make_a_chart():
     reward, length = figure.axes
     assert not reward.lines and reward.texts[0].get_text() == "no completion could be scored"
     assert len(length.lines[0].get_xdata()) == 3
-    assert figure.get_suptitle() == "GRPO\nnothing scored"
+    assert figure.get_suptitle() == "GRPO\nnothing scored (last step)"
 
 
 @pytest.mark.parametrize(("asked", "label"), [(".es/", ".es validation"), ("", "SFT validation")])

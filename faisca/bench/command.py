@@ -29,7 +29,6 @@ from faisca.errors import FaiscaError
 from faisca.porting.libraries import missing_package
 from faisca.system.files import write_atomically
 
-CONSOLE = Console(markup=False, emoji=False, highlight=False)
 COMPUTED_WITH = ("device", "gpu", "dtype", "compile", "torch", "mlx", "blas", "tf32")
 """what `compare` says of a backend, where it has it"""
 
@@ -95,8 +94,9 @@ def bench(argv: list[str]) -> int:
     _write(path, (json.dumps(results, indent=2) + "\n").encode())
     columns = {name: subject["measured"] for name, subject in results["subjects"].items()}
     table = rows(columns)
-    _print_header(results, CONSOLE)
-    print_table(table, list(columns), CONSOLE)
+    console = _console()
+    _print_header(results, console)
+    print_table(table, list(columns), console)
     draw_chart(results, path.with_suffix(".png"))
     print(f"\nresults: {path}, chart: {path.with_suffix('.png')}")
     return 0
@@ -127,9 +127,15 @@ def compare(argv: list[str]) -> int:
         print("\n".join([f"`faisca bench`, {work_line(found[0])}", "", *(f"- {line}" for line in legend), ""]))
         print(markdown_table(rows(measured), columns))
     else:
-        CONSOLE.print("\n".join([work_line(found[0]), *legend, ""]))
-        print_table(rows(measured), columns, CONSOLE)
+        console = _console()
+        console.print("\n".join([work_line(found[0]), *legend, ""]))
+        print_table(rows(measured), columns, console)
     return 0
+
+
+def _console() -> Console:
+    """As wide as the terminal is now; names of files and machines are text, not markup."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _check(options: BenchOptions) -> None:

@@ -88,24 +88,10 @@ BUGS: tuple[Mutation, ...] = (
         MASKS + "::test_rows_positions_and_features_have_masks_of_their_own",
     ),
     Mutation(
-        "completions in the same order at each step",
-        REINFORCE,
-        "turn = step * config.epochs + epoch",
-        "turn = epoch",
-        DRAWS,
-    ),
-    Mutation(
         "completions in the same order in each epoch",
         REINFORCE,
         "turn = step * config.epochs + epoch",
         "turn = step",
-        DRAWS,
-    ),
-    Mutation(
-        "a step's orders overlap with the next one's",
-        REINFORCE,
-        "turn = step * config.epochs + epoch",
-        "turn = step + epoch",
         DRAWS,
     ),
     Mutation(
@@ -122,7 +108,6 @@ BUGS: tuple[Mutation, ...] = (
         'uniforms(0, "grpo rollout"',
         DRAWS,
     ),
-    Mutation("rollouts ignore the step", REINFORCE, '"grpo rollout", step=step,', '"grpo rollout", step=0,', DRAWS),
     Mutation(
         "rollouts use the numbers of the counts",
         REINFORCE,
