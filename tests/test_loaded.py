@@ -41,8 +41,8 @@ IDS = np.array([[3, 400, 5, 60, 7], [1, 2, 3, 4, 511]])
 
 def test_it_knows_what_it_is(model, folder):
     assert model.checkpoint.folder == folder / "checkpoints" / "sft-000004"
-    assert model.model_config.vocabulary_size == model.tokenizer.vocabulary_size == 512
-    assert model.config.preset == "tiny" and model.runtime.device == "cpu"
+    assert model.setup.model_config.vocabulary_size == model.tokenizer.vocabulary_size == 512
+    assert model.config.preset == "tiny" and model.setup.runtime.device == "cpu"
 
 
 def test_headlines_begin_with_the_prompt_and_repeat_with_their_seed(model):
@@ -140,7 +140,7 @@ def test_evaluation_repeats_the_runs_own_numbers(model, folder):
         "football_share",
         "distinct_share",
     }
-    exact = model.runtime.backend == "torch"
+    exact = model.setup.runtime.backend == "torch"
     for name, value in measured.items():
         if exact or "share" not in name:  # a sampled token may differ between twins where two are equally likely
             assert value == pytest.approx(after[f"{name}_after"], rel=0 if exact else 1e-4, abs=0), name
@@ -178,7 +178,7 @@ def test_loading_changes_no_file(folder):
 def test_a_model_is_one_line_in_a_notebook(model, folder):
     text = repr(model)
     assert "\n" not in text and len(text) < 300 and str(folder) in text
-    assert "blocks of width 32" in text and f"{model.runtime.backend} on cpu, float32" in text
+    assert "blocks of width 32" in text and f"{model.setup.runtime.backend} on cpu, float32" in text
     parameters = sum(array.size for array in model.checkpoint.parameters.values())
     assert f"{parameters:,} parameters" in text and len(repr(model.checkpoint)) < 300
 
@@ -204,7 +204,7 @@ def test_training_from_python_is_a_run(tmp_path):
     model = faisca.train(tmp_path / "run", "tiny", **options)
     assert (model.checkpoint.stage, model.checkpoint.step) == ("pretrain", 2)
     tuned = faisca.train(tmp_path / "tuned", "tiny", tmp_path / "run", run=options["run"] | {"stages": ["grpo"]})
-    assert tuned.checkpoint.stage == "grpo" and tuned.model_config == model.model_config
+    assert tuned.checkpoint.stage == "grpo" and tuned.setup.model_config == model.setup.model_config
     for wrong, words in (
         ({"pretrain": {"lr": 1}}, "pretrain.lr is unknown"),
         ({"train": {}}, "section train is unknown"),

@@ -223,7 +223,7 @@ def test_what_a_user_asks_for_is_what_the_sampler_gets(loaded: LoadedModel) -> N
     sampling = {"temperature": 0.3, "top_k": 4, "top_p": 0.7, "max_new_tokens": 3}
     written = loaded.generate("Gov", 2, seed=9, **sampling)
     loaded.generate("Gov", 2)
-    asked, plain = loaded.backend.named("generate")
+    asked, plain = loaded.setup.backend.named("generate")
     assert asked.sampling == Sampling(**sampling)
     assert plain.sampling == Sampling(0.6, 11, 0.9, 5)  # the run's own
     for call, seed in ((asked, 9), (plain, 0)):
@@ -231,5 +231,5 @@ def test_what_a_user_asks_for_is_what_the_sampler_gets(loaded: LoadedModel) -> N
         assert call.prompts == [[loaded.tokenizer.end_of_text, *loaded.tokenizer.encode("Gov")]] * 2
     assert written == ["Gov" + loaded.tokenizer.decode(completion) for completion in asked.answer]
     loaded.token_log_probs(np.array([[1, 2, 3]]), temperature=0.4)
-    (scored,) = loaded.backend.named("token_log_probs")
+    (scored,) = loaded.setup.backend.named("token_log_probs")
     assert scored.temperature == 0.4 and scored.tokens.tolist() == [[1, 2, 3]]
