@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NewType, Protocol, TypeVar, cast
 
-import numpy as np
-
 from faisca.errors import FaiscaError
 from faisca.system.packages import importable
 
-if TYPE_CHECKING:  # options take the names of backends from here
+if TYPE_CHECKING:  # options take the names of backends from here, and must be there at once
+    import numpy as np
+
     from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 
 PLACES = 64
@@ -105,6 +105,8 @@ class Rollouts(Generic[Array]):
         The head costs more than all blocks, and most positions of a batch of headlines are padding.
         Other positions fill N up to a multiple of PLACES: few shapes, so few compiled traces.
         """
+        import numpy as np
+
         counted_first = np.argsort(self.mask.ravel() == 0, kind="stable").astype(np.int32)
         return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES), 1) * PLACES]
 

@@ -29,7 +29,9 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOC
     # No dropout: the policy that learns must be the one that sampled.
     model = learner.model.eval()
     arrays = {name: mx.array(value) for name, value in vars(rollouts).items()}
-    metrics: Metrics = learner.compiled(_step)(arrays, to_device(model, rollouts.places), mx.array(learning_rate))
+    metrics: Metrics = learner.compiled(_step, config)(
+        arrays, to_device(model, rollouts.places), mx.array(learning_rate)
+    )
     mx.eval(model.state, learner.optimizer.state, metrics)
     return metrics
 
@@ -90,10 +92,11 @@ def average(losses_BP: mx.array, rollouts: Rollouts[mx.array], config: GRPOConfi
             assert_never(other)
 
 
-def _step(learner: Learner, arrays: dict[str, mx.array], places_N: mx.array, learning_rate: mx.array) -> Metrics:
+def _step(
+    learner: Learner, config: GRPOConfig, arrays: dict[str, mx.array], places_N: mx.array, learning_rate: mx.array
+) -> Metrics:
     """The whole step as one expression; `arrays` are those of Rollouts, for a compiled graph takes no dataclass."""
-    config, rollouts = learner.config, Rollouts(**arrays)
-    assert isinstance(config, GRPOConfig), "a learner for GRPO is made with its configuration"
+    rollouts = Rollouts(**arrays)
 
     def loss_of(tokens_BT: mx.array) -> tuple[mx.array, Metrics]:
         # What the policy thinks of the completions now, at the temperature that sampled them.

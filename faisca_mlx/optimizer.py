@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,24 +20,25 @@ Metrics = dict[str, mx.array]
 
 @dataclass
 class Learner:
-    """A model with its optimiser, made for one configuration."""
+    """A model with its optimiser."""
 
     model: GPT
     optimizer: optim.Adam
     config: OptimizerConfig
-    function: Callable[..., Any] | None = None
+    made: dict[Any, Callable[..., Any]] = field(default_factory=dict)
     """what `compiled` made"""
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The step as one graph, made the first time, if the runtime compiles.
+    def compiled(self, function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
+        """A step with its first arguments `fixed`, as one graph made the first time, if the runtime compiles.
 
         All the state that it reads or writes is declared: what is not would be a constant of the graph.
         """
-        if self.function is None:
-            step = partial(function, self)
+        key = (function, *fixed)
+        if key not in self.made:
+            step = partial(function, self, *fixed)
             state = [self.model.state, self.optimizer.state, mx.random.state]
-            self.function = mx.compile(step, inputs=state, outputs=state) if self.model.runtime.compile else step
-        return self.function
+            self.made[key] = mx.compile(step, inputs=state, outputs=state) if self.model.runtime.compile else step
+        return self.made[key]
 
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:

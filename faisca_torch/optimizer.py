@@ -1,7 +1,8 @@
 """AdamW around a model, and one update: clip, step unless something is not finite, clear the gradients."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,19 +18,21 @@ Metrics = dict[str, Tensor]
 
 @dataclass
 class Learner:
-    """A model with its optimiser, made for one configuration."""
+    """A model with its optimiser."""
 
     model: GPT
     optimizer: torch.optim.AdamW
     config: OptimizerConfig
-    function: Callable[..., Any] | None = None
+    made: dict[Any, Callable[..., Any]] = field(default_factory=dict)
     """what `compiled` made"""
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward pass, compiled the first time where the runtime says so."""
-        if self.function is None:
-            self.function = torch.compile(function) if self.model.runtime.compile else function
-        return self.function
+    def compiled(self, function: Callable[..., Any], *fixed: Any) -> Callable[..., Any]:
+        """A forward pass with its first arguments `fixed`, compiled the first time where the runtime says so."""
+        key = (function, *fixed)
+        if key not in self.made:
+            forward = partial(function, *fixed) if fixed else function
+            self.made[key] = torch.compile(forward) if self.model.runtime.compile else forward
+        return self.made[key]
 
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:

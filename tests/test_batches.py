@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faisca import streams
-from faisca.data import windows as batches
+from faisca.data import token_cache
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.data.windows import Windows, evaluation_batches, steps_per_epoch, target_bytes, training_batch
@@ -46,7 +46,7 @@ def test_the_second_time_the_cache_is_mapped(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tokenise(pa.array(TITLES), tokenizer, cache=tmp_path)
-    monkeypatch.setattr(batches, "_encode_all", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(token_cache, "_encode_all", lambda *_: pytest.fail("tokenised again"))
     second = tokenise(pa.array(TITLES), tokenizer, cache=tmp_path)
     assert np.array_equal(first, second) and isinstance(second.base, np.memmap)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
@@ -81,7 +81,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path: Path) -> None:
 
 
 def test_progress_counts_titles(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "CHUNK", 90)
+    monkeypatch.setattr(token_cache, "CHUNK", 90)
     seen: list[tuple[int, int]] = []
     for _ in range(2):
         tokenise(pa.array(TITLES), tokenizer, cache=tmp_path, progress=lambda *counts: seen.append(counts))

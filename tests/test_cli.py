@@ -393,7 +393,7 @@ class FakeModel:
         self.asked: dict[str, object] = {}
 
     checkpoint = SimpleNamespace(folder=Path("runs/x/checkpoints/sft-000001"))
-    runtime = SimpleNamespace(backend="torch", device="cpu")
+    setup = SimpleNamespace(runtime=SimpleNamespace(backend="torch", device="cpu"))
 
     def stream(self, prompt: str, n: int, **options: object) -> Iterator[str]:
         self.asked = {"prompt": prompt, "n": n, **options}

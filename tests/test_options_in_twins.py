@@ -183,7 +183,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def test_compile_reaches_the_step(twin: Backend, compilations: list[Any]) -> None:
     for choice in ("off", "on"):
-        twin.make_learner(model=model_of(twin, compile=choice), config=OPTIMIZER)
+        train(twin, twin.make_learner(model=model_of(twin, compile=choice), config=OPTIMIZER))
         assert bool(compilations) == (choice == "on")
 
 

@@ -348,7 +348,7 @@ def test_peak_resident_memory_sees_what_was_used_and_can_be_reset():
     """In a process of its own: here, memory that other tests leave behind may be freed meanwhile."""
     size = 100_000_000
     lines = (
-        "from faisca.system.memory import peak_resident_bytes as peak, reset_peak"
+        "from faisca.system.memory import peak_resident_bytes as peak, reset_peak",
         f"first = peak(); reset = reset_peak(); base = peak(); block = b'x' * {size}; used = peak(); del block",
         "print(first, int(reset), base, used, int(reset_peak()), peak())",
     )

@@ -93,8 +93,8 @@ BUGS = (
     Mutation(
         "compile ignored",
         T + "optimizer.py",
-        "torch.compile(function) if self.model.runtime.compile else function",
-        "function",
+        "torch.compile(forward) if self.model.runtime.compile else forward",
+        "forward",
         TWIN + "test_compile_reaches_the_step",
     ),
     Mutation(

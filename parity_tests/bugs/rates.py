@@ -93,8 +93,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "policy steps at the configured rate (MLX)",
         M + "grpo.py",
-        "rollouts.places), mx.array(learning_rate))",
-        "rollouts.places), mx.array(config.learning_rate))",
+        "rollouts.places), mx.array(learning_rate)\n",
+        "rollouts.places), mx.array(config.learning_rate)\n",
         ADAM + "::test_four_steps_at_four_rates",
     ),
     Mutation(
