@@ -114,7 +114,7 @@ def test_the_product_that_only_cuda_has_is_there():
     """No CUDA here: torch knows the call that `losses._project` makes there, and says that the CPU has it not."""
     torch = pytest.importorskip("torch")
     a, out = torch.ones(2, 2, dtype=torch.bfloat16), torch.empty(2, 2)
-    with pytest.raises(NotImplementedError, match="aten::mm.dtype_out"):
+    with pytest.raises(NotImplementedError, match=r"aten::mm\.dtype_out"):
         torch.mm(a, a.T, out_dtype=out.dtype, out=out)
 
 

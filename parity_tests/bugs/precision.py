@@ -107,7 +107,7 @@ BUGS = (
         "tests/test_reinforcement.py",
     ),
     Mutation(
-        "a distance to the reference outside the mask counts",
+        "a minibatch without a token that counts moves weights for the KL",
         "faisca/reinforcement.py",
         "left_reference and counted.any()",
         "left_reference",
