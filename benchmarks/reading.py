@@ -158,7 +158,7 @@ def show(found: dict) -> None:
 def show_map() -> None:
     """The rooms of the repository as a Markdown table: what each README calls its room, and the lines of its code."""
     rooms = [path.parent.relative_to(ROOT) for path in sorted((ROOT / "faisca").glob("*/README.md"))]
-    rooms += [Path(name) for name in (*PACKAGES[1:], *LESSONS, "tests", "parity_tests")]
+    rooms += [Path(name) for name in (*PACKAGES[1:], *LESSONS)]
     print("| folder | lines | what |\n| --- | ---: | --- |")
     for room in rooms:
         title = (ROOT / room / "README.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")

@@ -25,7 +25,7 @@ def test_what_the_environment_names_is_what_the_libraries_compute_with():
         assert (one.openblas, one.mkl, one.torch.lower()) == (kernel.openblas, kernel.mkl, kernel.torch)
     assert len({(one.mlx_product, one.torch_product) for one in running.values()}) == len(running)
     chosen = choose(running, native)
-    assert len(chosen) == 2 and not any(running[kernel].same_as(native) for kernel in chosen)
+    assert 1 <= len(chosen) <= 2 and not any(running[kernel].same_as(native) for kernel in chosen)
 
 
 def test_a_kernel_that_the_library_does_not_have_is_not_taken_for_run():

@@ -100,7 +100,7 @@ BUGS = (
         "tests/test_reinforcement.py",
     ),
     Mutation(
-        "a distance to the reference outside the mask counts",
+        "a minibatch without a token that counts moves weights for the KL",
         "faisca/training/grpo.py",
         "left_reference and counted.any()",
         "left_reference",
@@ -115,10 +115,10 @@ BUGS = (
         "07",
     ),
     Mutation(
-        "torch: top-p against 1 and not against the total",
+        "torch: probabilities too coarse for many tokens",
         T + "generate.py",
-        "_share(cumulative[:, -1:], top_p)",
-        "int(top_p * UNIT * (1 + 1e-5))",
+        "(scaled_RS.softmax(1) * UNIT).round().long()",
+        "((scaled_RS.softmax(1) * 2**20).round() * 2**18).long()",
         "07",
     ),
     Mutation(
