@@ -48,7 +48,7 @@ KERNELS = (
     Kernel("Sandybridge", "AVX2", "avx2"),
     Kernel("Nehalem", "AVX2", "avx2"),  # where MKL heeds nobody, as it may on other makers' processors
 )
-"""in the order in which tests want them; OpenBLAS's wheel has no newer ones: Zen is Haswell's, Sapphirerapids SkylakeX's"""
+"""in the order in which tests want them; OpenBLAS's wheel has no newer ones: Zen is Haswell, Sapphirerapids SkylakeX"""
 MKL_NAMES = {"(Intel(R) AVX-512)": "AVX512", "(Intel(R) AVX2)": "AVX2", "SSE4.2": "SSE4_2"}
 """what MKL calls them in its own report"""
 

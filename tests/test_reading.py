@@ -71,7 +71,7 @@ def test_the_map_has_every_room_with_its_title_and_its_lines():
         folder, count, title = row.strip("| ").split(" | ")
         assert (root / folder.strip("`") / "README.md").read_text(encoding="utf-8").startswith(f"# {title}\n")
         found[folder.strip("`/")] = int(count.replace(",", ""))
-    assert found.keys() == rooms | {"faisca_torch", "faisca_mlx", "lessons", "tests", "parity_tests"}
+    assert found.keys() == rooms | {"faisca_torch", "faisca_mlx", "lessons"}
     for folder, count in found.items():
         assert count == sum(len(path.read_bytes().splitlines()) for path in (root / folder).rglob("*.py")), folder
 

@@ -278,7 +278,7 @@ def test_a_minibatch_without_advantage_waits_for_the_policy_to_leave_its_referen
     assert len(seen) == (4 if kl_weight else 0)
     alone = away.mask * (rows == 3)[:, None]
     seen.clear()
-    update_policy(run, None, dataclasses.replace(away, mask=alone, reference_log_probs=alone), 0, 0.1)
+    update_policy(setup, None, dataclasses.replace(away, mask=alone, reference_log_probs=alone), 0, 0.1)
     assert len(seen) == (2 if kl_weight else 0), "the other minibatch has no token that counts"
     hidden = dataclasses.replace(away, mask=np.zeros_like(away.mask), reference_log_probs=1 + 0 * away.mask)
     seen.clear()
