@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiktoken
 from twins import MlxTwin, TorchTwin
 
@@ -109,3 +110,14 @@ OPTIONS = [
 
 def option_id(options: dict[str, Any]) -> str:
     return "-".join(f"{name}={value}" for name, value in options.items())
+
+
+def even_attention(**options: Any) -> Case:
+    """A model whose first attention layer weighs all it sees equally, and has values of 1: its output is its mask's."""
+    case = make_case(attention_bias=True, dim=8, num_heads=8, context=16, **options)
+    for name, value in case.parameters.items():
+        if "attention" in name:
+            value[...] = 0
+    case.parameters["transformer_blocks.0.attention.in_proj.bias"][16:] = 1
+    case.parameters["transformer_blocks.0.attention.out_proj.weight"][...] = np.eye(8)
+    return case

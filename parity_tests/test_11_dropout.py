@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import Twin, make_case
+from cases import Twin, even_attention, make_case
 
 from faisca.config import GRPOConfig
 from faisca.parity.rungs import reinforce
@@ -47,12 +47,7 @@ def test_sites_and_steps_drop_independently(twin: Twin):
 
 def test_attention_weights_are_dropped(twin: Twin):
     """With equal weights 1/t and values of 1, position t has mean 1 and variance p / ((1 - p) t)."""
-    case = make_case(attention_dropout=RATE, attention_bias=True, dim=8, num_heads=8, context=16)
-    for name, value in case.parameters.items():
-        if "attention" in name:
-            value[...] = 0
-    case.parameters["transformer_blocks.0.attention.in_proj.bias"][16:] = 1
-    case.parameters["transformer_blocks.0.attention.out_proj.weight"][...] = np.eye(8)
+    case = even_attention(attention_dropout=RATE)
     model = case.make_model(twin.side)
     attention = model.transformer_blocks[0].attention
     x = np.zeros((2000, 16, 8), np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Twin, make_case
+from cases import Twin, even_attention, make_case
 
 from faisca.config import OptimizerConfig
 
@@ -53,12 +53,7 @@ def test_rows_positions_and_features_have_masks_of_their_own(twin: Twin, recompu
 
 def test_attention_drops_anew_in_each_row_head_and_position(twin: Twin):
     """With equal weights and values of 1, what attention returns depends on its mask alone."""
-    case = make_case(attention_dropout=RATE, attention_bias=True, dim=8, num_heads=8, context=16)
-    for name, value in case.parameters.items():
-        if "attention" in name:
-            value[...] = 0
-    case.parameters["transformer_blocks.0.attention.in_proj.bias"][16:] = 1
-    case.parameters["transformer_blocks.0.attention.out_proj.weight"][...] = np.eye(8)
+    case = even_attention(attention_dropout=RATE)
     model = case.make_model(twin.side)
     model.train()
     twin.inside.seed(4)
