@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from faisca.backend import Model, Sampling, choose_backend, load_backend
-from faisca.config import Config, ModelConfig, RunConfig
-from faisca.config.files import config_from_dict, load_preset
+from faisca.config import Config, RunConfig
+from faisca.config.files import lay, preset_sections
 from faisca.data.headlines import has_address, load_headlines, select_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
@@ -125,7 +125,9 @@ class LoadedModel:
         where the run's reward is keywords (a file that a checkpoint names is not run).
         """
         config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
-        headlines = load_headlines(config.data, config.run.seed)
+        hold_out_seed = self.checkpoint.state.hold_out_seed
+        hold_out_seed = config.run.seed if hold_out_seed is None else hold_out_seed
+        headlines = load_headlines(config.data, hold_out_seed, seen=self.checkpoint.seen)
         reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
         abroad = not has_address(headlines.validation, config.sft.url_contains)
         if abroad:
@@ -156,13 +158,12 @@ def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: s
     bfloat16. FaiscaError for what is no checkpoint, VerificationError where it is damaged.
     """
     checkpoint = load_checkpoint(Path(path))
-    config = config_from_dict(checkpoint.state["config"])
+    config = checkpoint.state.config
     run = RunConfig(backend=backend, device=device, dtype=dtype)  # type: ignore[arg-type]
     dataclasses.replace(config, run=run)  # checks the values
     twin = load_backend(choose_backend(backend)[0])
     runtime = twin.open_runtime(config=run)
-    model_config = ModelConfig(**checkpoint.state["model"])
-    setup = Setup(config, twin, runtime, checkpoint_tokenizer(checkpoint), model_config)
+    setup = Setup(config, twin, runtime, checkpoint_tokenizer(checkpoint), checkpoint.state.model)
     return LoadedModel(checkpoint, setup, setup.make_model(checkpoint.parameters))
 
 
@@ -174,8 +175,12 @@ def train(
     `sections` change the preset: `train("runs/mine", pretrain={"epochs": 1}, run={"stages": ["pretrain"]})`.
     `start_from` is a checkpoint to begin with. FaiscaError for an impossible value or a folder in use.
     """
-    from faisca.training.stages import run
+    from faisca.training.stages import run, saved_state
+    from faisca.training.start import inherit
 
-    config = config_from_dict(sections, load_preset(preset))
+    base = preset_sections(preset)
+    if start_from is not None:
+        base = inherit(base, saved_state(Path(start_from)))
+    config = Config(**lay(base, sections))
     run(config, Path(out), None if start_from is None else Path(start_from))
     return load(out, config.run.backend, config.run.device, config.run.dtype)

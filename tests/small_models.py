@@ -11,8 +11,9 @@ import pytest
 
 from faisca import backend
 from faisca.backend import Backend, Model, Runtime
-from faisca.config import ModelConfig, RunConfig
+from faisca.config import Config, ModelConfig, RunConfig
 from faisca.parameters import initial_parameters
+from faisca.runs.state import Progress, State, versions
 
 TWINS = ("torch", "mlx")
 END = 11
@@ -53,3 +54,21 @@ def run_faisca(*argv: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]
 def read_lines(path: Path) -> list[dict]:
     """The objects of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def state_of(progress: Progress, config: Config, model: ModelConfig) -> State:
+    """The state of a run under way."""
+    return State(
+        progress=progress,
+        finished=False,
+        config=config,
+        model=model,
+        backend="torch",
+        device="cpu",
+        dtype="float32",
+        versions=versions({"torch": "0"}),
+        tokenizer={},
+        stages=[],
+        metrics_bytes=0,
+        seconds=0.0,
+    )

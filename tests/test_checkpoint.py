@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_models import SMALL, same_arrays
+from small_models import SMALL, same_arrays, state_of
 
-from faisca.config import Config
 from faisca.config.files import config_from_dict, config_to_dict
 from faisca.errors import FaiscaError, VerificationError
 from faisca.parameters import initial_parameters
@@ -23,40 +22,40 @@ from faisca.runs.checkpoint import (
 )
 from faisca.runs.checks import check_resumable
 from faisca.runs.manifest import find_damage, write_files
-from faisca.runs.state import Progress, best_of, run_state
+from faisca.runs.state import Progress, best_of
 
 CONFIG = config_from_dict({"data": {"window": 16, "stride": 16}, "model": {"context": 16, "dim": 16, "hidden_dim": 32}})
-
-
-class FakeRuntime:
-    backend, device, dtype, details = "torch", "cpu", "float32", {"torch": "0"}
 
 
 def arrays() -> dict:
     weights = initial_parameters(SMALL, 3)
     moments = {f"{kind}.{name}": value for kind in ("first_moment", "second_moment") for name, value in weights.items()}
-    return {"parameters": weights, "optimizer": moments | {"step": np.array(4, np.int64)}, "reference": None}
+    return {"model": weights, "optimizer": moments | {"step": np.array(4, np.int64)}}
 
 
-def save(run: Path, step: int, stage: str = "pretrain", **changes) -> Path:
-    more = {"stages": [], "best": None, "metrics_bytes": 0, "metrics_sha256": "", "seconds": 0.0, "tokenizer": {}}
-    progress, options = Progress(stage, step), {"finished": False, "config": CONFIG, "model": SMALL}
-    state = run_state(progress, runtime=FakeRuntime, **options, **more) | changes.pop("state", {})
-    given = {"state": state, "tokenizer_json": "{}"} | arrays() | changes
-    return save_checkpoint(run, **given)
+def save(run: Path, step: int, stage: str = "pretrain", tokenizer_json="{}", best=None, measured=None, **more) -> Path:
+    progress = Progress(stage, step, measured=measured or {})
+    return save_checkpoint(
+        run, state_of(progress, CONFIG, SMALL), arrays() | more, tokenizer_json=tokenizer_json, best=best
+    )
 
 
-def check(folder: Path, config: Config = CONFIG) -> None:
+def check(folder: Path) -> None:
     loaded = load_checkpoint(folder)
-    check_resumable(folder, loaded.state, loaded.optimizer, loaded.reference, config)
+    check_resumable(folder, loaded.state, loaded.optimizer, loaded.reference)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     folder = save(tmp_path, 4, best="pretrain-000004")
     loaded, given = load_checkpoint(tmp_path), arrays()
     assert loaded.folder == folder == tmp_path / "checkpoints/pretrain-000004"
-    assert (loaded.stage, loaded.step, loaded.tokenizer_json, loaded.reference) == ("pretrain", 4, "{}", None)
-    assert same_arrays(dict(sorted(loaded.parameters.items())), dict(sorted(given["parameters"].items())))
+    assert (loaded.state.stage, loaded.state.step, loaded.tokenizer_json, loaded.reference) == (
+        "pretrain",
+        4,
+        "{}",
+        None,
+    )
+    assert same_arrays(dict(sorted(loaded.parameters.items())), dict(sorted(given["model"].items())))
     assert loaded.optimizer["step"] == 4 and loaded.optimizer["step"].dtype == np.int64
     assert (tmp_path / "latest").read_text() == (tmp_path / "best").read_text() == "checkpoints/pretrain-000004\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints", "latest"]
@@ -113,7 +112,7 @@ def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         patch.setattr(checkpoints, "write_files", full)
         with pytest.raises(FaiscaError, match=r"pretrain-000005 cannot be saved \(No space left.*--resume"):
             save(tmp_path, 5)
-    assert load_checkpoint(tmp_path).step == 4
+    assert load_checkpoint(tmp_path).state.step == 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["pretrain-000004"]
 
 
@@ -121,13 +120,13 @@ def test_latest_may_be_missing_or_wrong(tmp_path, capsys):
     save(tmp_path, 4)
     save(tmp_path, 5)
     (tmp_path / "latest").write_text("checkpoints/pretrain-000004\n")
-    assert load_checkpoint(tmp_path).step == 4
+    assert load_checkpoint(tmp_path).state.step == 4
     for content in (b"checkpoints/pretrain-999999", b"\xff\x00", b"../../elsewhere", b""):
         (tmp_path / "latest").write_bytes(content)
-        assert load_checkpoint(tmp_path).step == 5
+        assert load_checkpoint(tmp_path).state.step == 5
         assert "latest names no checkpoint of this run: taking the newest" in capsys.readouterr().err
     (tmp_path / "latest").unlink()
-    assert load_checkpoint(tmp_path).step == 5
+    assert load_checkpoint(tmp_path).state.step == 5
     assert "latest is missing: taking the newest checkpoint" in capsys.readouterr().err
 
 
@@ -168,14 +167,14 @@ def state_with(folder: Path, **changes) -> bytes:
     ("changes", "message"),
     [
         ({"stage": "rlhf"}, "'rlhf' step 4, and there is no such step: stages are pretrain, sft, grpo"),
-        ({"stage": 3}, "has no usable stage"),
+        ({"stage": 3}, "no usable stage"),
         ({"step": -1}, "there is no such step"),
         ({"format": 2}, "has format 2, but this version reads 1: update"),
         ({"model": {}}, "these weights do not fit the model configuration: missing transformer_blocks"),
         ({"model": {"dims": 3}}, "model.dims is unknown: did you mean dim"),
         ({"config": {"pretrain": {"epochs": "many"}}}, "pretrain.epochs"),
-        ({"progress": None}, "has no usable progress"),
-        ({"backend": None}, "has no usable backend"),
+        ({"progress": None}, "no usable progress"),
+        ({"backend": None}, "no usable backend"),
     ],
 )
 def test_a_state_that_does_not_fit_is_one_line(changes, message, tmp_path):
@@ -187,7 +186,7 @@ def test_a_state_that_does_not_fit_is_one_line(changes, message, tmp_path):
 
 def test_arrays_that_do_not_fit_are_one_line(tmp_path):
     folder = save(tmp_path, 4)
-    weights, moments = arrays()["parameters"], arrays()["optimizer"]
+    weights, moments = arrays()["model"], arrays()["optimizer"]
     wrong = {
         "cannot be read": {"model__safetensors": b"\x80\x04pickle"},
         "no JSON object": {"state__json": b"[1]"},
@@ -210,17 +209,17 @@ def test_grpo_needs_its_reference(tmp_path):
     folder = save(tmp_path, 4, "grpo")
     with pytest.raises(FaiscaError, match=r"missing token_embedding\.weight"):
         check(folder)
-    check(save(tmp_path, 5, "grpo", reference=arrays()["parameters"]))
+    check(save(tmp_path, 5, "grpo", reference=arrays()["model"]))
 
 
 def test_numbers_that_are_not_finite_stay_strict_json(tmp_path):
-    folder = save(tmp_path, 4, state={"progress": {"stage": "pretrain", "measured": {"validation_loss": float("inf")}}})
+    folder = save(tmp_path, 4, measured={"validation_loss": float("inf")})
     assert json.loads((folder / "state.json").read_text())["progress"]["measured"] == {"validation_loss": None}
 
 
 def test_the_state_says_where_everything_stands(tmp_path):
     progress = Progress("pretrain", 7, total_steps=9, steps_per_epoch=3)
-    state = run_state(progress, finished=False, config=CONFIG, model=SMALL, runtime=FakeRuntime)
+    state = state_of(progress, CONFIG, SMALL).to_json()
     assert state["cursor"] == {"epoch": 2, "step_in_epoch": 1}
     assert state["schedule"] == {"step": 7, "total_steps": 9}
     assert state["random"]["seed"] == CONFIG.run.seed and "Philox" in state["random"]["streams"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_models import state_of
 
 from faisca import cli
 from faisca.backend import Sampling
@@ -19,6 +20,7 @@ from faisca.config import Config, DataConfig
 from faisca.config.files import load_preset, read_config, sections_of, write_config
 from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.folder import hold_folder
+from faisca.runs.state import Progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,10 +43,11 @@ def stages(monkeypatch):
         calls.resume = (folder, config)
         return {}
 
-    def saved_config(folder):
-        return read_config(folder / "config.toml")
+    def saved_state(folder):
+        config = read_config(folder / "config.toml")
+        return state_of(Progress("pretrain", 4), config, replace(config.model, vocabulary_size=512))
 
-    stages = SimpleNamespace(run=run, resume=resume, saved_config=saved_config)
+    stages = SimpleNamespace(run=run, resume=resume, saved_state=saved_state)
     monkeypatch.setitem(sys.modules, "faisca.training.stages", stages)
     return calls
 
@@ -143,6 +146,8 @@ def test_spellings_of_section_options(stages):
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "grpo"])
 def test_a_stage_command_runs_its_stage(stage, stages):
+    Path("runs/base").mkdir(parents=True)
+    write_config(load_preset("tiny"), Path("runs/base/config.toml"))
     assert main([stage, "--from", "runs/base", "--out", "here", "--preset", "tiny"]) == 0
     config, folder, start_from = stages.run
     assert config.run.stages == (stage,)
@@ -531,7 +536,7 @@ def began(tmp_path):
         **{**sections_of(load_preset("tiny")), "data": DataConfig(source="mine.csv", language="", window=16, stride=16)}
     )
     run = replace(
-        run, run=replace(run.run, seed=7, device="cuda", stages=("pretrain",)), model=replace(run.model, context=48)
+        run, run=replace(run.run, seed=7, device="cuda", stages=("pretrain",)), model=replace(run.model, context=64)
     )
     write_config(run, tmp_path / "base" / "config.toml")
     return run

@@ -351,6 +351,6 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_its_
     assert is_one_clear_line(text) and "3 steps in a row" in text and "--pretrain.learning-rate" in text
     skipped = [record["step"] for record in read_records(run) if record.get("skipped")]
     saved = load_checkpoint(run)
-    assert len(skipped) >= 3 and saved.state["progress"]["skipped"] == len(skipped)
+    assert len(skipped) >= 3 and saved.state.progress.skipped == len(skipped)
     assert all((abs(array) < float("inf")).all() for array in saved.parameters.values())
-    assert int(saved.optimizer["step"]) == saved.step - len(skipped)
+    assert int(saved.optimizer["step"]) == saved.state.step - len(skipped)

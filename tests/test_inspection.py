@@ -1,11 +1,15 @@
 """`faisca runs`, `faisca inspect`, and the page that specifies the format."""
 
+import ast
+import dataclasses
+import inspect
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from small_runs import killed_in, start, write_material
 
 from faisca import cli
 from faisca.runs.checkpoint import load_checkpoint
+from faisca.runs.state import State
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +65,7 @@ def test_runs_as_json_has_the_numbers_of_the_checkpoints(folder, capsys):
     assert cli.main(["runs", str(folder), "--json"]) == 0
     done, empty, died = json.loads(capsys.readouterr().out)
     state = load_checkpoint(folder / "done").state
-    assert done["validation_loss"] == state["progress"]["measured"]["validation_loss"]
+    assert done["validation_loss"] == state.progress.measured["validation_loss"]
     assert (died["stage"], died["step"], died["total_steps"], died["resumable"]) == ("sft", 4, 7, "yes")
     assert died["bytes"] == sum(p.stat().st_size for p in (folder / "nested/died").rglob("*") if p.is_file())
     assert empty["step"] is None and empty.keys() == done.keys() == died.keys()
@@ -77,7 +82,7 @@ def test_inspect_shows_and_verifies(folder, capsys):
     assert cli.main(["inspect", str(folder / "nested/died")]) == 0
     text = capsys.readouterr().out
     assert "sft-000004" in text and "step 4 of 7" in text and "torch on cpu, float32" in text
-    assert text.count("  ok") == 4  # model, optimiser, state, tokenizer
+    assert text.count("  ok") == 5  # model, optimiser, titles seen, state, tokenizer
     assert cli.main(["inspect", str(folder / "nested/died"), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert described["damage"] == [] and described["state"]["model"]["dim"] == 32
@@ -150,13 +155,15 @@ def test_the_twenty_lines_of_the_specification_read_a_checkpoint(folder, tmp_pat
     assert torn.returncode == 1 and "model.safetensors has been cut" in torn.stderr
 
 
-def test_the_specification_names_every_key_of_the_state_and_every_file(folder):
+def test_the_specification_has_every_field_of_the_state_and_every_file(folder):
     text = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
     checkpoint = load_checkpoint(folder / "done")
-    missing = [
-        name for name in (*checkpoint.state, *(p.name for p in checkpoint.folder.iterdir())) if f"`{name}`" not in text
-    ]
-    assert not missing
+    body = ast.parse(inspect.getsource(State)).body[0].body
+    fields = [(field.target.id, doc.value.value) for field, doc in pairwise(body) if isinstance(field, ast.AnnAssign)]
+    assert len(fields) == len(dataclasses.fields(State))
+    assert [row for row in (f"| `{name}` | {doc} |" for name, doc in fields) if row not in text] == []
+    names = (*checkpoint.state.to_json(), *(path.name for path in checkpoint.folder.iterdir()))
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("command", [["generate"], ["inspect"], ["run", "--resume"], ["sft", "--from"]])

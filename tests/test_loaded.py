@@ -202,7 +202,7 @@ def test_what_the_package_offers():
 def test_training_from_python_is_a_run(tmp_path):
     options = {"pretrain": {"max_steps": 2}, "run": {"stages": ["pretrain"], "backend": "torch", "device": "cpu"}}
     model = faisca.train(tmp_path / "run", "tiny", **options)
-    assert (model.checkpoint.stage, model.checkpoint.step) == ("pretrain", 2)
+    assert (model.checkpoint.state.stage, model.checkpoint.state.step) == ("pretrain", 2)
     tuned = faisca.train(tmp_path / "tuned", "tiny", tmp_path / "run", run=options["run"] | {"stages": ["grpo"]})
     assert tuned.checkpoint.stage == "grpo" and tuned.setup.model_config == model.setup.model_config
     for wrong, words in (

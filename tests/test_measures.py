@@ -161,7 +161,7 @@ def test_a_grpo_step_is_bad_only_where_all_its_updates_were_skipped(material: Pa
     with pytest.raises(FaiscaError, match="grpo: 2 steps in a row"):
         config = small_config(material, **{"run.max_bad_steps": 2, "grpo.steps": 8})
         finish(config, material, tmp_path / "all", skipped=lambda updates: float(updates >= 23))
-    assert load_checkpoint(tmp_path / "all").step == 3
+    assert load_checkpoint(tmp_path / "all").state.step == 3
 
 
 # --- the best checkpoint ------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_the_best_checkpoint_has_the_lowest_loss_on_the_stages_own_titles(materi
         install(patch, backend)
         stages.run(config, tmp_path / "run")
     for name in ("pretrain-000011", "sft-000006"):
-        best[name] = load_checkpoint(tmp_path / "run" / "checkpoints" / name).state["best"]
+        best[name] = load_checkpoint(tmp_path / "run" / "checkpoints" / name).state.best
     assert best["pretrain-000011"] == {"checkpoint": "pretrain-000006", "stage": "pretrain", "validation_loss": 1.0}
     assert best["sft-000006"] == {"checkpoint": "sft-000004", "stage": "sft", "validation_loss": 1.0}
     assert (tmp_path / "run" / "best").read_text() == "checkpoints/sft-000004\n"

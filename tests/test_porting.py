@@ -83,9 +83,9 @@ def test_a_round_trip_through_every_format_is_bit_identical(trained, tmp_path):
     assert {name: array.tobytes() for name, array in first.parameters.items()} == {
         name: array.tobytes() for name, array in last.parameters.items()
     }
-    for key in ("model", "tokenizer", "stage", "step", "stages", "config", "seed"):
-        assert first.state[key] == last.state[key], key
-    assert first.tokenizer_json == last.tokenizer_json and last.state["finished"]
+    for key in ("model", "tokenizer", "stage", "step", "stages", "config", "hold_out_seed"):
+        assert getattr(first.state, key) == getattr(last.state, key), key
+    assert first.tokenizer_json == last.tokenizer_json and last.state.finished
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_imported_gpt2_is_fine_tuned_and_reinforced(tmp_path, tokenizer, back
     assert main(["sft", "--from", "run", "--out", "tuned", *common]) == 0
     assert main(["grpo", "--from", "tuned", "--out", "reinforced", *common]) == 0
     before, after = load_checkpoint(Path("run")), load_checkpoint(Path("reinforced"))
-    assert after.state["model"] == before.state["model"]
+    assert after.state.model == before.state.model
     assert not np.array_equal(after.parameters["token_embedding.weight"], before.parameters["token_embedding.weight"])
     capsys.readouterr()
     assert main(["generate", "reinforced", "-n", "2", "--backend", backend]) == 0

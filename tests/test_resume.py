@@ -178,10 +178,10 @@ def test_what_a_resumed_run_can_change(begun_torch, tmp_path, capsys):
     changed = ["--stages", "pretrain", "--pretrain.learning-rate", "0.01", "--keep", "1", "--checkpoint-every", "1"]
     resume(folder, *changed, "--data", str(material), "--data.language", "", "--sft.url-contains", "")
     assert "the training data have changed since the checkpoint" in capsys.readouterr().out
-    config = load_checkpoint(folder).state["config"]
+    config = load_checkpoint(folder).state.to_json()["config"]
     values = (config["pretrain"]["learning_rate"], config["run"]["keep"], config["run"]["checkpoint_every"])
     assert values == (0.01, 1, 1)
-    assert load_checkpoint(folder).state["finished"]
+    assert load_checkpoint(folder).state.finished
 
 
 def test_a_finished_run_can_be_resumed_and_is_only_shown_again(unbroken_torch, tmp_path, capsys):

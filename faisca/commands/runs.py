@@ -19,7 +19,7 @@ from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.checkpoint import LATEST, checkpoint_folders, find_checkpoint, read_pointer, read_state
 from faisca.runs.manifest import MANIFEST, read_files
 from faisca.runs.nearby import no_checkpoint, run_folders
-from faisca.runs.state import IMPORTED
+from faisca.runs.state import IMPORTED, State
 from faisca.system.tables import print_table
 from faisca.text import format_bytes, titles_name
 
@@ -101,13 +101,12 @@ def describe_run(folder: Path) -> dict[str, Any]:
         state = read_state(find_checkpoint(folder, say=lambda _: None))
     except FaiscaError:
         return known | dict.fromkeys(ROW) | {"resumable": "no"}
-    stages = state["config"]["run"]["stages"]
-    done = state["finished"] and state["stage"] == stages[-1]
+    done = state.finished and state.stage == state.config.run.stages[-1]
     return known | {
-        **{"stage": state["stage"], "step": state["step"], "total_steps": state.get("schedule", {}).get("total_steps")},
+        **{"stage": state.stage, "step": state.step, "total_steps": state.progress.total_steps},
         **_losses(state),
-        "sft_url_contains": state["config"]["sft"]["url_contains"],
-        **{"backend": state["backend"], "device": state["device"], "dtype": state["dtype"]},
+        "sft_url_contains": state.config.sft.url_contains,
+        **{"backend": state.backend, "device": state.device, "dtype": state.dtype},
         "resumable": "finished" if done else "yes",
     }
 
@@ -132,7 +131,7 @@ def describe_checkpoint(folder: Path) -> dict[str, Any]:
         for name in sorted(files.keys() | problems.keys())
     }
     whole = files.keys() - problems.keys()
-    state = read_state(folder) if "state.json" in whole else {}
+    state = read_state(folder).to_json() if "state.json" in whole else {}
     tensors = _tensors(folder / "model.safetensors") if "model.safetensors" in whole else {}
     return {
         **{"checkpoint": str(folder), "damage": list(problems.values()), "files": listed, "state": state},
@@ -165,11 +164,10 @@ ROW = (
 )
 
 
-def _losses(state: dict[str, Any]) -> dict[str, float | None]:
+def _losses(state: State) -> dict[str, float | None]:
     """The newest validation losses: of a stage under way, else those after the last that has finished."""
     names = ("validation_loss", "portugal_validation_loss")
-    measured = state["progress"].get("measured") or {}
-    last = state["stages"][-1] if state["stages"] else {}
+    measured, last = state.progress.measured, state.stages[-1] if state.stages else {}
     return {name: measured.get(name, last.get(f"{name}_after")) for name in names}
 
 
@@ -197,10 +195,10 @@ def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _print_checkpoint(described: dict[str, Any]) -> None:
-    console, files, state = Console(highlight=False), described["files"], described["state"]
+    console, files = Console(highlight=False), described["files"]
     console.print(Text(described["checkpoint"], style="bold"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in _facts(state).items():
+    for name, value in (_facts(State.from_json(described["state"])) if described["state"] else {}).items():
         table.add_row(name, Text(value))
     table.add_row()
     for name, file in files.items():
@@ -233,28 +231,26 @@ def _tensor_table(tensors: dict[str, dict[str, Any]], parameters: int) -> Table:
     return table
 
 
-def _computed_with(state: dict[str, Any]) -> str:
+def _computed_with(state: State) -> str:
     """What computed the weights, in words."""
-    if state["backend"] == IMPORTED:
-        return f"imported from {state.get('ported_from', 'another format')}"
-    return f"{state['backend']} on {state['device']}, {state['dtype']}"
+    if state.backend == IMPORTED:
+        return f"imported from {state.ported_from or 'another format'}"
+    return f"{state.backend} on {state.device}, {state.dtype}"
 
 
-def _facts(state: dict[str, Any]) -> dict[str, str]:
-    if not state:
-        return {}
-    progress, model, total = state["progress"], state["model"], state.get("schedule", {}).get("total_steps")
-    names = ("validation loss", f"{titles_name(state['config']['sft']['url_contains'])} validation loss")
+def _facts(state: State) -> dict[str, str]:
+    total = state.progress.total_steps
+    names = ("validation loss", f"{titles_name(state.config.sft.url_contains)} validation loss")
     losses = zip(names, _losses(state).values(), strict=True)
     return {
-        "stage": f"{state['stage']}, step {state['step']}" + (f" of {total}" if total else ""),
-        "finished": "yes" if state["finished"] else "no",
+        "stage": f"{state.stage}, step {state.step}" + (f" of {total}" if total else ""),
+        "finished": "yes" if state.finished else "no",
         **{name: f"{loss:.4f}" for name, loss in losses if loss is not None},
-        "best": state["best"]["checkpoint"] if state.get("best") else "–",
-        "skipped steps": str(progress["skipped"]),
+        "best": state.best["checkpoint"] if state.best else "–",
+        "skipped steps": str(state.progress.skipped),
         "computed with": _computed_with(state),
-        "seed": str(state["seed"]),
-        "model": ", ".join(f"{name} {value}" for name, value in model.items()),
-        "tokenizer": state["tokenizer"]["kind"],
-        "versions": ", ".join(f"{name} {value}" for name, value in state["versions"].items()),
+        "seed": str(state.config.run.seed),
+        "model": ", ".join(f"{name} {value}" for name, value in vars(state.model).items()),
+        "tokenizer": state.tokenizer["kind"],
+        "versions": ", ".join(f"{name} {value}" for name, value in state.versions.items()),
     }

@@ -6,6 +6,7 @@ text above the options. A configuration has three layers: the preset, --config F
 
 import os
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,8 @@ class StartOptions:
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """continue an interrupted run in its folder, with its own configuration"""
     start_from: Annotated[Path | None, arg(name="from", metavar="CHECKPOINT", help_behavior_hint="")] = None
-    """begin with the weights of a checkpoint or run folder; without --preset its configuration comes along"""
+    """begin with the weights of a checkpoint or run folder, its model and its tokenizer; without --preset the
+    rest of its configuration comes along"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +150,26 @@ def _starting_sections(start: StartOptions, command: str) -> Sections:
     """The layers below the options: the preset and --config, or the configuration of --resume."""
     if start.resume:
         return _resumed_sections(start.resume, start)
-    inherited = _inherited_sections(start.start_from) if start.start_from and not start.preset else None
-    sections = layered_sections(start.preset, start.config, inherited)
+    if start.start_from:
+        sections = _inherited_sections(start.start_from, start)
+    else:
+        sections = layered_sections(start.preset, start.config)
     if command != "run":
         sections["run"] = replace(sections["run"], stages=(command,))
     return sections
 
 
-def _inherited_sections(checkpoint: Path) -> Sections:
-    """What --from brings along where no preset is named: what the run was configured with, but for how it ran.
+def _inherited_sections(checkpoint: Path, start: StartOptions) -> Sections:
+    """What --from brings along: where no preset is named what the run was configured with, but for how it ran.
 
-    The seed comes along, as it decides which titles are held out where the data have no validation split.
+    Model and tokenizer always come along; so does the seed, unless a preset is named.
     """
-    from faisca.training.stages import saved_config
+    from faisca.training.stages import saved_state
+    from faisca.training.start import inherit
 
-    config = saved_config(checkpoint)
-    return sections_of(config) | {"run": RunConfig(seed=config.run.seed)}
+    state = saved_state(checkpoint)
+    own = sections_of(state.config) | {"run": RunConfig(seed=state.config.run.seed)}
+    return layered_sections(start.preset, start.config, own, partial(inherit, state=state))
 
 
 def _resumed_sections(run: Path, start: StartOptions) -> Sections:
@@ -173,9 +179,9 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
             raise FaiscaError(f"--{flag} does not go with --resume, which has its own: leave --{flag} out")
     if not os.path.isdir(run / "checkpoints"):  # False, not an error, where it may not be read
         raise FaiscaError(f"--resume {run} is no run folder: it has no checkpoints, so start it anew{runs_nearby(run)}")
-    from faisca.training.stages import saved_config
+    from faisca.training.stages import saved_state
 
-    return sections_of(saved_config(run))
+    return sections_of(saved_state(run).config)
 
 
 def _default_options(start: StartOptions, sections: Sections) -> TrainOptions:

@@ -8,7 +8,7 @@ on the command line can mend what an earlier one leaves impossible on its own.
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,6 +23,11 @@ PRESETS = Path(__file__).parent / "presets"
 
 Sections = dict[str, Any]
 """The fields of a Config by name: `preset`, a text, and the sections, dataclasses."""
+Adapt = Callable[[Sections], Sections]
+
+
+def _as_it_is(sections: Sections) -> Sections:
+    return sections
 
 
 def preset_names() -> list[str]:
@@ -51,7 +56,7 @@ def read_config(path: Path, base: Config | None = None) -> Config:
 
 def config_from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """The inverse of `config_to_dict`; what `values` leave out comes from `base` or the defaults."""
-    return Config(**_lay(sections_of(base or Config()), values))
+    return Config(**lay(sections_of(base or Config()), values))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -79,29 +84,34 @@ def preset_sections(name: str) -> Sections:
     return read_sections(_preset_path(name), sections_of(Config(preset=name)))
 
 
-def read_sections(path: Path, base: Sections | None = None, without_preset: Sections | None = None) -> Sections:
+def read_sections(
+    path: Path, base: Sections | None = None, without_preset: Sections | None = None, adapt: Adapt = _as_it_is
+) -> Sections:
     """`base` with the values of a TOML file laid on it; see `read_config`.
 
-    Without `base` and where the file names no preset, they are laid on `without_preset`, if given.
+    Without `base` and where the file names no preset, they are laid on `without_preset`, if given. `adapt`
+    changes what they are laid on.
     """
     values = _read_toml(path)
     try:
         if base is None and "preset" not in values:
             base = without_preset
-        return _lay(preset_sections(_preset_of(values)) if base is None else base, values)
+        return lay(adapt(preset_sections(_preset_of(values)) if base is None else base), values)
     except FaiscaError as error:
         raise FaiscaError(f"{path}: {error}") from None
 
 
-def layered_sections(preset: str | None, file: Path | None, otherwise: Sections | None = None) -> Sections:
+def layered_sections(
+    preset: str | None, file: Path | None, otherwise: Sections | None = None, adapt: Adapt = _as_it_is
+) -> Sections:
     """The layers below the command line: a preset, and a file laid over it.
 
-    Without `preset` it is the one that the file names, else `otherwise`, else `spark`; FaiscaError where
-    the two disagree.
+    Without `preset` it is the one that the file names, else `otherwise`, else `spark`; `adapt` changes it
+    before the file is laid on it. FaiscaError where the two disagree.
     """
     if file is None:
-        return otherwise if otherwise and preset is None else preset_sections(preset or "spark")
-    sections = read_sections(file, preset_sections(preset) if preset else None, otherwise)
+        return adapt(otherwise if otherwise and preset is None else preset_sections(preset or "spark"))
+    sections = read_sections(file, preset_sections(preset) if preset else None, otherwise, adapt)
     if preset not in (None, sections["preset"]):
         raise FaiscaError(
             f"--preset {preset} disagrees with {file}, which builds on preset {sections['preset']}: leave --preset out"
@@ -140,7 +150,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise FaiscaError(f"{path} holds a value that cannot be read: {error}") from None
 
 
-def _lay(base: Sections, values: Mapping[str, Any]) -> Sections:
+def lay(base: Sections, values: Mapping[str, Any]) -> Sections:
+    """`base` with values by section and name laid on it, each checked; the rules between values wait for Config."""
     laid = dict(base)
     for name, value in values.items():
         if name == "preset":

@@ -22,6 +22,9 @@ SEPARATORS = r"[\s\p{Z}\p{Cc}]+"  # white space of every script, and control cha
 IRREGULAR = r"  |[\p{Cc}\p{Zl}\p{Zp}\x{a0}\x{1680}\x{2000}-\x{200a}\x{202f}\x{205f}\x{3000}]"  # not single spaces
 NOT_LATIN = r"[^\x{0}-\x{2ff}]"  # Unicode promises that all below is in normal form C
 
+SEEN = 0
+"""the seed of the hash by which titles are recognised"""
+
 Titles = dict[str, tuple[pa.Array, pa.Array]]
 """training and validation titles by stage"""
 
@@ -38,10 +41,13 @@ class Headlines:
     """the columns that the source has"""
 
 
-def load_headlines(config: DataConfig, seed: int, filters: Filters = NO_FILTERS) -> Headlines:
+def load_headlines(
+    config: DataConfig, seed: int, filters: Filters = NO_FILTERS, seen: np.ndarray | None = None
+) -> Headlines:
     """Read, filter and clean both splits; `seed` decides what is held out where there is only one.
 
     `filters` are what stages will ask of addresses: an error then says at once what they lack, too.
+    `seen` are hashes (`title_hashes`) of the titles that a model was trained on: none of them is validation.
 
     Raises FaiscaError where the source cannot be read, lacks a column, or leaves a split empty.
     """
@@ -54,6 +60,9 @@ def load_headlines(config: DataConfig, seed: int, filters: Filters = NO_FILTERS)
         validation = _clean(raw.validation, config, dropped)
         shared = pc.is_in(train["title"], value_set=validation["title"])
         train = _keep(train, pc.invert(shared), "also in validation", dropped)
+    if seen is not None and len(seen):
+        unseen = pa.array(~np.isin(_hashes(validation["title"].combine_chunks(), SEEN), seen))
+        validation = _keep(validation, unseen, "held out, but the model was trained on them", dropped)
     report = _report(raw, train, validation, dropped)
     for split, table in (("training", train), ("validation", validation)):
         if not table.num_rows:
@@ -78,6 +87,11 @@ def select_titles(headlines: Headlines, config: Config) -> Titles:
         stage: stage_titles(headlines, getattr(config, stage), seed=config.run.seed, stage=stage)
         for stage in ("pretrain", "sft")
     }
+
+
+def title_hashes(titles: pa.Array) -> np.ndarray:
+    """A hash of each title, sorted, uint64: by them a checkpoint remembers what it was trained on."""
+    return np.unique(_hashes(titles, SEEN))
 
 
 def address_filters(config: Config) -> Filters:
@@ -168,6 +182,8 @@ def _hold_out(table: pa.Table, share: float, seed: int) -> tuple[pa.Table, pa.Ta
 def _hashes(texts: pa.Array, seed: int, chunk: int = 1024) -> np.ndarray:
     """A hash of each text, uint64: its bytes times random weights, summed and mixed. None may be empty."""
     data, starts = text_buffers(texts)
+    if not len(texts):
+        return np.array([], np.uint64)
     random = generator(seed, "weights of the hash that holds titles out")
     weights = random.integers(2**64, size=np.diff(starts).max(), dtype=np.uint64)
     sums = []

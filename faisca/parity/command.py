@@ -118,7 +118,7 @@ def make_case(path: Path | None) -> Case:
     from faisca.training.run import checkpoint_tokenizer
 
     checkpoint = load_checkpoint(path)
-    config = dataclasses.replace(ModelConfig(**checkpoint.state["model"]), dropout=0.0, attention_dropout=0.0)
+    config = dataclasses.replace(checkpoint.state.model, dropout=0.0, attention_dropout=0.0)
     end_of_text = checkpoint_tokenizer(checkpoint).end_of_text
     rows, steps = (2, 6) if count_parameters(config) > LARGE else (8, 20)
     length = min(32, config.context)

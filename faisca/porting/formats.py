@@ -102,6 +102,7 @@ def check_training(training: Mapping[str, Any], source: Path) -> None:
         "stage": training.get("stage", "pretrain") in STAGES,
         "step": isinstance(training.get("step", 0), int) and training.get("step", 0) >= 0,
         "config": isinstance(training.get("config", {}), dict),
+        "hold_out_seed": isinstance(training.get("hold_out_seed", 0), int | None),
         "stages": all(isinstance(stage, dict) and stage.get("stage") in STAGES for stage in training.get("stages", [])),
     }
     for key, fine in fits.items():

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import Runtime
 from faisca.config import Config, TokenizerConfig
 from faisca.config.files import config_from_dict, write_config
-from faisca.porting.formats import Portable, model_config
+from faisca.porting.formats import Portable
 from faisca.runs.checkpoint import load_checkpoint, save_checkpoint
-from faisca.runs.state import IMPORTED, Progress, run_state
+from faisca.runs.state import IMPORTED, Progress, State, versions
 
-TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages")
+TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages", "hold_out_seed")
 """what of a checkpoint's state goes along"""
 
 
@@ -24,15 +23,16 @@ def read_run(path: Path) -> Portable:
 
     notes: list[str] = []
     checkpoint = load_checkpoint(path, say=notes.append)
-    if checkpoint.step:
+    state, values = checkpoint.state, checkpoint.state.to_json()
+    if state.step:
         notes.append("weights only: the optimiser's state stays behind")
     return Portable(
         format="faisca",
-        found=f"a faisca checkpoint ({checkpoint.stage}, step {checkpoint.step})",
-        model=model_config(checkpoint.state["model"], str(checkpoint.folder)),
+        found=f"a faisca checkpoint ({state.stage}, step {state.step})",
+        model=state.model,
         parameters=checkpoint.parameters,
         tokenizer=checkpoint_tokenizer(checkpoint),
-        training={key: checkpoint.state[key] for key in TRAINING_KEYS if key in checkpoint.state},
+        training={key: values[key] for key in TRAINING_KEYS},
         notes=tuple(notes),
     )
 
@@ -47,10 +47,8 @@ def write_run(portable: Portable, folder: Path) -> None:
         (folder / "tokenizer.json").write_bytes(tokenizer_json.encode())
     save_checkpoint(
         folder,
-        state=_state(portable, config),
-        parameters=portable.parameters,
-        optimizer={"step": np.array(0, np.int64)},
-        reference=None,
+        _state(portable, config),
+        {"model": portable.parameters, "optimizer": {"step": np.array(0, np.int64)}},
         tokenizer_json=tokenizer_json,
     )
 
@@ -67,17 +65,19 @@ def _config(portable: Portable) -> Config:
     return config_from_dict(values | {"tokenizer": dataclasses.asdict(tokenizer)})
 
 
-def _state(portable: Portable, config: Config) -> dict[str, Any]:
+def _state(portable: Portable, config: Config) -> State:
     training, tokenizer = portable.training, portable.tokenizer
     stage, step = training.get("stage", "pretrain"), training.get("step", 0)
     computed = {key: training.get(key, IMPORTED) for key in ("backend", "device", "dtype")}
-    return run_state(
-        Progress(stage, step, total_steps=step),
+    return State(
+        progress=Progress(stage, step, total_steps=step),
         finished=True,
         config=config,
         model=portable.model,
-        runtime=Runtime(**computed, compile=False),
+        **computed,
+        versions=versions(),
         stages=training.get("stages", []),
+        hold_out_seed=training.get("hold_out_seed", training.get("seed")),
         tokenizer={"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
         metrics_bytes=0,
         seconds=training.get("seconds", 0.0),

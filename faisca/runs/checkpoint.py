@@ -22,15 +22,17 @@ from safetensors import SafetensorError
 
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
-from faisca.runs.checks import check_state, check_weights
+from faisca.runs.checks import check_weights
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
+from faisca.runs.state import State
 from faisca.system.files import flush_folder, write_atomically
 from faisca.text import json_text
 
 LATEST = "latest"
 BEST = "best"
 SET_ASIDE = ".replaced-"
+NOTHING_SEEN = np.array([], np.uint64)
 Arrays = Mapping[str, np.ndarray]
 Say = Callable[[str], None]
 
@@ -45,47 +47,35 @@ class Checkpoint:
     """What a checkpoint folder holds, verified against its manifest."""
 
     folder: Path
-    state: dict[str, Any] = field(repr=False)
+    state: State = field(repr=False)
     parameters: dict[str, np.ndarray] = field(repr=False)
     optimizer: dict[str, np.ndarray] = field(repr=False)
     reference: dict[str, np.ndarray] | None = field(repr=False)
     """GRPO's frozen model"""
     tokenizer_json: str | None = field(repr=False)
     """absent where the tokenizer is GPT-2's"""
-
-    @property
-    def stage(self) -> str:
-        return str(self.state["stage"])
-
-    @property
-    def step(self) -> int:
-        return int(self.state["step"])
+    seen: np.ndarray = field(repr=False)
+    """hashes of the titles that it was trained on, uint64 [n]; none where an older version wrote it"""
 
 
 def save_checkpoint(
     run_folder: Path,
+    state: State,
+    arrays: Mapping[str, Arrays],
     *,
-    state: Mapping[str, Any],
-    parameters: Arrays,
-    optimizer: Arrays,
-    reference: Arrays | None,
     tokenizer_json: str | None,
     best: str | None = None,
 ) -> Path:
     """Write `checkpoints/{stage}-{step:06d}` and make it the latest; `best` names the best one.
 
+    `arrays` are those of `NAME.safetensors` by NAME: `model`, `optimizer`, in GRPO `reference`, and `seen`.
     A FaiscaError leaves the earlier checkpoints as they were.
     """
-    files = {
-        "model.safetensors": safetensors.numpy.save(dict(parameters)),
-        "optimizer.safetensors": safetensors.numpy.save(dict(optimizer)),
-        "state.json": (json_text({"format": FORMAT} | dict(state), indent=2) + "\n").encode(),
-    }
-    if reference is not None:
-        files["reference.safetensors"] = safetensors.numpy.save(dict(reference))
+    files = {f"{name}.safetensors": safetensors.numpy.save(dict(content)) for name, content in arrays.items()}
+    files["state.json"] = (json_text(state.to_json(), indent=2) + "\n").encode()
     if tokenizer_json is not None:
         files["tokenizer.json"] = tokenizer_json.encode()
-    target = run_folder / "checkpoints" / f"{state['stage']}-{state['step']:06d}"
+    target = run_folder / "checkpoints" / state.progress.name
     temporary = target.with_name(f".saving-{target.name}-{os.getpid()}")
     try:
         write_files(temporary, files)
@@ -105,7 +95,7 @@ def load_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
     folder, files = _find(path, say)
     state, tokenizer = _parse_state(folder, files["state.json"]), files.get("tokenizer.json")
     arrays = {name: _parse_arrays(folder, name, files[name]) for name in files if name.endswith(".safetensors")}
-    check_weights(folder, arrays["model.safetensors"], check_state(folder, state))
+    check_weights(folder, arrays["model.safetensors"], state.model)
     return Checkpoint(
         folder=folder,
         state=state,
@@ -113,6 +103,7 @@ def load_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
         optimizer=arrays["optimizer.safetensors"],
         reference=arrays.get("reference.safetensors"),
         tokenizer_json=None if tokenizer is None else tokenizer.decode(),
+        seen=arrays.get("seen.safetensors", {}).get("titles", NOTHING_SEEN),
     )
 
 
@@ -125,7 +116,7 @@ def find_checkpoint(path: Path, say: Say = warn) -> Path:
     return _find(path, say)[0]
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> State:
     """What `state.json` of a checkpoint folder says."""
     return _parse_state(folder, (folder / "state.json").read_bytes())
 
@@ -223,17 +214,20 @@ def _order(name: str) -> tuple[int, int]:
     return (STAGES.index(stage) if stage in STAGES else -1, int(step))
 
 
-def _parse_state(folder: Path, content: bytes) -> dict[str, Any]:
+def _parse_state(folder: Path, content: bytes) -> State:
     try:
-        state: dict[str, Any] = json.loads(content)
-        written = state.get("format")
+        values: dict[str, Any] = json.loads(content)
+        written = values.get("format")
     except (ValueError, AttributeError, RecursionError) as error:
         raise FaiscaError(f"checkpoint {folder} has a state.json that is no JSON object: take another one") from error
     if written != FORMAT:
         raise FaiscaError(
             f"checkpoint {folder} has format {written}, but this version reads {FORMAT}: update faisca-mlx"
         )
-    return state
+    try:
+        return State.from_json(values)
+    except FaiscaError as error:
+        raise FaiscaError(f"checkpoint {folder}: {error}") from error
 
 
 def _parse_arrays(folder: Path, name: str, content: bytes) -> dict[str, np.ndarray]:

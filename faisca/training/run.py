@@ -14,13 +14,13 @@ import pyarrow as pa
 from faisca.backend import choose_backend, load_backend
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text
-from faisca.data.headlines import Headlines, Titles, address_filters, load_headlines, select_titles
+from faisca.data.headlines import Headlines, Titles, address_filters, load_headlines, select_titles, title_hashes
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.runs.checkpoint import Checkpoint, prune_checkpoints, remove_leftovers
+from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
 from faisca.runs.log import RunLog
 from faisca.system.files import write_atomically
@@ -48,6 +48,12 @@ class Run:
     """entries of the summary, one a finished stage"""
     best: dict[str, Any] | None
     """the best checkpoint so far, see `best_of`"""
+    hold_out_seed: int
+    """decides which titles are never trained on; that of a checkpoint stays with its weights"""
+    seen: np.ndarray
+    """hashes of the titles that the model was trained on so far, sorted"""
+    hashes: Mapping[str, np.ndarray]
+    """those of the training titles, by stage"""
 
     @property
     def config(self) -> Config:
@@ -72,6 +78,10 @@ class Run:
     def best_name(self) -> str | None:
         """The name of the best checkpoint so far."""
         return None if self.best is None else str(self.best["checkpoint"])
+
+    def see(self, stage: str) -> None:
+        """Note that a stage trains on its titles from here on."""
+        self.seen = np.union1d(self.seen, self.hashes.get(stage, NOTHING_SEEN))
 
     def tidy(self, newest: Path) -> None:
         """Delete the checkpoints that need not stay now that `newest` is there."""
@@ -103,15 +113,18 @@ def open_run(
     caller that resumes has taken hold of the folder already, with `hold_folder`.
     """
     # Refuse first, what needs no framework before what needs one: loading it takes seconds.
-    headlines = load_headlines(config.data, config.run.seed, address_filters(config))
+    state = None if checkpoint is None else checkpoint.state
+    hold_out_seed = config.run.seed if state is None or state.hold_out_seed is None else state.hold_out_seed
+    seen = NOTHING_SEEN if checkpoint is None else checkpoint.seen
+    headlines = load_headlines(config.data, hold_out_seed, address_filters(config), seen)
     titles = select_titles(headlines, config)
     setup, reason = _open_setup(config, titles, checkpoint)
     # Then take the folder: one run at a time writes there, and never over another run.
     with nullcontext() if resuming else hold_folder(folder):
         _prepare_folder(setup, folder, resuming)
-        state: dict[str, Any] = checkpoint.state if checkpoint and resuming else {}
-        kept = {name: state[name] for name in ("metrics_bytes", "metrics_sha256") if name in state}
-        with RunLog(folder, **kept, seconds_before=state.get("seconds", 0.0)) as log, stop_on_signals() as stop:
+        begun = state if resuming else None
+        kept = {name: getattr(begun, name) for name in ("metrics_bytes", "metrics_sha256")} if begun else {}
+        with RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log, stop_on_signals() as stop:
             for line in (reason, *_words(setup, headlines)):
                 log.say(line)
             # Tokenise once: two sets of titles to measure on, and windows to train on.
@@ -122,7 +135,9 @@ def open_run(
                 for stage in config.run.stages
                 if stage in titles
             }
-            yield Run(setup, folder, log, stop, windows, yardsticks, list(state.get("stages", [])), state.get("best"))
+            hashes = {stage: title_hashes(titles[stage][0]) for stage in windows}
+            stages, best = (list(begun.stages), begun.best) if begun else ([], None)
+            yield Run(setup, folder, log, stop, windows, yardsticks, stages, best, hold_out_seed, seen, hashes)
 
 
 def _open_setup(config: Config, titles: Titles, checkpoint: Checkpoint | None) -> tuple[Setup, str]:
@@ -178,7 +193,7 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> ModelConfig:
     if checkpoint is not None:
-        return ModelConfig(**checkpoint.state["model"])
+        return dataclasses.replace(config.model, vocabulary_size=checkpoint.state.model.vocabulary_size)
     wanted = config.model.vocabulary_size
     if wanted and wanted < tokenizer.vocabulary_size:
         raise FaiscaError(

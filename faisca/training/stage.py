@@ -14,7 +14,7 @@ from faisca.errors import FaiscaError
 from faisca.parameters import Parameters
 from faisca.runs.checkpoint import Checkpoint, save_checkpoint
 from faisca.runs.measures import before_and_after, measures_after
-from faisca.runs.state import Progress, best_of, run_state
+from faisca.runs.state import Progress, State, best_of, versions
 from faisca.training.evaluate import measure, measure_loss, show_samples
 from faisca.training.rollout_report import notes
 from faisca.training.run import Run
@@ -47,6 +47,7 @@ class Stage:
         if checkpoint is not None:
             run.setup.backend.set_optimizer_state(learner=self.learner, state=checkpoint.optimizer)
         else:
+            run.see(progress.stage)
             self.save(finished=False)
         if progress.before is None and run.stages:  # the stage before this one has measured the same weights
             progress.before = measures_after(run.stages[-1])
@@ -148,29 +149,31 @@ class Stage:
         """A checkpoint of this moment; it becomes the latest, and old ones along the way go."""
         run, setup = self.run, self.run.setup
         run.best = best_of(run.best, self.progress)
-        state = run_state(
-            self.progress,
+        state = State(
+            progress=self.progress,
             finished=finished,
             config=setup.config,
             model=setup.model_config,
-            runtime=setup.runtime,
+            backend=setup.runtime.backend,
+            device=setup.runtime.device,
+            dtype=setup.runtime.dtype,
+            versions=versions(setup.runtime.details),
+            tokenizer={"kind": setup.tokenizer.kind, "fingerprint": setup.tokenizer.fingerprint},
             stages=run.stages,
             best=run.best,
-            tokenizer={"kind": setup.tokenizer.kind, "fingerprint": setup.tokenizer.fingerprint},
+            hold_out_seed=run.hold_out_seed,
             metrics_bytes=run.log.flush(),
             metrics_sha256=run.log.metrics_sha256,
             seconds=run.log.seconds,
         )
-        folder = save_checkpoint(
-            run.folder,
-            state=state,
-            parameters=setup.backend.get_parameters(model=self.model),
-            optimizer=setup.backend.get_optimizer_state(learner=self.learner),
-            reference=self.reference,
-            tokenizer_json=setup.tokenizer.json_text() if setup.tokenizer.kind == "bpe" else None,
-            best=run.best_name,
-        )
-        run.tidy(folder)
+        arrays = {
+            "model": setup.backend.get_parameters(model=self.model),
+            "optimizer": setup.backend.get_optimizer_state(learner=self.learner),
+            **({} if self.reference is None else {"reference": self.reference}),
+            "seen": {"titles": run.seen},
+        }
+        tokenizer_json = setup.tokenizer.json_text() if setup.tokenizer.kind == "bpe" else None
+        run.tidy(save_checkpoint(run.folder, state, arrays, tokenizer_json=tokenizer_json, best=run.best_name))
 
     def _read_pending(self) -> None:
         """Read the metrics of the steps since the last time, write a line a step, and show the last."""

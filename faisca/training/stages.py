@@ -1,24 +1,24 @@
 """The recipe: pre-training, SFT and GRPO, one after the other on one model, from the start or from a checkpoint."""
 
-import dataclasses
 import shlex
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from faisca.backend import Model
 from faisca.config import STAGES, Config
-from faisca.config.files import config_from_dict
-from faisca.data.sources import is_path
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters
+from faisca.runs.changes import change_words, check_changes, with_finished_stages
 from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state, write_pointers
 from faisca.runs.checks import check_resumable
 from faisca.runs.folder import hold_folder
 from faisca.runs.plots import draw_charts
-from faisca.runs.state import Progress
+from faisca.runs.state import Progress, State
 from faisca.runs.summary import show_summary, write_summary
 from faisca.training.grpo import reinforce
 from faisca.training.run import Run, open_run
+from faisca.training.start import check_start, start_words
 from faisca.training.train import train
 
 
@@ -28,12 +28,16 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
     if start_from is None and first != "pretrain":
         raise FaiscaError(f"{first} starts from a trained model: name a checkpoint with --from")
     checkpoint = None if start_from is None else load_checkpoint(start_from)
-    data_words = "" if checkpoint is None else compare_data(config, checkpoint)
+    words: list[str] = []
+    if checkpoint is not None:
+        config = check_start(config, checkpoint)
+        words = start_words(config, checkpoint)
     with open_run(config, folder, checkpoint=checkpoint) as opened:
+        for line in words:
+            opened.log.say(line)
         if checkpoint is None:
             parameters = initial_parameters(opened.setup.model_config, config.run.seed)
         else:
-            opened.log.say(f"starting from {checkpoint.folder}: its model, tokenizer and weights; {data_words}")
             parameters = checkpoint.parameters
         return _run_stages(opened, opened.setup.make_model(parameters), list(config.run.stages), None)
 
@@ -43,47 +47,29 @@ def resume(folder: Path, config: Config) -> dict[str, Any]:
     with hold_folder(folder):
         checkpoint = load_checkpoint(folder)
         state = checkpoint.state
-        check_resumable(checkpoint.folder, state, checkpoint.optimizer, checkpoint.reference, config)
+        check_resumable(checkpoint.folder, state, checkpoint.optimizer, checkpoint.reference)
+        check_changes(config, state, folder)
+        config = with_finished_stages(config, state)
         with open_run(config, folder, checkpoint=checkpoint, resuming=True) as opened:
-            opened.log.say(f"resuming after step {checkpoint.step} of {checkpoint.stage}")
+            opened.log.say(f"resuming after step {state.step} of {state.stage}")
+            for line in change_words(config, state):
+                opened.log.say(line)
             _note_change(opened, checkpoint)
             model = opened.setup.make_model(checkpoint.parameters)
-            first = STAGES.index(checkpoint.stage) + state["finished"]
+            first = STAGES.index(state.stage) + state.finished
             to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= first]
             _catch_up(opened, checkpoint)
-            return _run_stages(opened, model, to_do, None if state["finished"] else checkpoint)
+            return _run_stages(opened, model, to_do, None if state.finished else checkpoint)
 
 
-def saved_config(folder: Path) -> Config:
-    """The configuration in a run's newest good checkpoint."""
-    return config_from_dict(read_state(find_checkpoint(folder, say=lambda _: None))["config"])
-
-
-def compare_data(config: Config, checkpoint: Checkpoint) -> str:
-    """Whether a run measures on the titles that its checkpoint was trained and measured on, in words.
-
-    Raises FaiscaError where those are to be taken, and the files are not there.
-    """
-    source, begun = config.data.source, config_from_dict(checkpoint.state["config"])
-    if checkpoint.state["backend"] == "imported":
-        return f"data: {source} (what an imported model was trained on is not known)"
-    data = config.data
-    if dataclasses.replace(begun.data, window=data.window, stride=data.stride) != data:  # windows change no title
-        theirs = begun.data.source if begun.data.source != source else "the same source with other options"
-        return f"data: {source}, not its own ({theirs}): losses cannot be compared with those of that run"
-    if is_path(source) and not Path(source).expanduser().exists():
-        raise FaiscaError(
-            f"{checkpoint.folder} was trained on {source}, which does not exist here: name it with --data PATH, "
-            "or other data, with which losses cannot be compared with those of that run"
-        )
-    if is_path(source) and begun.run.seed != config.run.seed:
-        return f"its data, {source}, but with seed {config.run.seed}: where titles are held out, they are others"
-    return f"its data, {source}"
+def saved_state(folder: Path) -> State:
+    """The state in a run's newest good checkpoint."""
+    return read_state(find_checkpoint(folder, say=lambda _: None))
 
 
 def _catch_up(run: Run, checkpoint: Checkpoint) -> None:
     """Do what follows the writing of a checkpoint, for the run may have died right after that."""
-    newest = run.folder / "checkpoints" / f"{checkpoint.stage}-{checkpoint.step:06d}"
+    newest = run.folder / "checkpoints" / checkpoint.state.progress.name
     write_pointers(run.folder, newest.name, run.best_name)
     run.tidy(newest)
     _show_stages(run)
@@ -93,17 +79,17 @@ def _note_change(run: Run, checkpoint: Checkpoint) -> None:
     """Say and record where a run changes what computes it."""
     keys = ("backend", "device", "dtype")
     now = {key: getattr(run.setup.runtime, key) for key in keys}
-    before = {key: checkpoint.state[key] for key in keys}
+    before = {key: getattr(checkpoint.state, key) for key in keys}
     if now != before:
         words = (" ".join(dict.fromkeys(computed.values())) for computed in (now, before))  # imported, once
         run.log.say("from here on with {}; so far it was {}".format(*words))
         previous = {f"previous_{key}": value for key, value in before.items()}
-        run.log.record(stage=checkpoint.stage, step=checkpoint.step, **now, **previous)
+        run.log.record(stage=checkpoint.state.stage, step=checkpoint.state.step, **now, **previous)
 
 
 def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoint | None) -> dict[str, Any]:
     for stage in stages:
-        progress = Progress(stage) if checkpoint is None else Progress.from_json(checkpoint.state["progress"])
+        progress = Progress(stage) if checkpoint is None else deepcopy(checkpoint.state.progress)
         perform = reinforce if stage == "grpo" else train
         perform(run, progress, model, checkpoint)
         checkpoint = None

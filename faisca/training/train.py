@@ -19,8 +19,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     windows = run.windows[name]
     an_epoch = steps_per_epoch(windows, config.batch_size)
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
-    progress.total_steps, progress.steps_per_epoch = total, an_epoch
-    _note_data(run, progress, windows)
+    _note_changes(run, progress, windows, total, an_epoch)
     learner = backend.make_learner(model=model, config=config)
     stage = Stage(run, progress, model, learner)
     stage.begin(checkpoint)
@@ -53,8 +52,20 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     stage.finish()
 
 
-def _note_data(run: Run, progress: Progress, windows: Windows) -> None:
-    """Say where the data of a resumed stage are not those that it began with."""
+def _note_changes(run: Run, progress: Progress, windows: Windows, total: int, an_epoch: int) -> None:
+    """Say what follows where a resumed stage has other data, or other steps, than it began with."""
     before, progress.data_sha256 = progress.data_sha256, sha256(windows.tokens.tobytes())
     if before not in ("", progress.data_sha256):
         run.log.say("the training data have changed since the checkpoint: the run goes on with the new ones")
+    epochs, progress.steps_per_epoch = progress.steps_per_epoch, an_epoch
+    if epochs not in (0, an_epoch):
+        was, now = progress.step / epochs, progress.step / an_epoch
+        run.log.say(
+            f"an epoch has now {an_epoch} steps, not {epochs}: step {progress.step} is epoch {now:.2f}, not {was:.2f}"
+        )
+    steps, progress.total_steps = progress.total_steps, total
+    if steps not in (0, total):
+        run.log.say(
+            f"{progress.stage} ends after step {max(total, progress.step)}, not {steps}, and with it the "
+            "schedule of its learning rates"
+        )

@@ -1,0 +1,83 @@
+"""Beginning with a checkpoint's weights: what belongs to them, and what another run may choose."""
+
+import dataclasses
+from pathlib import Path
+
+from faisca.config import Config, ModelConfig, TokenizerConfig
+from faisca.config.files import Sections
+from faisca.data.sources import is_path
+from faisca.errors import FaiscaError
+from faisca.runs.checkpoint import Checkpoint
+from faisca.runs.state import IMPORTED, State
+
+SETTINGS = ("dropout", "attention_dropout")
+"""of the model: how it is trained, and not what it is"""
+
+
+def inherit(sections: Sections, state: State) -> Sections:
+    """`sections` with what belongs to a checkpoint's weights: model, tokenizer, and the share that is held out."""
+    data = sections["data"]
+    if state.hold_out_seed is not None:
+        data = dataclasses.replace(data, validation_share=state.config.data.validation_share)
+    model = dataclasses.replace(state.model, vocabulary_size=state.config.model.vocabulary_size)
+    return sections | {"model": model, "tokenizer": _tokenizer(state), "data": data}
+
+
+def check_start(config: Config, checkpoint: Checkpoint) -> Config:
+    """`config` with the checkpoint's own model; FaiscaError where it asks for what contradicts the weights."""
+    state, same = checkpoint.state, inherit(dict(vars(config)), checkpoint.state)
+    for section in ("model", "tokenizer", "data"):
+        for name, theirs in vars(same[section]).items():
+            wanted = getattr(getattr(config, section), name)
+            if wanted != theirs and not (section == "model" and _may_differ(name, wanted, state.model)):
+                option = f"--{section}.{name.replace('_', '-')}"
+                raise FaiscaError(
+                    f"{section}.{name} {wanted} does not go with --from: {checkpoint.folder} has {theirs}, which "
+                    f"belongs to its weights; leave {option} out, or train anew without --from"
+                )
+    settings = {name: getattr(config.model, name) for name in SETTINGS}
+    return dataclasses.replace(config, model=dataclasses.replace(same["model"], **settings))
+
+
+def start_words(config: Config, checkpoint: Checkpoint) -> list[str]:
+    """What a run that begins with a checkpoint says of it: what it takes, and what it changes.
+
+    Raises FaiscaError where its data are to be taken, and the files are not there.
+    """
+    state, seed = checkpoint.state, config.run.seed
+    words = [f"starting from {checkpoint.folder}: its model, tokenizer and weights; {compare_data(config, checkpoint)}"]
+    changed = [name for name in SETTINGS if getattr(config.model, name) != getattr(state.model, name)]
+    words += [f"model.{name} {getattr(config.model, name)}; so far {getattr(state.model, name)}" for name in changed]
+    if state.hold_out_seed not in (None, seed):
+        words.append(
+            f"titles are held out as for the checkpoint, by seed {state.hold_out_seed} and not by {seed}: "
+            "it was trained on the others"
+        )
+    return words
+
+
+def compare_data(config: Config, checkpoint: Checkpoint) -> str:
+    """Whether a run measures on the titles that its checkpoint was trained and measured on, in words."""
+    source, begun, data = config.data.source, checkpoint.state.config, config.data
+    if checkpoint.state.backend == IMPORTED:
+        return f"data: {source} (what an imported model was trained on is not known)"
+    if dataclasses.replace(begun.data, window=data.window, stride=data.stride) != data:  # windows change no title
+        theirs = begun.data.source if begun.data.source != source else "the same source with other options"
+        return f"data: {source}, not its own ({theirs}): losses cannot be compared with those of that run"
+    if is_path(source) and not Path(source).expanduser().exists():
+        raise FaiscaError(
+            f"{checkpoint.folder} was trained on {source}, which does not exist here: name it with --data PATH, "
+            "or other data, with which losses cannot be compared with those of that run"
+        )
+    return f"its data, {source}"
+
+
+def _may_differ(name: str, wanted: object, model: ModelConfig) -> bool:
+    """Settings of training, and the real size of the vocabulary in words of its own."""
+    return name in SETTINGS or (name == "vocabulary_size" and wanted in (0, model.vocabulary_size))
+
+
+def _tokenizer(state: State) -> TokenizerConfig:
+    """The tokenizer's section, which older versions wrote wrong where a run began with --from."""
+    kind, saved = state.tokenizer.get("kind", state.config.tokenizer.kind), state.config.tokenizer
+    return saved if saved.kind == kind else TokenizerConfig(kind, state.model.vocabulary_size)  # type: ignore[arg-type]
