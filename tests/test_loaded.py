@@ -204,7 +204,7 @@ def test_training_from_python_is_a_run(tmp_path):
     model = faisca.train(tmp_path / "run", "tiny", **options)
     assert (model.checkpoint.state.stage, model.checkpoint.state.step) == ("pretrain", 2)
     tuned = faisca.train(tmp_path / "tuned", "tiny", tmp_path / "run", run=options["run"] | {"stages": ["grpo"]})
-    assert tuned.checkpoint.stage == "grpo" and tuned.setup.model_config == model.setup.model_config
+    assert tuned.checkpoint.state.stage == "grpo" and tuned.setup.model_config == model.setup.model_config
     for wrong, words in (
         ({"pretrain": {"lr": 1}}, "pretrain.lr is unknown"),
         ({"train": {}}, "section train is unknown"),
