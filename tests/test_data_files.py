@@ -161,6 +161,15 @@ def test_a_table_in_plain_text_is_not_trained_on_as_one_column(tmp_path: Path, s
     assert failure(path).endswith(f"is a table separated by {separator!r}, not a headline a line: name it {name}")
 
 
+@pytest.mark.parametrize(("separator", "name"), [("\t", "a.tsv"), (";", "a.csv"), ("|", "a.csv")])
+def test_nor_is_one_whose_columns_have_other_names(tmp_path: Path, separator: str, name: str) -> None:
+    rows = [("manchete", "língua"), ("um, dois", "pt"), ("três", "pt")]
+    path = write(tmp_path / "a.txt", "\n".join(map(separator.join, rows)) + "\n")
+    assert failure(path).endswith(f"name it {name}")
+    write(path, "Um; dois\nTrês | quatro\nCinco\tseis; sete\n")
+    assert titles(path) == ["Um; dois", "Três | quatro", "Cinco\tseis; sete"]
+
+
 # --- what is valid is read ---
 
 LOOK_LIKE_OTHERS = "2024-05-01 2024-05-01T10:00:00Z 001 1e5 NaN null NULL True N/A #N/A 12:30".split()
@@ -196,6 +205,11 @@ def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path: Path, suffix:
     path = write(tmp_path / f"a.{suffix}", lines.get(suffix, text.getvalue()))
     assert titles(path) == [row.get("title") for row in rows]
     assert ("u" in read(path).train["url"].to_pylist()) == (suffix in lines)  # a column that appears late
+
+
+def test_json_nested_without_end_is_refused(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    assert "cannot be read" in failure(write(tmp_path / "a.jsonl", f'{{"title": "um", "language": "pt", "x": {deep}}}'))
 
 
 def test_titles_that_are_null_are_counted(tmp_path: Path) -> None:
@@ -283,6 +297,15 @@ def test_names_of_files_and_folders_say_the_split(tmp_path: Path, names: tuple[s
 def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
     for name in ("README.txt", ".hidden.txt", "_test.txt"):
         assert titles(write(tmp_path / name, "um\ndois")) == ["um", "dois"]
+
+
+@pytest.mark.parametrize("name", ["state_news.txt", "noticias.txt", "notes-2016.txt", "licensing.txt"])
+def test_names_that_only_look_like_descriptions_are_read(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, "um\ndois")
+    write(tmp_path / "license.txt", "fora")
+    raw = read(tmp_path)
+    assert raw.train["title"].to_pylist() == ["um", "dois"]
+    assert raw.notes[0] == "left out: license.txt (describes the data)"
 
 
 # --- random dialects: the same titles, a doubt in the notes, or one clear line ---

@@ -1,25 +1,21 @@
 """Files of headlines as Arrow tables: Parquet, JSON, plain text, CSV and TSV, text also compressed.
 
-Text says neither its encoding nor, in CSV, what separates columns or whether a quotation mark is a
-letter: all are told from the file, noted where they are unusual, and refused where they do not fit.
+Text does not say its encoding: it is told from the file, noted where it is unusual, and refused where none fits.
 """
 
 import codecs
-import csv
 import io
 import json
 import re
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.json
 
 from faisca.config import DataConfig
+from faisca.data.delimited import BLOCK, HEAD, SEPARATORS, header, read_delimited, separator_of, wanted, with_others
 from faisca.errors import FaiscaError
-from faisca.text import one_line
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".txt", ".json")
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
@@ -29,13 +25,6 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-SEPARATORS = ",;\t|"
-HEAD = 2**16
-"""bytes in which a header ends, and that are decoded at once"""
-BLOCK = 2**26
-"""bytes that are parsed at once: no row may be larger"""
-ODD = r"[\t\n\r\\]"
-"""what hardly a title holds, unless quotation marks are missing or escaped in another way"""
 
 
 def format_of(path: Path) -> str:
@@ -60,7 +49,8 @@ def open_file(part: Path, config: DataConfig) -> tuple[pyarrow.dataset.Dataset, 
     elif suffix in (".json", ".jsonl"):
         table = _objects(part, data if suffix == ".jsonl" else _without_array(data), config)
     else:
-        table = _delimited(part, data, config, notes)
+        table, doubts = read_delimited(part.name, data, config, tabs=suffix == ".tsv")
+        notes += doubts
     return pyarrow.dataset.dataset(table), notes
 
 
@@ -99,24 +89,31 @@ def _encoding(data: pa.Buffer) -> str:
 
 def _lines(part: Path, data: pa.Buffer, config: DataConfig) -> pa.Table:
     """Plain text, a title a line, all in the language that is asked for."""
-    separator = _separator(data, config)
-    header = _header(data, separator)
-    if config.title_column in header and len(header) > 1:
-        other = part.name.lower().replace(".txt", ".tsv" if separator == "\t" else ".csv")
-        raise FaiscaError(f"{part.name} is a table separated by {separator!r}, not a headline a line: name it {other}")
     text = io.TextIOWrapper(pa.BufferReader(data), "utf-8").read()
-    lines = pa.array(text.removesuffix("\n").split("\n"))
+    lines = text.removesuffix("\n").split("\n")
+    if separator := _table_separator(data, lines, config):
+        suffix = ".tsv" if separator == "\t" else ".csv"
+        raise FaiscaError(
+            f"{part.name} is a table separated by {separator!r}, not a headline a line: "
+            f"name it {part.name.lower().replace('.txt', suffix)}"
+        )
     return pa.table({config.title_column: lines, config.language_column: pa.repeat(config.language, len(lines))})
 
 
-def _wanted(config: DataConfig) -> list[str]:
-    language = [config.language_column] if config.language else []
-    return list(dict.fromkeys((config.title_column, *language, config.url_column)))
+def _table_separator(data: pa.Buffer, lines: list[str], config: DataConfig) -> str:
+    """What separates the columns of a table in plain text; "" where it is none.
 
-
-def _with_others(table: pa.Table, names: list[str]) -> pa.Table:
-    """A table's columns among all that its file has; those that were not read are empty."""
-    return pa.table({name: table[name] if name in table.column_names else pa.nulls(table.num_rows) for name in names})
+    Its first line names the title's column, or all lines have the same number of tabs, semicolons or bars.
+    """
+    separator = separator_of(data, config)
+    names = header(data, separator)
+    if config.title_column in names and len(names) > 1:
+        return separator
+    some = list(filter(None, lines[:1000]))
+    if len(some) < 3:
+        return ""
+    counts = {one: {line.count(one) for line in some} for one in SEPARATORS if one != ","}
+    return next((one for one, count in counts.items() if len(count) == 1 and count != {0}), "")
 
 
 def _without_array(data: pa.Buffer) -> pa.Buffer:
@@ -128,7 +125,7 @@ def _without_array(data: pa.Buffer) -> pa.Buffer:
 
 def _objects(part: Path, data: pa.Buffer, config: DataConfig) -> pa.Table:
     """JSON objects one a line: the wanted keys must hold text or nothing, others may hold anything."""
-    schema = pa.schema([(name, pa.string()) for name in _wanted(config)])
+    schema = pa.schema([(name, pa.string()) for name in wanted(config)])
     reading = pyarrow.json.ReadOptions(block_size=BLOCK)
     parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
@@ -143,102 +140,4 @@ def _objects(part: Path, data: pa.Buffer, config: DataConfig) -> pa.Table:
     first = re.search(rb"\S[^\r\n]*", data)
     row = json.JSONDecoder().raw_decode(first[0].decode())[0] if first else {}
     late = [name for name in schema.names if name not in row and table[name].null_count < table.num_rows]
-    return _with_others(table, [*row, *late])
-
-
-def _delimited(part: Path, data: pa.Buffer, config: DataConfig, notes: list[str]) -> pa.Table:
-    """CSV or TSV: every row has the header's columns, and everything in it is text."""
-    tabs = format_of(part) == ".tsv"
-    named = re.match(rb"sep=([,;\t|])\r?\n", data)  # a line that Excel understands
-    data = data[named.end() :] if named else data
-    separator = "\t" if tabs else named[1].decode() if named else _separator(data, config)
-    if separator != "," and not tabs:
-        notes.append(f"is separated by {separator!r}")
-    encloses = not tabs or _encloses(data)
-    if encloses:
-        _check_quotation(part, data, separator)
-    names = _header(data, separator)
-    found = [name for name in _wanted(config) if name in names]
-    if repeated := [name for name in found if names.count(name) > 1]:
-        raise FaiscaError(f"{part.name} has multiple columns named {repeated[0]}: rename all but one")
-    if config.title_column not in names and len(data):
-        return _with_others(pa.table({}), names)
-    table = pyarrow.csv.read_csv(
-        pa.BufferReader(data),
-        pyarrow.csv.ReadOptions(block_size=BLOCK),
-        pyarrow.csv.ParseOptions(
-            delimiter=separator, quote_char='"' if encloses else False, newlines_in_values=encloses
-        ),
-        pyarrow.csv.ConvertOptions(include_columns=found, column_types=dict.fromkeys(found, pa.string())),
-    )
-    notes += _doubts(table[config.title_column], encloses)
-    return _with_others(table, names)
-
-
-def _doubts(titles: pa.ChunkedArray, encloses: bool) -> list[str]:
-    """Notes on titles that may show that quotation marks are meant otherwise than they were read."""
-    kinds = {ODD: ("line breaks, tabs or backslashes in", "look whether a stray quotation mark joins rows")}
-    if not encloses:
-        kinds['^"'] = ("quotation marks at the start of", "in TSV they are letters")
-    notes = []
-    for pattern, (what, words) in kinds.items():
-        some = titles.filter(pc.match_substring_regex(titles, pattern))
-        if len(some):
-            notes.append(f"has {what} titles ({len(some):,}, as {one_line(some[0].as_py())!r}): {words}")
-    return notes
-
-
-def _separator(data: pa.Buffer, config: DataConfig) -> str:
-    """What separates the columns of a header: it has the title's, and else the most; the comma where there is one."""
-    headers = {separator: _header(data, separator) for separator in SEPARATORS}
-    return max(SEPARATORS, key=lambda one: (config.title_column in headers[one], len(headers[one])))
-
-
-def _header(data: pa.Buffer, separator: str) -> list[str]:
-    text = io.StringIO(str(data[:HEAD], "utf-8", "ignore"), newline="")
-    try:
-        return next(filter(None, csv.reader(text, delimiter=separator)), [])
-    except csv.Error:  # a field without an end, which is no header with this separator
-        return []
-
-
-def _field(separator: str) -> str:
-    """A pattern of fields that quotation marks enclose; the mark inside is doubled."""
-    return rf'"(?<![^{separator}\r\n]")[^"]*+(?:""[^"]*+)*+"(?=[{separator}\r\n]|\Z)'
-
-
-def _stray_mark(data: pa.Buffer, separator: str) -> int:
-    """Where the first quotation mark is that opens a field and does not close it; the end where there is none."""
-    pattern = rf'[^"]*+(?:(?:{_field(separator)}|(?<=[^{separator}\r\n])")[^"]*+)*+'.encode()
-    match = re.match(pattern, data)
-    assert match is not None, "it matches every text"
-    return match.end()
-
-
-def _check_quotation(part: Path, data: pa.Buffer, separator: str) -> None:
-    if (place := _stray_mark(data, separator)) < len(data):
-        line = data[:place].to_pybytes().count(b"\n") + 1
-        raise FaiscaError(
-            f"{part.name} opens a field with a quotation mark on line {line:,} and does not close it before "
-            f"{separator!r} or the line's end: double the marks inside fields, or save it as Parquet"
-        )
-
-
-def _encloses(data: pa.Buffer) -> bool:
-    """Whether quotation marks enclose fields of a TSV, as some programs write it; else they are letters.
-
-    They do where the header has some, and where each field that begins with one also closes, and needed
-    it: for marks inside, a tab or a line break. With both of these it may be lines that stray marks join.
-    """
-    header = re.match(rb"[^\r\n]*", data)
-    assert header is not None, "it matches every text"
-    if b'"' in header[0]:
-        return True
-    fields = [match[0][1:-1] for match in re.finditer(_field("\t").encode(), data)]
-    lone = b"\t" not in header[0]
-
-    def needed(field: bytes) -> bool:
-        broken, tab = re.search(rb"[\r\n]", field), b"\t" in field
-        return not field or (not (tab or lone) if broken else tab or b'""' in field)
-
-    return bool(fields) and _stray_mark(data, "\t") == len(data) and all(map(needed, fields))
+    return with_others(table, [*row, *late])

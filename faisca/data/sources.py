@@ -18,17 +18,17 @@ import pyarrow.dataset
 from faisca.config import DataConfig
 from faisca.data.files import COMPRESSIONS, SUFFIXES, format_of, open_file
 from faisca.errors import FaiscaError
-from faisca.text import in_one_line
+from faisca.text import in_one_line, one_line
 
 HUB_DATASET = "duarteocarmo/ccnews-titles-2016"
 Filters = Mapping[str, str]
 """what stages ask of addresses, by the stage"""
 NO_FILTERS: Filters = {}
-DESCRIPTIONS = frozenset(
-    "readme leiame leia license licence licença licenca copying notice authors changelog citation contributing "
-    "requirements notes notas config state dataset_dict dataset_info dataset_infos".split()
+DESCRIPTIONS = re.compile(
+    r"(readme|leia-?me|licen[cs]e|licen[çc]a|copying|notice|authors|changelog|citation|contributing)(?![^\W_])"
+    r"|(requirements|notes|notas|config|state|dataset_dict|dataset_infos?)\."
 )
-"""names, or first words of names, of files that stand beside data"""
+"""names of text and JSON that stands beside data, and is none"""
 MOST_NAMED = 8
 """files that a note names; it counts the others"""
 
@@ -91,7 +91,7 @@ def _files(source: str) -> tuple[dict[str, Path], list[str]]:
 def _folder(folder: Path) -> Iterator[tuple[Path, str]]:
     """All files in a folder and its folders, in order, each with the reason if it is none of data."""
     for path in sorted(folder.iterdir()):
-        words = {path.name.lower().split(".")[0], re.split(r"[\W_]", path.name.lower())[0]}
+        described = format_of(path) in (".txt", ".json") and DESCRIPTIONS.match(path.name.lower())
         if path.name[0] in "._":
             yield path, "hidden"
         elif path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
@@ -101,7 +101,7 @@ def _folder(folder: Path) -> Iterator[tuple[Path, str]]:
         elif not path.is_file():
             yield path, "no regular file, or a link to nothing"
         else:
-            yield path, "describes the data" if words & DESCRIPTIONS and format_of(path) in (".txt", ".json") else ""
+            yield path, "describes the data" if described else ""
 
 
 def _unread(file: Path) -> str:
@@ -118,7 +118,7 @@ def _left_out(files: Mapping[str, str]) -> list[str]:
 
 def _listing(names: list[str]) -> str:
     more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(one_line, names[:MOST_NAMED])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _split(name: str) -> str:
@@ -166,7 +166,7 @@ def _read_part(name: str, part: Path | pa.Table, config: DataConfig, filters: Fi
         nothing = pa.nulls(table.num_rows, pa.string())
         standard = pa.table({role: texts.get(role, nothing) for role in ("title", "language", "url")})
         standard.validate(full=True)  # a file may hold bytes that are no UTF-8
-    except (pa.ArrowException, OSError, UnicodeError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise FaiscaError(
             f"{name} cannot be read ({_in_words(error)}): save it again, as Parquet or as UTF-8 text"
         ) from error
