@@ -261,13 +261,19 @@ def test_columns_may_have_other_names_and_no_language(tmp_path: Path) -> None:
     assert titles(headlines.train) == ["um", "dois"] and headlines.train["url"].to_pylist() == ["u", ""]
 
 
-def test_other_files_of_a_folder_are_named_or_passed_over(tmp_path: Path) -> None:
+def test_all_that_a_folder_has_beside_its_headlines_is_named(tmp_path: Path) -> None:
     splits(tmp_path, rows("um"), rows("x"))
     save(tmp_path / "extra.parquet", rows("fora"))
-    for name in ("notes.md", "._train.parquet", ".hidden.csv", "_SUCCESS.txt"):
+    for name in ("notes.md", "a.json", "._train.parquet", ".hidden.csv", "_SUCCESS.txt"):
         (tmp_path / name).write_text("nada")
     headlines = load(tmp_path)
-    assert titles(headlines.train) == ["um"] and headlines.report.endswith("; extra.parquet left out")
+    assert titles(headlines.train) == ["um"]
+    assert headlines.report.split("; ")[1:] == [
+        "left out: ._train.parquet, .hidden.csv, _SUCCESS.txt (hidden)",
+        "left out: notes.md (.md is not read)",
+        "left out: a.json (JSON beside other files describes them)",
+        "left out: extra.parquet (neither train, test nor valid by its name)",
+    ]
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Any]) -> None:
@@ -309,10 +315,10 @@ def test_names_that_the_hub_cannot_have(name: str) -> None:
 BAD_FILES = {
     "empty.csv": (b"", "Empty CSV"),
     "ragged.csv": (b"title,language\num,pt\ndois\n", "Expected 2 columns, got 1"),
-    "unclosed.csv": (b'title,language\n"um,pt\ndois,pt\n', "Expected 2 columns"),
-    "damaged.csv": ("title,language\nação,pt\n".encode() + b"a\xe7\xe3o,pt\n", "UTF8"),
+    "unclosed.csv": (b'title,language\n"um,pt\ndois,pt\n', "opens a field with a quotation mark on line 2"),
+    "damaged.csv": ("title,language\nação,pt\n".encode() + b"a\xe7\xe3o,pt\n", "neither UTF-8"),
     "twice.csv": (b"title,title,language\na,b,pt\n", "multiple columns named title"),
-    "damaged.txt": ("ação\n".encode() + b"a\xe7\xe3o\n", "can't decode"),
+    "damaged.txt": ("ação\n".encode() + b"a\xe7\xe3o\n", "neither UTF-8"),
     "damaged.json": (b'[{"title": "um"', "cannot be read"),
     "object.json": (b'{"data": [{"title": "um"}]}', "no column 'title', 'language'; it has data"),
     "corrupt.parquet": (b"PAR1 nonsense PAR1", "cannot be read"),
@@ -321,13 +327,12 @@ BAD_FILES = {
     "array.jsonl": (b'[{"title": "um", "language": "pt"}]\n', "changed from object to array"),
     "mixed.jsonl": (
         b'{"title": "um", "language": "pt"}\n{"title": 2, "language": "pt"}\n',
-        "changed from string",
+        "no text but number",
     ),
     "surrogate.jsonl": (b'{"title": "\\ud83d x", "language": "pt"}\n', "surrogate"),
-    "latin.jsonl": ('{"title": "ação", "language": "pt"}\n'.encode("latin-1"), "UTF"),
     "empty.jsonl": (b"", "Empty JSON"),
-    "nested.jsonl": (b'{"title": {"pt": "um"}, "language": "pt"}\n', "holds struct<pt: string>, not text"),
-    "numbers.jsonl": (b'{"title": 3, "language": "pt"}\n', "holds int64, not text"),
+    "nested.jsonl": (b'{"title": {"pt": "um"}, "language": "pt"}\n', "no text but object"),
+    "numbers.jsonl": (b'{"title": 3, "language": "pt"}\n', "no text but number"),
     "header.csv": (b"title,language\n", "no training title is left"),
     "empty.txt": (b"", "no training title is left"),
 }
@@ -361,7 +366,11 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     for source in ("missing.csv", "~nobody-here/x.csv", "a" * 300, "sampel"):
         assert "does not exist" in failure(source) or "too long" in failure(source)
     for source in (tmp_path / "empty", tmp_path / "a.xlsx", tmp_path):
-        assert failure(source).endswith("has no headlines: use files in .parquet, .csv, .tsv, .jsonl, .txt, .json")
+        assert "has no headlines" in failure(source)
+        assert failure(source).endswith(
+            ": use files in .parquet, .csv, .tsv, .jsonl, .txt, .json, text also compressed (.gz, .bz2, .zst, .lz4)"
+        )
+    assert "; left out: a.xlsx (.xlsx is not read): use" in failure(tmp_path)
 
 
 def test_missing_columns_are_answered_with_those_that_exist(tmp_path: Path) -> None:

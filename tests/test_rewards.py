@@ -5,6 +5,8 @@ import unicodedata
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from faisca.errors import FaiscaError
 from faisca.training.rewards import football, group_advantages, keyword_reward, load_reward, score, share, words
@@ -50,6 +52,32 @@ def test_keywords_of_a_name_are_matched_as_words_are():
     decomposed = unicodedata.normalize("NFD", "Pão")
     assert load_reward(f"keywords: Vento,{decomposed}")(["VENTO", "pão", "ventos"]) == [1.0, 1.0, 0.0]
     assert load_reward("football") is football
+
+
+@pytest.mark.parametrize(
+    ("name", "hits", "misses"),
+    [
+        ("25 de Abril", ["O 25 de abril", "25 DE ABRIL!"], ["fim de dia", "Abril de 25", "1925 de Abril"]),
+        ("primeiro-ministro", ["O Primeiro-Ministro", "primeiro ministro"], ["Primeiro jogo", "ministro, primeiro"]),
+        ("d'água,vento", ["falta d'Água", "Vento"], ["água", "d"]),
+        ("São João , vento", ["noite de são joão", "vento"], ["São Pedro", "João"]),
+        ("vento,", ["vento"], ["chuva"]),
+    ],
+)  # fmt: skip
+def test_a_keyword_of_several_words_is_a_phrase(name: str, hits: list[str], misses: list[str]) -> None:
+    assert load_reward(f"keywords:{name}")([*hits, *misses]) == [1.0] * len(hits) + [0.0] * len(misses)
+
+
+WORDS = st.text(st.characters(codec="latin-1", categories=("Lu", "Ll", "Nd")), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=3), st.lists(WORDS, max_size=3), st.lists(WORDS, max_size=3))
+def test_a_phrase_is_found_in_any_text_that_has_it(phrase: list[str], before: list[str], after: list[str]) -> None:
+    reward = load_reward("keywords:" + "-".join(phrase))
+    assert reward([" ".join([*before, *phrase, *after])]) == [1.0]
+    others = [word for word in [*before, *after] if words(word) != words(phrase[0])]
+    assert reward([" ".join(others)]) == [0.0]
 
 
 def test_share_of_nothing_is_unknown():
@@ -133,10 +161,11 @@ def test_a_bad_reward_is_one_line_that_names_it(tmp_path, body, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fotball", "choose football, keywords:WORD,WORD or FILE.py:FUNCTION"),
+        ("fotball", "choose football, keywords:WORD,SOME PHRASE or FILE.py:FUNCTION"),
         ("", "choose football"),
-        ("keywords:", "names no words"),
-        ("keywords:, ,!", "names no words"),
+        ("keywords:", "names no words: write keywords:WORD,SOME PHRASE, with commas between keywords"),
+        ("keywords:, ,", "names no words"),
+        ("keywords:vento,!!", "names a keyword without words"),
         ("no_such_file.py:f", "no_such_file.py does not exist"),
         ("mine.py", "choose football"),
         ("mine.txt:f", "choose football"),

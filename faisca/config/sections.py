@@ -172,7 +172,7 @@ class GRPOConfig(OptimizerConfig):
     minibatch_size: Count = 12
     """completions in one update"""
     reward: str = "football"
-    """football, keywords:WORD,WORD, or FILE.py:FUNCTION (completions -> one number each)"""
+    """football, keywords:WORD,SOME PHRASE (commas between), or FILE.py:FUNCTION (completions -> one number each)"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """what the advantages are divided by: standard deviation of the group, of the batch, or nothing"""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"

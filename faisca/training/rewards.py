@@ -5,7 +5,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -26,17 +26,23 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
 
 
-def keyword_reward(keywords: frozenset[str]) -> Reward:
-    """1.0 for a completion that has one of the keywords as a word, else 0.0."""
-    return lambda completions: [float(not keywords.isdisjoint(words(text))) for text in completions]
+def keyword_reward(keywords: Iterable[str]) -> Reward:
+    """1.0 for a completion that has one of the keywords, else 0.0: a word, or words that follow one another."""
+    phrases = [_spaced(keyword) for keyword in keywords]
+    return lambda completions: [float(any(one in text for one in phrases)) for text in map(_spaced, completions)]
+
+
+def _spaced(text: str) -> str:
+    return f" {' '.join(words(text))} "
 
 
 football = keyword_reward(FOOTBALL_WORDS)
 
 
 def load_reward(name: str) -> Reward:
-    """The reward that `grpo.reward` names: football, keywords:WORD,WORD or FILE.py:FUNCTION.
+    """The reward that `grpo.reward` names: football, keywords:WORD,SOME PHRASE or FILE.py:FUNCTION.
 
+    Commas stand between keywords; one of several words, as in 25 de Abril, is found where they follow one another.
     A function takes the completions of a step and returns one number each; NaN means that a
     completion cannot be scored (its advantage is 0). Raises FaiscaError for a bad name.
     """
@@ -44,13 +50,17 @@ def load_reward(name: str) -> Reward:
         return football
     kind, _, rest = name.rpartition(":")
     if name.startswith("keywords:"):
-        keywords = [word for item in name.removeprefix("keywords:").split(",") for word in words(item)]
-        if not keywords:
-            raise FaiscaError(f"grpo.reward {name!r} names no words: write keywords:WORD,WORD")
-        return keyword_reward(frozenset(keywords))
+        keywords = [item for item in name.removeprefix("keywords:").split(",") if item.strip()]
+        if not keywords or not all(map(words, keywords)):
+            raise FaiscaError(
+                f"grpo.reward {name!r} names {'a keyword without' if keywords else 'no'} words: write keywords:"
+                "WORD,SOME PHRASE, with commas between keywords"
+            )
+        return keyword_reward(keywords)
     if kind.endswith(".py"):
         return _reward_from_file(Path(kind), rest)
-    raise FaiscaError(f"grpo.reward {name!r} is unknown: choose football, keywords:WORD,WORD or FILE.py:FUNCTION")
+    choices = "football, keywords:WORD,SOME PHRASE or FILE.py:FUNCTION"
+    raise FaiscaError(f"grpo.reward {name!r} is unknown: choose {choices}")
 
 
 def score(reward: Reward, name: str, completions: list[str]) -> np.ndarray:
