@@ -27,7 +27,9 @@ H heads, K = D / H, V tokens to choose from.
 
 import argparse
 import copy
+import csv
 import hashlib
+import json
 import re
 import signal
 import sys
@@ -36,6 +38,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,11 +47,12 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from pyarrow import csv, json, parquet, table
+from pyarrow import parquet
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 DEVICE = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+HUB = "duarteocarmo/ccnews-titles-2016"
 Settings = argparse.Namespace  # the options at the end of this file, and what follows from them
 
 
@@ -83,19 +87,20 @@ def open_tokenizer(name: str) -> Any:
 
 def read_headlines(source: str, language: str) -> list[tuple[str, str]]:
     """Title and address of each headline in a language. Each title once, or validation would test what was learnt."""
-    lines = {".txt": lambda path: table({"title": Path(path).read_text(encoding="utf-8").splitlines()})}
-    readers = {".parquet": parquet.read_table, ".csv": csv.read_csv, ".jsonl": json.read_json} | lines
-    kind, found = Path(source).suffix, dict[str, str]()
-    if source != "hub" and kind not in readers:
-        fail(f"--data {source} is of no known kind: name a file in {', '.join(readers)}, or hub")
+    text = partial(Path(source).read_text, encoding="utf-8-sig")
+    readers: dict[str, Callable[[], list[Any]]] = {  # none guesses types: "001" is a title
+        ".txt": lambda: [{"title": line} for line in text().splitlines()],
+        ".csv": lambda: list(csv.DictReader(text().splitlines())),
+        ".jsonl": lambda: [json.loads(line) for line in text().splitlines()],
+        ".parquet": lambda: parquet.read_table(source).to_pylist(),
+        "hub": lambda: import_module("datasets").load_dataset(HUB, split="train").to_list(),  # an import of seconds
+    }
+    kind, found = Path(source).suffix or source, dict[str, str]()
+    if kind not in readers:
+        fail(f"--data {source} is of no known kind: name a file in {', '.join(readers).replace('hub', 'or hub')}")
     try:
-        if source == "hub":
-            from datasets import load_dataset  # here, because it takes seconds
-
-            rows = load_dataset("duarteocarmo/ccnews-titles-2016", split="train").to_list()
-        else:
-            rows = readers[kind](source).to_pylist()
-    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors, and so is that of bytes that are no UTF-8
+        rows = readers[kind]()
+    except (OSError, ValueError, csv.Error) as error:  # Arrow's errors are ValueErrors; so are JSON's and UTF-8's
         fail(f"--data {source} cannot be read ({' '.join(str(error).split())[:90]}): name a whole file, or hub")
     for row in rows:
         if not isinstance(row.get("title", 0), str | None):
@@ -458,12 +463,7 @@ OPTIONS = {  # name: (small, the original's, the least, what it is)
     "grpo_rate": (1e-4, 1e-5, 0, "learning rate of grpo"),
     "group": (24, 24, 2, "completions in a group"),
     "passes": (2, 4, 1, "passes over a group"),
-    "prompt": (
-        "",
-        "Alerta",
-        None,
-        "what written headlines begin with; no space at its end, as tokens have theirs in front",
-    ),
+    "prompt": ("", "Alerta", None, "what headlines begin with; no space at its end, as tokens have theirs in front"),
     "new_tokens": (80, 80, 1, "tokens to write at most"),
     "temperature": (0.8, 0.8, 0.01, "of writing: below 1 likely tokens come more often, above 1 less"),
     "seed": (1337, 1337, 0, "all random numbers follow from it"),

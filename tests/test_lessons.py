@@ -80,6 +80,8 @@ def test_it_imports_what_its_header_names_and_nothing_of_ours(name):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            imported.add(node.args[0].value)
     assert imported - set(sys.stdlib_module_names) == wanted
     assert FRAMEWORK[name] < wanted
 
@@ -165,6 +167,16 @@ def test_it_reads_every_kind_of_file(script, headlines, tmp_path):
     assert script.read_headlines(str(tmp_path / "x.txt"), "pt") == [("Um título", ""), ("Campeão", "")]
 
 
+def test_titles_that_look_like_numbers_or_like_nothing_are_titles(script, tmp_path):
+    for name, text in {
+        "a.csv": "title\n001\nNaN\n2024-05-01\n",
+        "a.jsonl": '{"title": "001"}\n{"title": "NaN", "x": []}',
+    }.items():
+        (tmp_path / name).write_text(text)
+        titles = [title for title, _ in script.read_headlines(str(tmp_path / name), "pt")]
+        assert titles == ["001", "NaN", "2024-05-01"][: len(titles)] and len(titles) >= 2
+
+
 def test_a_target_is_the_token_after_its_input(script):
     settings = script.Settings(context=5, batch=64)
     inputs, targets = script.batch(np.arange(12), settings, script.generator(0, "test"))
@@ -213,9 +225,9 @@ def test_help_teaches(script, capsys):
     ("argv", "message"),
     [
         ("--data none.csv", r"--data none.csv cannot be read \(.*No such file"),
-        ("--data x.xls", r"--data x.xls is of no known kind: name a file in .parquet, .csv, .jsonl, .txt, or hub"),
+        ("--data x.xls", r"--data x.xls is of no known kind: name a file in .txt, .csv, .jsonl, .parquet, or hub"),
         ("--data broken.parquet", r"--data broken.parquet cannot be read"),
-        ("--data latin.csv", r"no text in a column `title`, only title: rename or convert one"),
+        ("--data latin.csv", r"--data latin.csv cannot be read \('utf-8' codec can't decode byte 0xe2"),
         ("--data other.csv", r"no text in a column `title`, only titular, idioma: rename or convert one"),
         ("--data empty.txt", r"0 headlines are too few to learn from or to hold out: take more data"),
         ("--data few.txt", r"0 headlines with '.pt/' in their address \(or take --address ''\) are too few"),
