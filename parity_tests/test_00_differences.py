@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from cases import make_case
+from close import require_close
 
 from faisca.errors import VerificationError
-from faisca.parity.differences import differences, require_close
+from faisca.parity.differences import differences
 from faisca.parity.rungs import Side, logits, uneven_parameters, weights
 
 

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 from cases import OPTIONS, Twin, make_case, option_id
+from close import require_close
 from reference import Reference
 
 from faisca.config import OptimizerConfig
-from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, Side, gradients, train
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import TWINS, Twin, make_case, setup_of
+from close import require_close
 from reference import Reference, adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
-from faisca.parity.differences import require_close
 from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
 from faisca.streams import uniforms
 from faisca.training.generate import complete

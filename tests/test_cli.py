@@ -16,7 +16,7 @@ from faisca import cli
 from faisca.backend import Sampling
 from faisca.cli import COMMANDS, command_function, main
 from faisca.config import Config, DataConfig
-from faisca.config.files import load_preset, read_config, sections_of, write_config
+from faisca.config.files import load_preset, read_sections, sections_of, write_config
 from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.folder import hold_folder
 
@@ -42,7 +42,7 @@ def stages(monkeypatch):
         return {}
 
     def saved_config(folder):
-        return read_config(folder / "config.toml")
+        return Config(**read_sections(folder / "config.toml"))
 
     stages = SimpleNamespace(run=run, resume=resume, saved_config=saved_config)
     monkeypatch.setitem(sys.modules, "faisca.training.stages", stages)
