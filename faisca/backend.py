@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # options take the names of backends from here, and must be t
 
     from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 
-PLACES = 64
+PLACES_MULTIPLE = 64
 """the counts of positions whose log-probabilities are computed are multiples of this"""
 BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream, softmax and all sums in float32"
 """what a runtime's dtype bfloat16 means, in either twin"""
@@ -103,12 +103,12 @@ class Rollouts(Generic[Array]):
         """The positions whose log-probabilities count, as int32 [N] into the flattened [B, T-1].
 
         The head costs more than all blocks, and most positions of a batch of headlines are padding.
-        Other positions fill N up to a multiple of PLACES: few shapes, so few compiled traces.
+        Other positions fill N up to a multiple of PLACES_MULTIPLE: few shapes, so few compiled traces.
         """
         import numpy as np
 
         counted_first = np.argsort(self.mask.ravel() == 0, kind="stable").astype(np.int32)
-        return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES), 1) * PLACES]
+        return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES_MULTIPLE), 1) * PLACES_MULTIPLE]
 
 
 class Backend(Protocol):

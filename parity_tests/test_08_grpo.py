@@ -16,7 +16,7 @@ from faisca.config import GRPOConfig
 from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
 from faisca.streams import uniforms
 from faisca.training.generate import complete
-from faisca.training.grpo import Completions, pack, select
+from faisca.training.grpo import Completions, pack, select_rows
 from faisca.training.rewards import group_advantages
 
 FIXTURE = SimpleNamespace(
@@ -307,7 +307,7 @@ def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[
         )
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=reference)
         for order in np.arange(config.epochs * config.group_size).reshape(-1, config.minibatch_size):
-            part = select(rollouts, order % config.group_size)
+            part = select_rows(rollouts, order % config.group_size)
             learnt = backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=3e-3)
             history["metrics"].append(learnt)
         history["completions"].append(rows)

@@ -8,7 +8,7 @@ import pytest
 from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
 
 from faisca import backend
-from faisca.backend import BFLOAT16, PLACES, Rollouts, choose_backend, load_backend
+from faisca.backend import BFLOAT16, PLACES_MULTIPLE, Rollouts, choose_backend, load_backend
 from faisca.config import RunConfig, TrainConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
@@ -193,7 +193,13 @@ def test_log_probs_of_some_places_are_those_of_all(twin):
 
 
 def test_places_are_what_the_mask_counts_and_then_some_to_a_multiple():
-    for counted, expected in ((0, PLACES), (1, PLACES), (PLACES, PLACES), (PLACES + 1, 2 * PLACES), (390, 400)):
+    for counted, expected in (
+        (0, PLACES_MULTIPLE),
+        (1, PLACES_MULTIPLE),
+        (PLACES_MULTIPLE, PLACES_MULTIPLE),
+        (PLACES_MULTIPLE + 1, 2 * PLACES_MULTIPLE),
+        (390, 400),
+    ):
         mask = np.zeros(400, np.float32)
         mask[generator(0, "counted").permutation(400)[:counted]] = 1
         nothing = np.zeros((20, 20), np.float32)

@@ -63,7 +63,7 @@ class MlxLm:
     def cases(self) -> dict[str, Callable[[], float]]:
         most = self.work.sampling().max_new_tokens
         return {
-            "pretrain": self.training("pretrain"),
+            "pretrain": self.training(),
             "rollout": self.batch_generation(self.work.completions, self.work.config.grpo.max_new_tokens),
             "generate_1": self.generation(most),
             "generate_24": self.batch_generation(24, most),
@@ -71,11 +71,11 @@ class MlxLm:
             "first_token": self.generation(1),
         }
 
-    def training(self, stage: str) -> Callable[[], float]:
+    def training(self) -> Callable[[], float]:
         """The step of its trainer, which compiles it."""
-        config, model = getattr(self.work.config, stage), self.make_model().train()
+        config, model = self.work.config.pretrain, self.make_model().train()
         optimizer = optim.AdamW(config.learning_rate, weight_decay=config.weight_decay)
-        batch = batch_of(*self.work.batch(stage))
+        batch = batch_of(*self.work.batch())
         loss_and_grad = nn.value_and_grad(model, default_loss)
         state = [model.state, optimizer.state, mx.random.state]
 

@@ -72,8 +72,8 @@ class CompareOptions:
 
 def bench(argv: list[str]) -> int:
     """Measure speed and memory of both backends on this machine: training, sampling,
-    GRPO and data preparation, in turns, medians over rounds. Results go to a JSON
-    file and a chart.
+    GRPO and data preparation, in turns, medians over rounds. Pre-training and SFT
+    steps are alike, so they are timed once. Results go to a JSON file and a chart.
 
     examples:
       faisca bench --quick

@@ -68,7 +68,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             rate = learning_rate(config, stage.step, config.steps)
             updates = update_policy(setup, stage.learner, rollouts, stage.step, rate)
             # Tell: what a trainer watches, and a warning where rewards teach nothing.
-            measured = watch(setup, written, answers, rewards, advantages, updates)
+            measured = measure_round(setup, written, answers, rewards, advantages, updates)
             signal.look(stage.step + 1, rewards, advantages)
             tokens = sum(len(ids) for ids in written.completions)
             failed = measured["updates"] == 0 and measured["skipped"] > 0
@@ -112,7 +112,7 @@ def with_log_probs(
 ) -> Rollouts[np.ndarray]:
     """The rollouts with the log-probabilities of the policy that sampled them, and of the reference."""
     rows = np.arange(len(rollouts.tokens)).reshape(-1, setup.config.grpo.minibatch_size)
-    parts = [select(rollouts, part) for part in rows]
+    parts = [select_rows(rollouts, part) for part in rows]
     old, ref = (np.concatenate([log_probs(setup, scorer, part) for part in parts]) for scorer in (model, reference))
     return dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=ref)
 
@@ -134,7 +134,7 @@ def update_policy(
         turn = step * config.epochs + epoch
         order = permutation(setup.seed, "order of grpo completions", len(rollouts.tokens), turn)
         for rows in order.reshape(-1, config.minibatch_size):
-            part = select(rollouts, rows)
+            part = select_rows(rollouts, rows)
             if has_signal(part, config, left or bool(metrics)):  # the first update leaves the reference
                 metrics.append(backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
     return backend.read_metrics(metrics=metrics)
@@ -154,13 +154,13 @@ def has_left_reference(rollouts: Rollouts[np.ndarray]) -> bool:
     return bool(((rollouts.old_log_probs != rollouts.reference_log_probs) & (rollouts.mask > 0)).any())
 
 
-def select(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
+def select_rows(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
     """Some rows of the rollouts."""
     arrays = {f.name: getattr(rollouts, f.name)[rows] for f in dataclasses.fields(rollouts) if f.name != "step_tokens"}
     return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))
 
 
-def watch(
+def measure_round(
     setup: Setup,
     written: Completions,
     answers: list[str],
