@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import BACKENDS, load_backend
+from faisca.backend import load_backend
+from faisca.backends import BACKENDS
 from faisca.bench.chart import draw_chart
 from faisca.bench.machine import machine_line
 from faisca.bench.measure import ALL, run_benchmark

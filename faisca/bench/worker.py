@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 import faisca
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.bench.twin import CaseFunction, TwinSubject, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import BACKENDS, Runtime, load_backend
+from faisca.backend import Runtime, load_backend
+from faisca.backends import BACKENDS
 from faisca.commands.parse import parse
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
