@@ -17,7 +17,8 @@ from one_file import Arrays, Lesson, settings_of
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
 from faisca.parameters import initial_parameters
-from faisca.parity.rungs import Case, completions, gradients, learner_parameters, train, uneven_parameters
+from faisca.parity.cases import Case, completions, uneven_parameters
+from faisca.parity.rungs import gradients, learner_parameters, train
 from faisca.streams import uniforms
 from faisca.training import rewards
 from faisca.training.grpo import Completions, pack

@@ -7,7 +7,8 @@ from close import require_close
 
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
-from faisca.parity.rungs import Case, weights
+from faisca.parity.cases import Case
+from faisca.parity.rungs import weights
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)

@@ -6,7 +6,8 @@ from cases import GPT2, OPTIONS, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 
-from faisca.parity.rungs import Case, Side, logits
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import logits
 
 
 def states(twin: Twin, case: Case) -> dict[str, np.ndarray]:

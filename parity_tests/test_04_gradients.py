@@ -9,7 +9,8 @@ from close import require_close
 from reference import Reference
 
 from faisca.config import OptimizerConfig
-from faisca.parity.rungs import Case, Side, gradients, train
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import gradients, train
 
 
 def reference_gradients(case: Case) -> dict[str, np.ndarray]:

@@ -12,7 +12,8 @@ from reference import Reference, adamw
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca.parity.rungs import Case, Side, learner_parameters, train
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import learner_parameters, train
 from faisca.training.schedule import learning_rate
 
 SETTINGS: dict[str, dict[str, Any]] = {

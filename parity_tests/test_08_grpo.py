@@ -13,7 +13,8 @@ from reference import Reference, adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
-from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import learner_parameters, reinforce
 from faisca.streams import uniforms
 from faisca.training.generate import complete
 from faisca.training.grpo import Completions, pack, select_rows

@@ -18,12 +18,10 @@ from reference import log_softmax
 
 from faisca.backend import Learner, Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
+from faisca.parity.cases import Arrays, Case, Side
 from faisca.parity.command import in_bfloat16
 from faisca.parity.rungs import (
     EPSILON,
-    Arrays,
-    Case,
-    Side,
     gradients,
     log_probabilities,
     logits,

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from cases import PAIRED, Twin
 
-from faisca import backend
+from faisca import backends
 from faisca.cli import main
 from faisca.config.files import load_preset
 from faisca.parity import command
-from faisca.parity.rungs import Arrays, Case, Rung, Side
+from faisca.parity.cases import Arrays, Case, Side
+from faisca.parity.rungs import Rung
 from faisca.training.stages import run
 
 pytestmark = pytest.mark.skipif(not PAIRED, reason="it compares the two twins, and only one is installed")
@@ -65,7 +66,7 @@ def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monke
 def test_one_backend_alone_is_one_line_with_the_remedy(
     missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backend, "_installed", lambda name: name != missing)
+    monkeypatch.setattr(backends, "importable", lambda module: not module.startswith(missing))
     assert main(["parity"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("faisca: parity compares both backends") and error.count("\n") == 1

@@ -11,7 +11,8 @@ from reference import Reference, log_softmax
 
 from faisca.backend import Learner, Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
-from faisca.parity.rungs import Case, learner_parameters
+from faisca.parity.cases import Case
+from faisca.parity.rungs import learner_parameters
 from faisca.parity.sampling import draw
 from faisca.streams import uniforms
 

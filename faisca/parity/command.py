@@ -19,8 +19,9 @@ from faisca.commands.parse import parse
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
+from faisca.parity.cases import Case, Side, uneven_parameters
 from faisca.parity.differences import differences
-from faisca.parity.rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
+from faisca.parity.rungs import RUNGS, Rung, logits, trajectory
 from faisca.parity.sampling import NEW_TOKENS, ROWS, agreement, settings
 
 BFLOAT16_RUNGS = (
