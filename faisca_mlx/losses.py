@@ -60,16 +60,19 @@ def linear_cross_entropy(
 
 
 def linear_log_probs(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int, with_gradients: bool
 ) -> tuple[mx.array, mx.array]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
-    Gradients flow through the log-probabilities only.
+    Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
+    if not with_gradients:
+        log_probs_N, entropies_N, *_ = _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk, 0)
+        return log_probs_N, entropies_N
 
     @mx.custom_function
     def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
-        return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk)
+        return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk, KEPT_EXPONENTIALS)
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
@@ -157,12 +160,12 @@ def _add_gradients(
 
 
 def _log_probs_and_entropies(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int, most_kept: int
 ) -> tuple[mx.array, ...]:
     """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
     found: list[list[mx.array]] = []
     kept: list[mx.array] = []
-    keep = len(targets_N) * len(head_VD) <= KEPT_EXPONENTIALS
+    keep = len(targets_N) * len(head_VD) <= most_kept
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
         logits = project(hidden, head_VD) / temperature

@@ -47,13 +47,15 @@ def linear_cross_entropy(
 
 
 def linear_log_probs(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int, with_gradients: bool
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
-    Gradients flow through the log-probabilities only.
+    Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
-    return cast(tuple[Tensor, Tensor], _LinearLogProbs.apply(hidden_ND, head_VD, targets_N, temperature, chunk))
+    most_kept = KEPT_EXPONENTIALS if with_gradients else 0
+    found = _LinearLogProbs.apply(hidden_ND, head_VD, targets_N, temperature, chunk, most_kept)
+    return cast(tuple[Tensor, Tensor], found)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -91,17 +93,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int, most_kept: int
     ) -> tuple[Tensor, Tensor]:
         (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         log_probs_N, entropies_N, peaks_N, sums_N = (
             torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(4)
         )
-        keep = N * V <= KEPT_EXPONENTIALS and any(ctx.needs_input_grad)
         buffer = hidden_ND.new_empty(min(chunk, N), V, dtype=wide)
         exps_buffer = torch.empty_like(buffer)
-        kept_NV = hidden_ND.new_empty(N, V) if keep else None
+        kept_NV = hidden_ND.new_empty(N, V) if most_kept >= N * V else None
         for rows in _chunks(N, chunk):
             hidden, target = hidden_ND[rows], targets_N[rows]
             scores, peaks_N[rows] = _scores(hidden, narrow_head_VD, temperature, buffer)
@@ -117,7 +118,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return log_probs_N, entropies_N
 
     @staticmethod
-    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV = ctx.saved_tensors
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         weights_N1 = (-upstream_N / ctx.temperature)[:, None]
@@ -130,7 +131,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 exps = _scores(hidden_ND[rows], narrow_head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
             softmax = _Softmax(exps.to(hidden_ND.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows])
             d_hidden_ND[rows] = _add_gradients(softmax, hidden_ND[rows], narrow_head_VD, d_head_VD)
-        return d_hidden_ND, d_head_VD, None, None, None
+        return d_hidden_ND, d_head_VD, None, None, None, None
 
 
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:

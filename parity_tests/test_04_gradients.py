@@ -78,7 +78,7 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, monkeypatch:
     targets = torch.arange(9) % 5
     masked = torch.where(targets == 2, -1, targets)
     assert torch.autograd.gradcheck(lambda h, w: 3 * linear_cross_entropy(h, w, masked, 4, True), (hidden, head))
-    assert torch.autograd.gradcheck(lambda h, w: linear_log_probs(h, w, targets, 0.7, 4)[0], (hidden, head))
+    assert torch.autograd.gradcheck(lambda h, w: linear_log_probs(h, w, targets, 0.7, 4, True)[0], (hidden, head))
 
 
 def test_the_reference_against_finite_differences():
