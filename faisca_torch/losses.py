@@ -73,11 +73,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _chunks(N, chunk):
             hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
             logits = _project(hidden, narrow_head_VD, buffer[: len(hidden)])
+            # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
             picked = logits.gather(1, target[:, None])
             peak = logits.amax(1, keepdim=True)
             exps = logits.sub_(peak).exp_()  # in place: the one pass over the chunk that costs
             sums = exps.sum(1, keepdim=True)
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
+            # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
             if d_hidden_ND is not None and d_head_VD is not None:
                 softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid)
                 d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
@@ -109,6 +111,7 @@ class _LinearLogProbs(torch.autograd.Function):
             exps = torch.exp(scores, out=exps_buffer[: len(scores)])
             sums_N[rows] = sums = exps.sum(1)
             log_probs_N[rows] = scores.gather(1, target[:, None]).squeeze(1) - sums.log()
+            # Entropy is log Σ exp(s) - Σ p·s, which needs no logarithm of p.
             entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
             if kept_NV is not None:
                 kept_NV[rows] = exps
@@ -125,6 +128,7 @@ class _LinearLogProbs(torch.autograd.Function):
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
         buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
+            # Kept from the forward pass, or computed again, chunk by chunk.
             if buffer is None:
                 exps = kept_NV[rows].clone()  # what is kept stays as it is
             else:
