@@ -136,7 +136,10 @@ class Backend(Protocol):
         micro_batch_size: int,
         dropout_seed: int,
     ) -> Metrics:
-        """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping), `skipped`."""
+        """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping) and `skipped`.
+
+        `skipped` is 1 where loss or norm was not finite, and weights and moments stayed as they were.
+        """
 
     def grpo_step(
         self, *, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float

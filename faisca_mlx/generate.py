@@ -73,10 +73,7 @@ def _share(total_R1: mx.array, share: float) -> mx.array:
 def generate(
     *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: int
 ) -> Iterator[np.ndarray]:
-    """Completions a column at a time: int64 [B], -1 where a row has no new token.
-
-    `uniforms` is float32 [B, max_new_tokens]; see `faisca.backend.Backend.generate`.
-    """
+    """Completions a column at a time: int64 [B], -1 where a row has no new token."""
     model.eval()
     lengths = np.array([len(prompt) for prompt in prompts])
     cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
