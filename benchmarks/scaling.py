@@ -66,7 +66,7 @@ def measure(backend: str, point: dict[str, int], rounds: int) -> dict[str, Any]:
     with Worker(SubjectSpec(backend, work, RunConfig(loss_chunk=point["chunk"]))) as worker:
         memory = worker.ask("fresh")
         seconds = [worker.ask("training_seconds") for _ in range(rounds + 1)][1:]
-    rate = training_tokens(work, "pretrain") / statistics.median(seconds)
+    rate = training_tokens(work) / statistics.median(seconds)
     return {"tokens_per_second": rate, "rounds": seconds} | memory
 
 

@@ -77,7 +77,7 @@ def measure_quantised(run: Path, work: Path) -> list[dict[str, Any]]:
         folders[f"{bits} bits, groups of 64"] = target = work / f"{bits}"
         options = ["-q", "--q-bits", bits, "--trust-remote-code"]
         _python("-m", "mlx_lm", "convert", "--hf-path", exported, "--mlx-path", target, *options)
-    found = json.loads(_python("-m", "faisca.porting.bits", *folders.values(), "--json"))
+    found = json.loads(_python(ROOT / "benchmarks" / "bits.py", *folders.values()))
     return [
         {"name": name, "bytes": (folder / "model.safetensors").stat().st_size, "bits_per_byte": found[str(folder)]}
         for name, folder in folders.items()

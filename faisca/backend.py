@@ -6,24 +6,20 @@ learner (a model with its optimiser) and the metrics of a step are opaque to the
 reading metrics waits for the device, so the core does it every few steps only.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NewType, Protocol, TypeVar, cast
+from typing import Any, Generic, NewType, Protocol, TypeVar, cast
 
+import numpy as np
+
+from faisca.backends import BACKENDS
+from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.errors import FaiscaError
-from faisca.system.packages import importable
 
-if TYPE_CHECKING:  # options take the names of backends from here, and must be there at once
-    import numpy as np
-
-    from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
-
-PLACES = 64
+PLACES_MULTIPLE = 64
 """the counts of positions whose log-probabilities are computed are multiples of this"""
 BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream, softmax and all sums in float32"
 """what a runtime's dtype bfloat16 means, in either twin"""
@@ -99,16 +95,14 @@ class Rollouts(Generic[Array]):
     """completion tokens of the whole optimiser step, for the dapo average"""
 
     @property
-    def places(self: Rollouts[np.ndarray]) -> np.ndarray:
+    def places(self: "Rollouts[np.ndarray]") -> np.ndarray:
         """The positions whose log-probabilities count, as int32 [N] into the flattened [B, T-1].
 
         The head costs more than all blocks, and most positions of a batch of headlines are padding.
-        Other positions fill N up to a multiple of PLACES: few shapes, so few compiled traces.
+        Other positions fill N up to a multiple of PLACES_MULTIPLE: few shapes, so few compiled traces.
         """
-        import numpy as np
-
         counted_first = np.argsort(self.mask.ravel() == 0, kind="stable").astype(np.int32)
-        return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES), 1) * PLACES]
+        return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES_MULTIPLE), 1) * PLACES_MULTIPLE]
 
 
 class Backend(Protocol):
@@ -142,7 +136,10 @@ class Backend(Protocol):
         micro_batch_size: int,
         dropout_seed: int,
     ) -> Metrics:
-        """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping), `skipped`."""
+        """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping) and `skipped`.
+
+        `skipped` is 1 where loss or norm was not finite, and weights and moments stayed as they were.
+        """
 
     def grpo_step(
         self, *, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float
@@ -186,66 +183,16 @@ class Backend(Protocol):
         """Bytes on the device: `peak`, `active`, `cache`; empty where only resident memory counts."""
 
 
-@dataclass(frozen=True)
-class BackendRow:
-    """What the core knows of a backend before it loads it."""
-
-    needs: str
-    """the module that must be importable"""
-    extra: str
-    """what of pyproject.toml installs it"""
-    devices: tuple[str, ...]
-    """names of its GPUs, as `--device` takes them"""
-    files: tuple[str, ...]
-    """endings of weights files in the framework's own format, the one that is written first"""
-    file_words: str
-    """what such a file holds"""
-    reader: str
-    """the library with which its `interop` reads Hugging Face folders"""
-    native: tuple[str, str] | None = None
-    """system and machine on which it is the first choice"""
-    compiles_quickly: bool = False
-    """whether a compiled step is ready sooner than it takes to compare two backends"""
-
-    @property
-    def remedy(self) -> str:
-        """How to install it; a name on an index would be shorter, but the package is not published."""
-        return f'pip install ".[{self.extra}]" in the checkout'
-
-
-BACKENDS = {
-    "torch": BackendRow(
-        needs="torch",
-        extra="torch",
-        devices=("cuda", "mps"),
-        files=(".safetensors",),
-        file_words="a torch state dict",
-        reader="transformers",
-    ),
-    "mlx": BackendRow(
-        needs="mlx.core",
-        extra="mlx" if platform.system() == "Darwin" else "mlx-cpu",
-        devices=("mps", "cuda"),
-        files=(".safetensors", ".npz"),
-        file_words="MLX arrays",
-        reader="mlx_lm",
-        native=("Darwin", "arm64"),
-        compiles_quickly=True,
-    ),
-}
-"""Every backend, the default first: options, parity, porting, bench and tests take them from here."""
-
-
 def choose_backend(name: str) -> tuple[str, str]:
     """The backend that `name` (auto or one of BACKENDS) means here, and the reason in words."""
     if name != "auto":
         return name, "asked for"
     here = (platform.system(), platform.machine())
-    native = [name for name, row in BACKENDS.items() if row.native == here and _installed(name)]
+    native = [name for name, row in BACKENDS.items() if row.native == here and row.installed]
     if native:
         return native[0], "the native backend of Apple silicon"
     default, *others = BACKENDS
-    if _installed(default):
+    if BACKENDS[default].installed:
         return default, "the default outside Apple silicon"
     return others[0], f"{default} is not installed"
 
@@ -254,10 +201,6 @@ def load_backend(name: str) -> Backend:
     """Import the twin of a backend; raises FaiscaError where its framework is not installed."""
     if name not in BACKENDS:
         raise FaiscaError(f"backend {name!r} is unknown: choose auto, {', '.join(BACKENDS)}")
-    if not _installed(name):
+    if not BACKENDS[name].installed:
         raise FaiscaError(f"backend {name} needs a package that is not installed here: {BACKENDS[name].remedy}")
     return cast(Backend, importlib.import_module(f"faisca_{name}"))
-
-
-def _installed(name: str) -> bool:
-    return importable(BACKENDS[name].needs)

@@ -104,15 +104,11 @@ def _fail(message: str, status: int) -> int:
 
 def _version() -> str:
     """Our version, and those of what computes, for a report of a fault."""
-    from importlib import metadata
+    from faisca.system.packages import version_of
 
-    words = [f"Python {platform.python_version()}"]
-    for package in ("torch", "mlx"):
-        try:
-            words.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            words.append(f"no {package}")
-    return f"faisca {metadata.version('faisca-mlx')} ({', '.join(words)})"
+    versions = {package: version_of(package) for package in ("torch", "mlx")}
+    words = [f"{package} {version}" if version else f"no {package}" for package, version in versions.items()]
+    return f"faisca {version_of('faisca-mlx')} (Python {platform.python_version()}, {', '.join(words)})"
 
 
 def _unknown_command(name: str) -> str:

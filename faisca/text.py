@@ -50,8 +50,7 @@ def printable(text: str) -> str:
 
 def one_line(sample: str) -> str:
     """A headline as tables and logs show it: printable, on one line, and not too long."""
-    text = " ".join(printable(sample).split())
-    return text if len(text) <= LONGEST_SAMPLE else text[: LONGEST_SAMPLE - 1] + "…"
+    return shortened(" ".join(printable(sample).split()), LONGEST_SAMPLE)
 
 
 def shortened(text: str, limit: int = 300) -> str:

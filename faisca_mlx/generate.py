@@ -32,6 +32,7 @@ def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: fl
     if not 0 < top_k < V and top_p >= 1:
         return _probabilities(scaled), mx.broadcast_to(mx.arange(V), scaled.shape)
     k = min(top_k or V, V)
+    # The k likeliest, in no order; sorted by id at once, in the order in which both twins draw.
     ids = mx.argpartition(-scaled, k - 1, axis=1)[:, :k] if k < V else mx.broadcast_to(mx.arange(V), scaled.shape)
     ids = mx.sort(ids, axis=1)
     scaled = mx.take_along_axis(scaled, ids, axis=1)
@@ -41,6 +42,7 @@ def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: fl
         sorted_probs = mx.take_along_axis(probs, likeliest_first, axis=1)
         cumulative = mx.cumsum(sorted_probs, axis=1)
         before = cumulative - sorted_probs  # probability of the likelier ones
+        # A candidate stays if the likelier ones do not reach top_p yet: the first always does.
         kept = mx.where(before < _share(cumulative[:, -1:], top_p), sorted_probs, 0)
         probs = mx.take_along_axis(kept, mx.argsort(likeliest_first, axis=1), axis=1)
     return probs, ids
@@ -51,6 +53,7 @@ def sample(logits_RV: mx.array, uniforms_R: mx.array, sampling: Sampling) -> mx.
     if sampling.temperature == 0:
         return logits_RV.argmax(axis=1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
+    # The token whose interval of the cumulative distribution holds the uniform number.
     cumulative = mx.cumsum(probs_RS, axis=1)
     threshold = (uniforms_R[:, None] * 2**24).astype(mx.int64) * cumulative[:, -1:] >> 24  # a uniform has 24 bits
     picked = (cumulative <= threshold).sum(axis=1, keepdims=True)
@@ -70,10 +73,7 @@ def _share(total_R1: mx.array, share: float) -> mx.array:
 def generate(
     *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: int
 ) -> Iterator[np.ndarray]:
-    """Completions a column at a time: int64 [B], -1 where a row has no new token.
-
-    `uniforms` is float32 [B, max_new_tokens]; see `faisca.backend.Backend.generate`.
-    """
+    """Completions a column at a time: int64 [B], -1 where a row has no new token."""
     model.eval()
     lengths = np.array([len(prompt) for prompt in prompts])
     cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
@@ -83,22 +83,26 @@ def generate(
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
         logits_RV = project(model(tokens, cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, mx.array(uniforms_R), sampling)
+        # A row that still reads its prompt takes the token given there, and not the one drawn.
         if (nth_new < 0).any():
             given = np.array([(prompts[row] + [0] * position)[position] for row in rows])
             chosen = mx.where(mx.array(nth_new < 0), mx.array(given), chosen)
         mx.async_eval(chosen)
         return chosen
 
+    # First what all prompts have, up to the end of the shortest; then a column at a time.
     column = next_column(to_device(model, np.array([prompt[:position] for prompt in prompts])), position)
     while len(rows):
         nth_new = position - lengths[rows]
         goes_on = position + 1 <= model.config.context and (nth_new + 1 < sampling.max_new_tokens).any()
+        # Launched before this column is read, so that the device computes while the host waits.
         following = next_column(column[:, None], position + 1) if goes_on else column
         chosen = np.array(column)
         new_tokens = np.full(len(prompts), -1)
         new_tokens[rows[nth_new >= 0]] = chosen[nth_new >= 0]
         yield new_tokens
         position += 1
+        # Rows that have ended leave the batch, and their place in the cache.
         ended = (nth_new >= 0) & ((chosen == end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
         stays = np.flatnonzero(~ended & (position <= model.config.context))
         if len(stays) < len(rows):

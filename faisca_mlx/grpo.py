@@ -100,7 +100,7 @@ def _step(
 
     def loss_of(tokens_BT: mx.array) -> tuple[mx.array, Metrics]:
         # What the policy thinks of the completions now, at the temperature that sampled them.
-        log_probs_BP, entropies_BP = shifted_log_probs(learner.model, tokens_BT, places_N, config.temperature)
+        log_probs_BP, entropies_BP = shifted_log_probs(learner.model, tokens_BT, places_N, config.temperature, True)
         loss, watched = policy_loss(log_probs_BP, rollouts, config)
         return loss, watched | {"entropy": total(entropies_BP * rollouts.mask) / mx.maximum(rollouts.mask.sum(), 1)}
 

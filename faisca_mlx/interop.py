@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from faisca.errors import FaiscaError
-from faisca.porting import mlx_lm_model
+from faisca.porting.huggingface import MODEL_FILE
 from faisca.text import in_one_line
 
 
@@ -25,8 +25,8 @@ class Exported:
 
         logging.getLogger("transformers").setLevel(logging.ERROR)  # its tokenizers warn of texts beyond the context
         # the only code that is trusted is our own
-        file = folder / mlx_lm_model.FILE_NAME
-        trusted = file.is_file() and file.read_bytes() == mlx_lm_model.TEXT.encode()
+        file = folder / MODEL_FILE.name
+        trusted = file.is_file() and file.read_bytes() == MODEL_FILE.read_bytes()
         self.model, self.tokenizer = mlx_lm.load(str(folder), trust_remote_code=trusted)[:2]
         self.end_of_text_ids = sorted(self.tokenizer.eos_token_ids)
 

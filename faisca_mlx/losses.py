@@ -60,16 +60,19 @@ def linear_cross_entropy(
 
 
 def linear_log_probs(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int, with_gradients: bool
 ) -> tuple[mx.array, mx.array]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
-    Gradients flow through the log-probabilities only.
+    Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
+    if not with_gradients:
+        log_probs_N, entropies_N, *_ = _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk, 0)
+        return log_probs_N, entropies_N
 
     @mx.custom_function
     def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
-        return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk)
+        return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk, KEPT_EXPONENTIALS)
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
@@ -80,6 +83,7 @@ def linear_log_probs(
             hidden = hidden_ND[rows]
             if d_hidden:
                 hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
+            # Kept from the forward pass, or computed again, chunk by chunk.
             exps = kept[i] if kept else mx.exp(project(hidden, head_VD) / temperature - peaks_N1[rows])
             softmax = _Softmax(exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows], weights_N1[rows])
             d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
@@ -113,11 +117,13 @@ def _loss_and_gradients(
         if losses:  # all of the last chunk first: what still waited would keep its logits alive
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]
         logits = project(hidden, head_VD)
+        # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
         picked = mx.take_along_axis(logits, target[:, None], axis=1)
         peak = logits.max(axis=1, keepdims=True)
         exps = mx.exp(logits - peak)  # the one exponential a logit
         sums = row_sums(exps)[:, None]
         losses.append((peak + mx.log(sums) - picked) * valid_N1[rows])
+        # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
         softmax = _Softmax(exps.astype(hidden.dtype), sums, target, valid_N1[rows])
         d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
         d_hidden.append(d_rows)
@@ -157,12 +163,12 @@ def _add_gradients(
 
 
 def _log_probs_and_entropies(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int, most_kept: int
 ) -> tuple[mx.array, ...]:
     """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
     found: list[list[mx.array]] = []
     kept: list[mx.array] = []
-    keep = len(targets_N) * len(head_VD) <= KEPT_EXPONENTIALS
+    keep = len(targets_N) * len(head_VD) <= most_kept
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
         logits = project(hidden, head_VD) / temperature
@@ -171,6 +177,7 @@ def _log_probs_and_entropies(
         exps = mx.exp(scores)  # the one exponential a logit
         sums = row_sums(exps)[:, None]
         log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
+        # Entropy is log Σ exp(s) - Σ p·s, which needs no logarithm of p.
         entropies = mx.log(sums) - row_sums(exps * scores)[:, None] / sums
         found.append([log_p, entropies, peak, sums])
         if keep:

@@ -30,6 +30,7 @@ class KeyValueCache:
     def append(self, layer: int, key_BHTK: mx.array, value_BHTK: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
         """Write new positions of a block, and return all of its positions so far."""
         pair = self.layers[layer]
+        # All the room at once: growing would copy the cache at every token.
         if pair is None:
             B, H, _, K = key_BHTK.shape
             pair = (mx.zeros((B, H, capacity, K), key_BHTK.dtype), mx.zeros((B, H, capacity, K), key_BHTK.dtype))
@@ -94,6 +95,7 @@ class Attention(nn.Module):
 
     def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None, random_key: mx.array | None = None) -> mx.array:
         B, T, D = x_BTD.shape
+        # One product for queries, keys and values, then heads as a dimension of the batch.
         qkv = self.in_proj(x_BTD).reshape(B, T, 3, self.config.num_heads, self.config.head_dim)
         query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, K]
         if cache is not None:
@@ -165,9 +167,11 @@ class GPT(nn.Module):
         end += start
         if end > self.config.context:  # MLX would read beyond the table, silently
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
+        # A token is its meaning plus its place.
         x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding.weight[start:end]
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
+            # Keep only the block's input, and compute the rest again in the backward pass: with the same dropout.
             if self.runtime.gradient_checkpointing and self.training:
                 key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
                 x_BTD = nn.utils.checkpoint(block, partial(block, cache=None, random_key=key))(x_BTD)

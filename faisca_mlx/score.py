@@ -27,17 +27,18 @@ def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, place
         return np.zeros(tokens[:, 1:].shape, np.float32)
     model.eval()
     places = np.arange(tokens[:, 1:].size) if places is None else places
-    return np.array(shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature)[0])
+    log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, False)
+    return np.array(log_probs)
 
 
 def shifted_log_probs(
-    model: GPT, tokens_BT: mx.array, places_N: mx.array, temperature: float
+    model: GPT, tokens_BT: mx.array, places_N: mx.array, temperature: float, with_gradients: bool
 ) -> tuple[mx.array, mx.array]:
     """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]
     hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)[places_N]
     log_probs_N, entropies_N = linear_log_probs(
-        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
+        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk, with_gradients
     )
     zeros = mx.zeros(targets.size)
     log_probs, entropies = (zeros.at[places_N].add(found) for found in (log_probs_N, entropies_N))

@@ -19,11 +19,7 @@ def train_step(
     micro_batch_size: int,
     dropout_seed: int,
 ) -> Metrics:
-    """One AdamW step on the mean cross-entropy of [B, T] windows, `micro_batch_size` rows at a time.
-
-    Returns `loss` (nats), `grad_norm` (before clipping) and `skipped` (1 where either was not
-    finite, and weights and moments stayed as they were), still on the device.
-    """
+    """One AdamW step on the mean cross-entropy of [B, T] windows, `micro_batch_size` rows at a time."""
     learner.model.train()
     # Dropout draws from the framework's own generator: a seed of its own for each step makes it repeatable.
     mx.random.seed(dropout_seed)

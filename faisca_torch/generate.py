@@ -31,12 +31,15 @@ def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: floa
     scaled = logits_RV.float() / temperature
     if not 0 < top_k < V and top_p >= 1:
         return _probabilities(scaled), torch.arange(V, device=scaled.device).expand_as(scaled)
+    # Top-k sorts as well, so top-p needs no sorting of its own.
     values, ids = scaled.topk(min(top_k or V, V), dim=1)  # likeliest first
     probs = _probabilities(values)
     if top_p < 1:
         cumulative = probs.cumsum(1)
         before = cumulative - probs  # probability of the likelier ones
+        # A candidate stays if the likelier ones do not reach top_p yet: the first always does.
         probs = probs.where(before < _share(cumulative[:, -1:], top_p), 0)
+    # Back to the order of ids, in which both twins draw.
     ids, order = ids.sort(1)
     return probs.gather(1, order), ids
 
@@ -46,6 +49,7 @@ def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature == 0:
         return logits_RV.argmax(1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
+    # The token whose interval of the cumulative distribution holds the uniform number.
     cumulative = probs_RS.cumsum(1)
     threshold = (uniforms_R * 2**24).long() * cumulative[:, -1] >> 24  # a float32 uniform has 24 bits
     picked = torch.searchsorted(cumulative, threshold[:, None], right=True).clamp(max=ids_RS.shape[1] - 1)
@@ -66,25 +70,25 @@ def _share(total_R1: Tensor, share: float) -> Tensor:
 def generate(
     *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: int
 ) -> Iterator[np.ndarray]:
-    """Completions a column at a time: int64 [B], -1 where a row has no new token.
-
-    `uniforms` is float32 [B, max_new_tokens]; see `faisca.backend.Backend.generate`.
-    """
+    """Completions a column at a time: int64 [B], -1 where a row has no new token."""
     model.eval()
     lengths = np.array([len(prompt) for prompt in prompts])
     cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
+    # First what all prompts have, up to the end of the shortest; then a column at a time.
     tokens = np.array([prompt[:position] for prompt in prompts])
     while len(rows):
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
         logits_RV = project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
         chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
+        # A row that still reads its prompt takes the token given there, and not the one drawn.
         for i in np.flatnonzero(nth_new < 0):
             chosen[i] = prompts[rows[i]][position]
         column = np.full(len(prompts), -1)
         column[rows[nth_new >= 0]] = chosen[nth_new >= 0]
         yield column
         position += 1
+        # Rows that have ended leave the batch, and their place in the cache.
         ended = (nth_new >= 0) & ((chosen == end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
         stays = np.flatnonzero(~ended & (position <= model.config.context))
         if len(stays) < len(rows):

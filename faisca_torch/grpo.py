@@ -30,7 +30,7 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOC
     here = _bring(model, rollouts)
     # What the policy thinks of the completions now, at the temperature that sampled them.
     log_probs_BP, entropies_BP = shifted_log_probs(
-        model, here.tokens, to_device(model, rollouts.places), config.temperature
+        model, here.tokens, to_device(model, rollouts.places), config.temperature, True
     )
     loss, watched = policy_loss(log_probs_BP, here, config)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -47,13 +47,15 @@ def linear_cross_entropy(
 
 
 def linear_log_probs(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int, with_gradients: bool
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
-    Gradients flow through the log-probabilities only.
+    Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
-    return cast(tuple[Tensor, Tensor], _LinearLogProbs.apply(hidden_ND, head_VD, targets_N, temperature, chunk))
+    most_kept = KEPT_EXPONENTIALS if with_gradients else 0
+    found = _LinearLogProbs.apply(hidden_ND, head_VD, targets_N, temperature, chunk, most_kept)
+    return cast(tuple[Tensor, Tensor], found)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -71,11 +73,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in _chunks(N, chunk):
             hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
             logits = _project(hidden, narrow_head_VD, buffer[: len(hidden)])
+            # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
             picked = logits.gather(1, target[:, None])
             peak = logits.amax(1, keepdim=True)
             exps = logits.sub_(peak).exp_()  # in place: the one pass over the chunk that costs
             sums = exps.sum(1, keepdim=True)
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
+            # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
             if d_hidden_ND is not None and d_head_VD is not None:
                 softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid)
                 d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
@@ -91,23 +95,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int, most_kept: int
     ) -> tuple[Tensor, Tensor]:
         (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         log_probs_N, entropies_N, peaks_N, sums_N = (
             torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(4)
         )
-        keep = N * V <= KEPT_EXPONENTIALS and any(ctx.needs_input_grad)
         buffer = hidden_ND.new_empty(min(chunk, N), V, dtype=wide)
         exps_buffer = torch.empty_like(buffer)
-        kept_NV = hidden_ND.new_empty(N, V) if keep else None
+        kept_NV = hidden_ND.new_empty(N, V) if most_kept >= N * V else None
         for rows in _chunks(N, chunk):
             hidden, target = hidden_ND[rows], targets_N[rows]
             scores, peaks_N[rows] = _scores(hidden, narrow_head_VD, temperature, buffer)
             exps = torch.exp(scores, out=exps_buffer[: len(scores)])
             sums_N[rows] = sums = exps.sum(1)
             log_probs_N[rows] = scores.gather(1, target[:, None]).squeeze(1) - sums.log()
+            # Entropy is log Σ exp(s) - Σ p·s, which needs no logarithm of p.
             entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
             if kept_NV is not None:
                 kept_NV[rows] = exps
@@ -117,20 +121,21 @@ class _LinearLogProbs(torch.autograd.Function):
         return log_probs_N, entropies_N
 
     @staticmethod
-    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV = ctx.saved_tensors
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         weights_N1 = (-upstream_N / ctx.temperature)[:, None]
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
         buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
+            # Kept from the forward pass, or computed again, chunk by chunk.
             if buffer is None:
                 exps = kept_NV[rows].clone()  # what is kept stays as it is
             else:
                 exps = _scores(hidden_ND[rows], narrow_head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
             softmax = _Softmax(exps.to(hidden_ND.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows])
             d_hidden_ND[rows] = _add_gradients(softmax, hidden_ND[rows], narrow_head_VD, d_head_VD)
-        return d_hidden_ND, d_head_VD, None, None, None
+        return d_hidden_ND, d_head_VD, None, None, None, None
 
 
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:

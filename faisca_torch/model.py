@@ -31,6 +31,7 @@ class KeyValueCache:
     def append(self, layer: int, key_BHTK: Tensor, value_BHTK: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         """Write new positions of a block, and return all of its positions so far."""
         pair = self.layers[layer]
+        # All the room at once: growing would copy the cache at every token.
         if pair is None:
             B, H, _, K = key_BHTK.shape
             pair = self.layers[layer] = (key_BHTK.new_empty(B, H, capacity, K), key_BHTK.new_empty(B, H, capacity, K))
@@ -75,6 +76,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cache: KeyValueCache | None) -> Tensor:
         B, T, D = x_BTD.shape
+        # One product for queries, keys and values, then heads as a dimension of the batch.
         qkv = self.in_proj(x_BTD).view(B, T, 3, self.config.num_heads, self.config.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         if cache is not None:
@@ -144,9 +146,11 @@ class GPT(nn.Module):
         end += start
         if end > self.config.context:
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
+        # A token is its meaning plus its place.
         x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding.weight[start:end]
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
+            # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
                 x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
             else:

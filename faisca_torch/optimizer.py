@@ -37,6 +37,7 @@ class Learner:
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
+    # Weight decay is for some weights only (`config.decay`), so there are two groups.
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[decays(name, tuple(parameter.shape), config.decay)].append(parameter)

@@ -30,16 +30,18 @@ def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, place
     model.eval()
     places = np.arange(tokens[:, 1:].size) if places is None else places
     with torch.inference_mode():
-        log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature)
+        log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, False)
         return log_probs.cpu().numpy()
 
 
-def shifted_log_probs(model: GPT, tokens_BT: Tensor, places_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def shifted_log_probs(
+    model: GPT, tokens_BT: Tensor, places_N: Tensor, temperature: float, with_gradients: bool
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]
     hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, places_N)
     log_probs_N, entropies_N = linear_log_probs(
-        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk
+        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk, with_gradients
     )
     zeros = log_probs_N.new_zeros(targets.numel())
     log_probs, entropies = (zeros.index_copy(0, places_N, found) for found in (log_probs_N, entropies_N))

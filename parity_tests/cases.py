@@ -13,7 +13,7 @@ from twins import MlxTwin, TorchTwin
 from faisca.backend import load_backend
 from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
-from faisca.parity.rungs import Case, Side, uneven_parameters
+from faisca.parity.cases import Case, Side, uneven_parameters
 from faisca.training import stages
 from faisca.training.setup import Setup
 

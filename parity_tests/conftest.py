@@ -15,7 +15,7 @@ from faisca.data.headlines import load_headlines, stage_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Windows
-from faisca.parity.rungs import Side
+from faisca.parity.cases import Side
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -149,7 +149,7 @@ def choose(found: Mapping[Kernel, Found], native: Found, wanted: int = 2) -> lis
     return chosen[:wanted]
 
 
-def climb(kernel: Kernel) -> tuple[int, str]:
+def run_rungs(kernel: Kernel) -> tuple[int, str]:
     """Exit status and report of the numerical rungs under a kernel, with each number of threads in turn."""
     files = sorted(str(path) for rung in RUNGS for path in (ROOT / "parity_tests").glob(f"test_{rung}_*.py"))
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
@@ -182,7 +182,7 @@ def main() -> int:
         print("no other kernel can be chosen here: the rungs have run under the one that there is")
         return 0
     with ThreadPoolExecutor(len(chosen)) as pool:
-        outcomes = list(pool.map(climb, chosen))
+        outcomes = list(pool.map(run_rungs, chosen))
     for _, report in outcomes:
         print(report)
     return max(status for status, _ in outcomes)

@@ -25,10 +25,11 @@ from kernels import THREADS, Kernel, environment, runnable
 
 from faisca.config import Config
 from faisca.config.files import load_preset
+from faisca.parity.cases import Case, Side
 from faisca.parity.command import BFLOAT16_RUNGS, in_bfloat16
 from faisca.parity.command import make_case as case_of_checkpoint
 from faisca.parity.differences import differences
-from faisca.parity.rungs import RUNGS, Case, Side
+from faisca.parity.rungs import RUNGS
 from faisca.parity.sampling import agreement, settings
 
 ARCHITECTURES: tuple[dict[str, Any], ...] = ({}, GPT2)

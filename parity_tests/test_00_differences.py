@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from cases import make_case
+from close import require_close
 
 from faisca.errors import VerificationError
-from faisca.parity.differences import differences, require_close
-from faisca.parity.rungs import Side, logits, uneven_parameters, weights
+from faisca.parity.cases import Side, uneven_parameters
+from faisca.parity.differences import differences
+from faisca.parity.rungs import logits, weights
 
 
 def test_a_difference_says_how_much_and_where():

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import TWINS, Twin, make_case, setup_of
+from close import require_close
 from one_file import Arrays, Lesson, settings_of
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
 from faisca.parameters import initial_parameters
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, completions, gradients, learner_parameters, train, uneven_parameters
+from faisca.parity.cases import Case, completions, uneven_parameters
+from faisca.parity.rungs import gradients, learner_parameters, train
 from faisca.streams import uniforms
 from faisca.training import rewards
 from faisca.training.grpo import Completions, pack

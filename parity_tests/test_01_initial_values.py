@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from cases import OPTIONS, Twin, make_case, model_config, option_id
+from close import require_close
 
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, weights
+from faisca.parity.cases import Case
+from faisca.parity.rungs import weights
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)

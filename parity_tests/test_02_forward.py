@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from cases import GPT2, OPTIONS, Twin, make_case, option_id
+from close import require_close
 from reference import Reference
 
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, Side, logits
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import logits
 
 
 def states(twin: Twin, case: Case) -> dict[str, np.ndarray]:

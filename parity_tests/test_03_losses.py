@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from cases import GPT2, Twin, make_case, option_id
+from close import require_close
 from reference import Reference, log_softmax
 
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Side, log_probabilities, losses
+from faisca.parity.cases import Side
+from faisca.parity.rungs import log_probabilities, losses
 
 CHUNKS = [1, 7, 16, 37, 38, 1000]
 N, D, V = 37, 12, 53

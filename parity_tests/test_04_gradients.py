@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 from cases import OPTIONS, Twin, make_case, option_id
+from close import require_close
 from reference import Reference
 
 from faisca.config import OptimizerConfig
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, Side, gradients, train
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import gradients, train
 
 
 def reference_gradients(case: Case) -> dict[str, np.ndarray]:
@@ -77,7 +78,7 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, monkeypatch:
     targets = torch.arange(9) % 5
     masked = torch.where(targets == 2, -1, targets)
     assert torch.autograd.gradcheck(lambda h, w: 3 * linear_cross_entropy(h, w, masked, 4, True), (hidden, head))
-    assert torch.autograd.gradcheck(lambda h, w: linear_log_probs(h, w, targets, 0.7, 4)[0], (hidden, head))
+    assert torch.autograd.gradcheck(lambda h, w: linear_log_probs(h, w, targets, 0.7, 4, True)[0], (hidden, head))
 
 
 def test_the_reference_against_finite_differences():

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Twin, make_case
+from close import require_close
 
 from faisca.backend import Learner, Rollouts
 from faisca.config import GRPOConfig, OptimizerConfig
 from faisca.parameters import decays
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, Side, learner_parameters
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import learner_parameters
 
 RATES = (1.0, 0.25, 0.0, 2.0)
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Twin, make_case
+from close import require_close
 from reference import Reference, adamw
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, Side, learner_parameters, train
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import learner_parameters, train
 from faisca.training.schedule import learning_rate
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import GPT2, Twin, model_config, option_id
+from close import require_close
 
 from faisca.config import OptimizerConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.data.windows import Windows, evaluation_batches, target_bytes, training_batch
 from faisca.parameters import initial_parameters
-from faisca.parity.differences import require_close
 from faisca.parity.rungs import EPSILON
 from faisca.training.schedule import learning_rate
 

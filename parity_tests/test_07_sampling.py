@@ -8,7 +8,7 @@ import pytest
 from cases import GPT2, Twin, make_case, option_id
 
 from faisca.backend import Sampling
-from faisca.parity.rungs import Side
+from faisca.parity.cases import Side
 from faisca.parity.sampling import agreement, completions, draw, make_prompts, sample_rows, settings
 from faisca.streams import uniforms
 

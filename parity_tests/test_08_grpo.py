@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import TWINS, Twin, make_case, setup_of
+from close import require_close
 from reference import Reference, adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, Side, learner_parameters, reinforce
+from faisca.parity.cases import Case, Side
+from faisca.parity.rungs import learner_parameters, reinforce
 from faisca.streams import uniforms
 from faisca.training.generate import complete
-from faisca.training.grpo import Completions, pack, select
+from faisca.training.grpo import Completions, pack, select_rows
 from faisca.training.rewards import group_advantages
 
 FIXTURE = SimpleNamespace(
@@ -307,7 +308,7 @@ def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[
         )
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=reference)
         for order in np.arange(config.epochs * config.group_size).reshape(-1, config.minibatch_size):
-            part = select(rollouts, order % config.group_size)
+            part = select_rows(rollouts, order % config.group_size)
             learnt = backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=3e-3)
             history["metrics"].append(learnt)
         history["completions"].append(rows)

@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import GPT2, Twin, make_case, option_id
+from close import require_close
 from reference import log_softmax
 
 from faisca.backend import Learner, Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
+from faisca.parity.cases import Arrays, Case, Side
 from faisca.parity.command import in_bfloat16
-from faisca.parity.differences import require_close
 from faisca.parity.rungs import (
     EPSILON,
-    Arrays,
-    Case,
-    Side,
     gradients,
     log_probabilities,
     logits,

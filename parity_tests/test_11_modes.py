@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Twin, make_case
+from close import require_close
 
 from faisca.backend import Model, Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, learner_parameters
+from faisca.parity.cases import Case
+from faisca.parity.rungs import learner_parameters
 from faisca.parity.sampling import make_prompts
 from faisca.streams import uniforms
 

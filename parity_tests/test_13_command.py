@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from cases import PAIRED, Twin
 
-from faisca import backend
+from faisca import backends
 from faisca.cli import main
 from faisca.config.files import load_preset
 from faisca.parity import command
-from faisca.parity.rungs import Arrays, Case, Rung, Side
+from faisca.parity.cases import Arrays, Case, Side
+from faisca.parity.rungs import Rung
 from faisca.training.stages import run
 
 pytestmark = pytest.mark.skipif(not PAIRED, reason="it compares the two twins, and only one is installed")
@@ -65,7 +66,7 @@ def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monke
 def test_one_backend_alone_is_one_line_with_the_remedy(
     missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(backend, "_installed", lambda name: name != missing)
+    monkeypatch.setattr(backends, "importable", lambda module: not module.startswith(missing))
     assert main(["parity"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("faisca: parity compares both backends") and error.count("\n") == 1
@@ -82,7 +83,7 @@ def test_the_table_cuts_no_word_and_no_number(width: int, capsys: pytest.Capture
     monkeypatch.setenv("COLUMNS", str(width))
     titles = ("log-probabilities", "tokens that differ, 105 ties", "AdamW: change, two steps")
     sides = ("mlx cpu", "torch cuda")
-    rows = [command.Row(7, title, side, 1.25e-6, 1e-5, "") for title in titles for side in sides]
+    rows = [command.Verdict(7, title, side, 1.25e-6, 1e-5, "") for title in titles for side in sides]
     command._print_table(rows, {"torch cpu": SimpleNamespace(details={})}, command.make_case(None))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width

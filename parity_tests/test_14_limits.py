@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import GPT2, Twin, make_case, option_id
+from close import require_close
 from reference import Reference, log_softmax
 
 from faisca.backend import Learner, Rollouts, Sampling
 from faisca.config import GRPOConfig, OptimizerConfig
-from faisca.parity.differences import require_close
-from faisca.parity.rungs import Case, learner_parameters
+from faisca.parity.cases import Case
+from faisca.parity.rungs import learner_parameters
 from faisca.parity.sampling import draw
 from faisca.streams import uniforms
 

@@ -84,7 +84,7 @@ class TorchTwin:
         """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
         hidden, head = self.hidden(hidden), self.array(head, True)
         targets = self.array(targets.astype(np.int64))
-        log_probs, entropies = self.losses.linear_log_probs(hidden, head, targets, temperature, chunk)
+        log_probs, entropies = self.losses.linear_log_probs(hidden, head, targets, temperature, chunk, True)
         log_probs.backward(self.array(upstream))
         return tuple(map(self.numpy, (log_probs, entropies, hidden.grad, head.grad)))
 
@@ -179,7 +179,7 @@ class MlxTwin:
         targets = self.array(targets.astype(np.int32))
 
         def both(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_log_probs(hidden, head, targets, temperature, chunk)
+            return self.losses.linear_log_probs(hidden, head, targets, temperature, chunk, True)
 
         primals = [self.hidden(hidden), self.array(head)]
         values, found = self.mx.vjp(both, primals, [self.array(upstream), self.mx.zeros(len(upstream))])

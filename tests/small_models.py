@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faisca import backend
-from faisca.backend import Backend, Model, Runtime
+from faisca.backend import Backend, Model, Runtime, load_backend
+from faisca.backends import BACKENDS
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.parameters import initial_parameters
 from faisca.runs.state import Progress, State, versions
@@ -23,9 +23,9 @@ SMALL = ModelConfig(context=16, dim=16, num_layers=2, num_heads=2, hidden_dim=32
 
 def open_twin(name: str) -> Backend:
     """The twin, or a skip with its reason."""
-    if not backend._installed(name):
+    if not BACKENDS[name].installed:
         pytest.skip(f"the framework of the {name} twin is not installed")
-    return backend.load_backend(name)
+    return load_backend(name)
 
 
 def cpu_runtime(twin: Backend, **options: object) -> Runtime:

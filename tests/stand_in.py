@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from faisca import backend
 from faisca.backend import Runtime, Sampling
+from faisca.backends import BACKENDS
 from faisca.config import (
     Config,
     DataConfig,
@@ -188,7 +188,7 @@ class StandIn:
 
 def install(patch: pytest.MonkeyPatch, stand_in: StandIn) -> StandIn:
     """Make the stand-in what `--backend torch` opens, whether or not torch is installed."""
-    patch.setitem(backend.BACKENDS, "torch", replace(backend.BACKENDS["torch"], needs="numpy"))
+    patch.setitem(BACKENDS, "torch", replace(BACKENDS["torch"], needs="numpy"))
     patch.setitem(sys.modules, "faisca_torch", stand_in)
     patch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"\x89PNG"))  # charts take most of a run
     return stand_in

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
 
-from faisca import backend
-from faisca.backend import BFLOAT16, PLACES, Rollouts, choose_backend, load_backend
+from faisca import backend, backends
+from faisca.backend import BFLOAT16, PLACES_MULTIPLE, Rollouts, choose_backend, load_backend
+from faisca.backends import BACKENDS
 from faisca.config import RunConfig, TrainConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes
@@ -68,13 +69,13 @@ def distance(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
 def test_auto_takes_the_native_backend(monkeypatch, system, machine, installed, chosen):
     monkeypatch.setattr(backend.platform, "system", lambda: system)
     monkeypatch.setattr(backend.platform, "machine", lambda: machine)
-    monkeypatch.setattr(backend, "_installed", installed.__contains__)
+    monkeypatch.setattr(backends, "importable", lambda module: module.partition(".")[0] in installed)
     assert choose_backend("auto")[0] == chosen
     assert choose_backend("torch") == ("torch", "asked for")
 
 
 def test_a_backend_that_is_not_there_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(backend, "_installed", lambda name: False)
+    monkeypatch.setattr(backends, "importable", lambda module: False)
     extras = {"torch": "torch", "mlx": "mlx" if platform.system() == "Darwin" else "mlx-cpu"}
     for name in TWINS:
         with pytest.raises(FaiscaError, match=rf'backend {name} needs .*pip install "\.\[{extras[name]}\]"'):
@@ -83,10 +84,7 @@ def test_a_backend_that_is_not_there_says_how_to_install_it(monkeypatch):
 
 
 def test_a_missing_parent_package_is_just_not_installed(monkeypatch):
-    monkeypatch.setitem(
-        backend.BACKENDS, "mlx", dataclasses.replace(backend.BACKENDS["mlx"], needs="no_such_package.core")
-    )
-    assert not backend._installed("mlx")
+    assert not dataclasses.replace(BACKENDS["mlx"], needs="no_such_package.core").installed
 
 
 def test_an_unknown_backend_is_named():
@@ -193,7 +191,13 @@ def test_log_probs_of_some_places_are_those_of_all(twin):
 
 
 def test_places_are_what_the_mask_counts_and_then_some_to_a_multiple():
-    for counted, expected in ((0, PLACES), (1, PLACES), (PLACES, PLACES), (PLACES + 1, 2 * PLACES), (390, 400)):
+    for counted, expected in (
+        (0, PLACES_MULTIPLE),
+        (1, PLACES_MULTIPLE),
+        (PLACES_MULTIPLE, PLACES_MULTIPLE),
+        (PLACES_MULTIPLE + 1, 2 * PLACES_MULTIPLE),
+        (390, 400),
+    ):
         mask = np.zeros(400, np.float32)
         mask[generator(0, "counted").permutation(400)[:counted]] = 1
         nothing = np.zeros((20, 20), np.float32)

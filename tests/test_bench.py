@@ -21,7 +21,7 @@ from faisca.bench.chart import _bars
 from faisca.bench.command import bench
 from faisca.bench.results import TITLES, Row, format_value, read_comparable, read_results, rows, summarise
 from faisca.bench.table import print_table
-from faisca.bench.twin import Twin
+from faisca.bench.twin import TwinSubject
 from faisca.bench.work import CASES, HEADLINE_TOKENS, make_work, training_flops, training_products, training_tokens
 from faisca.cli import main
 from faisca.config import RunConfig
@@ -53,18 +53,19 @@ def results(tmp_path_factory) -> tuple[Path, str]:
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_preset_has_a_work_that_fits_its_model(preset, quick):
     work = make_work(preset, quick=quick)
-    inputs, targets = work.batch("pretrain")
+    inputs, targets = work.batch()
     assert inputs.shape == targets.shape == (work.config.pretrain.batch_size, work.config.data.window)
     assert np.array_equal(inputs[:, 1:], targets[:, :-1]) and inputs.max() < work.model.vocabulary_size
     assert len(work.prompts(1)[0]) + work.config.grpo.max_new_tokens <= work.model.context
     assert work.completions % work.config.grpo.minibatch_size == 0
-    json.dumps(work.describe())
+    described = json.loads(json.dumps(work.describe()))
+    assert described["sft"] == described["pretrain"]  # so one of them is timed
 
 
 def test_quick_is_less_work_of_the_same_model():
     full, quick = make_work("faisca", quick=False), make_work("faisca", quick=True)
     assert full.model == quick.model and full.model.vocabulary_size == 50257
-    assert training_tokens(quick, "pretrain") < training_tokens(full, "pretrain") == 64 * 256
+    assert training_tokens(quick) < training_tokens(full) == 64 * 256
 
 
 def test_flops_are_six_a_weight_and_token_and_attention():
@@ -87,7 +88,7 @@ def test_rows_end_or_never_do_as_the_case_wants(twin):
     pytest.importorskip({"torch": "torch", "mlx": "mlx.core"}[twin])
     grpo = replace(TINY.config.grpo, group_size=64, minibatch_size=64, max_new_tokens=28)
     work = replace(TINY, config=replace(TINY.config, grpo=grpo))
-    subject = Twin(twin, work, RunConfig(device="cpu"))
+    subject = TwinSubject(twin, work, RunConfig(device="cpu"))
     full = subject._roll_out(subject._model()).completions
     assert {len(row) for row in full} == {28}
     ending = subject._roll_out(subject._model(rows_end=True)).completions
@@ -107,7 +108,7 @@ def test_weights_fit_the_model_tied_or_not():
 def test_medians_spread_and_what_follows_from_them():
     seconds = {"pretrain": [2.0, 1.0, 4.0], "peak": [0.5], "products": [1.0], "grpo_full": [3.0]}
     measured = summarise(TINY, seconds)
-    tokens = training_tokens(TINY, "pretrain")
+    tokens = training_tokens(TINY)
     assert (measured["pretrain"]["low"], measured["pretrain"]["median"]) == (tokens / 4, tokens / 2)
     assert measured["grpo_full"]["median"] == 3.0
     assert measured["products_share"]["median"] == 50.0

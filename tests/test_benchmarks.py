@@ -88,6 +88,7 @@ def test_results_of_other_work_are_not_mixed(tmp_path):
         ("targets.py", ["absent.json"], "absent.json cannot be read"),
         ("data_preparation.py", ["--data", "sample"], "the gpt2 vocabulary cannot be downloaded"),
         ("startup.py", [], "name the folder of a run"),
+        ("bits.py", [], "name the folders that faisca port exported"),
         ("run_gpu.sh", [], "name the headlines"),
         ("run_gpu.sh", ["absent.parquet"], "absent.parquet does not exist"),
         ("run_gpu.sh", ["sample"], "has no torch that finds a CUDA GPU"),

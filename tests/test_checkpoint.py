@@ -21,7 +21,7 @@ from faisca.runs.checkpoint import (
     save_checkpoint,
 )
 from faisca.runs.checks import check_resumable
-from faisca.runs.manifest import find_damage, write_files
+from faisca.runs.manifest import read_files, write_files
 from faisca.runs.state import Progress, best_of
 
 CONFIG = config_from_dict({"data": {"window": 16, "stride": 16}, "model": {"context": 16, "dim": 16, "hidden_dim": 32}})
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_that_is_named_is_an_error(tmp_path):
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    assert find_damage(folder) == ["model.safetensors does not match its checksum"]
+    assert read_files(folder)[1] == {"model.safetensors": "model.safetensors does not match its checksum"}
     with pytest.raises(VerificationError, match=r"is damaged \(model.safetensors does not match its checksum\)"):
         load_checkpoint(folder)
 
@@ -147,7 +147,7 @@ LEADS_OUT = '{"files": {"a/../../b": {"bytes": 0, "sha256": ""}}}'
 def test_a_manifest_that_makes_no_sense_is_damage(manifest, tmp_path):
     folder = save(tmp_path, 4)
     (folder / "manifest.json").write_text(manifest)
-    assert len(find_damage(folder)) == 1
+    assert len(read_files(folder)[1]) == 1
 
 
 def rewritten(folder: Path, **files: bytes) -> Path:

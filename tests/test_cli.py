@@ -17,7 +17,7 @@ from faisca import cli
 from faisca.backend import Sampling
 from faisca.cli import COMMANDS, command_function, main
 from faisca.config import Config, DataConfig
-from faisca.config.files import load_preset, read_config, sections_of, write_config
+from faisca.config.files import load_preset, read_sections, sections_of, write_config
 from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.folder import hold_folder
 from faisca.runs.state import Progress
@@ -44,7 +44,7 @@ def stages(monkeypatch):
         return {}
 
     def saved_state(folder):
-        config = read_config(folder / "config.toml")
+        config = Config(**read_sections(folder / "config.toml"))
         return state_of(Progress("pretrain", 4), config, replace(config.model, vocabulary_size=512))
 
     stages = SimpleNamespace(run=run, resume=resume, saved_state=saved_state)

@@ -16,7 +16,8 @@ from faisca.config.files import (
     load_preset,
     preset_names,
     preset_summary,
-    read_config,
+    read_sections,
+    sections_of,
     write_config,
 )
 from faisca.errors import FaiscaError
@@ -32,6 +33,10 @@ def write(folder: Path, text: str | bytes, name: str = "mine.toml") -> Path:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
+
+
+def read_config(path: Path, base: Config | None = None) -> Config:
+    return Config(**read_sections(path, None if base is None else sections_of(base)))
 
 
 def complaint(path: Path, base: Config | None = None) -> str:

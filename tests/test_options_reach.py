@@ -18,8 +18,8 @@ import pytest
 from every_option import choices, options
 from stand_in import Call, StandIn, install, make_stand_in, small_config, write_headlines
 
-from faisca import backend
 from faisca.backend import Backend
+from faisca.backends import BACKENDS
 from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.runs.checkpoint import checkpoint_folders
@@ -274,7 +274,7 @@ class Runs:
         folder, ended = self.folder / str(len(self.made)), ""
         with pytest.MonkeyPatch.context() as patch:
             install(patch, stand_in)
-            patch.setitem(backend.BACKENDS, "mlx", dataclasses.replace(backend.BACKENDS["mlx"], needs="numpy"))
+            patch.setitem(BACKENDS, "mlx", dataclasses.replace(BACKENDS["mlx"], needs="numpy"))
             patch.setitem(sys.modules, "faisca_mlx", stand_in)
             try:
                 stages.run(self.config(stage, changes), folder, start)

@@ -1,5 +1,6 @@
 """Porting: every direction, what comes in, and what other tools make of it. Refusals: test_porting_refusals.py."""
 
+import importlib.util
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from small_ports import TARGETS, Original, gpt2_folder, same_model, small_run, s
 import faisca
 from faisca.cli import main
 from faisca.data.tokenizer import Tokenizer
-from faisca.porting import bits
+from faisca.porting.libraries import open_exported
 from faisca.porting.port import port, read_source
 from faisca.porting.verify import TEXTS
 from faisca.runs.checkpoint import load_checkpoint
@@ -253,19 +254,28 @@ def test_mlx_lm_generates_what_faisca_writes(trained, exported):
     assert text and text == ours.removeprefix("Presidente").lstrip()  # mlx-lm drops a space at the start
 
 
-def test_four_bits_cost_little(exported, quantised, capsys):
-    assert bits.main([str(exported), str(quantised), "--count", "40", "--json"]) == 0
+@pytest.fixture(scope="module")
+def bits():
+    """The script benchmarks/bits.py as a module."""
+    path = Path(__file__).parent.parent / "benchmarks" / "bits.py"
+    spec = importlib.util.spec_from_file_location("bits", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_four_bits_cost_little(bits, exported, quantised, capsys, monkeypatch):
+    monkeypatch.setattr(bits, "TITLES", 40)
+    assert bits.main([str(exported), str(quantised)]) == 0
     measured = json.loads(capsys.readouterr().out)
     plain, small = measured[str(exported)], measured[str(quantised)]
     assert plain != small and abs(small - plain) < 0.03  # measured: +0.008
 
 
-def test_bits_per_byte_are_those_of_the_summary(trained, exported):
+def test_bits_per_byte_are_those_of_the_summary(bits, trained, exported):
     """Another definition of the same: windows of a packed text there, titles one by one here."""
     stages = json.loads((trained / "summary.json").read_text())["stages"]
-    assert bits.main([str(exported), "--library", "transformers", "--count", "60"]) == 0
-    titles = bits.validation_titles("sample", 60)
-    ours = bits.bits_per_byte(bits.open_exported("transformers", exported), titles, 32)
+    ours = bits.bits_per_byte(open_exported("transformers", exported), bits.validation_titles(60), 32)
     assert ours == pytest.approx(stages[-1]["bits_per_byte_after"], rel=0.01)  # measured: 0.0014
 
 
@@ -307,7 +317,7 @@ def complete(address: str, **request: object) -> dict:
 def test_the_server_answers_a_completion(server, quantised):
     said = complete(server, max_tokens=6)
     assert said["object"] == "text_completion" and said["usage"]["completion_tokens"] <= 6
-    reader = bits.open_exported("mlx_lm", quantised)
+    reader = open_exported("mlx_lm", quantised)
     ids = [reader.end_of_text_ids[0], *reader.encode("Presidente")]
     assert said["usage"]["prompt_tokens"] == len(ids)
     text = reader.decode([token for token in reader.greedy(ids, 6) if token != ids[0]])

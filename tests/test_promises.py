@@ -11,7 +11,8 @@ from small_runs import killed_in
 
 import faisca
 from faisca.cli import main
-from faisca.config.files import read_config
+from faisca.config import Config
+from faisca.config.files import read_sections
 from faisca.data.headlines import load_headlines, select_titles, title_hashes
 from faisca.runs.checkpoint import load_checkpoint
 
@@ -137,7 +138,7 @@ def test_settings_of_training_apply_and_are_said(base, tmp_path, capsys):
     faisca_run("sft", "--from", base, *DEVICE, *options, "--out", tmp_path / "sft")
     assert "model.dropout 0.3; so far 0.0" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "sft").state.model.dropout == 0.3
-    config = read_config(tmp_path / "sft" / "config.toml")
+    config = Config(**read_sections(tmp_path / "sft" / "config.toml"))
     assert (config.model.dropout, config.model.attention_dropout, config.tokenizer.kind) == (0.3, 0.2, "bpe")
     plain = tmp_path / "plain"
     faisca_run("sft", "--from", base, *DEVICE, "--out", plain)
@@ -166,11 +167,11 @@ def test_what_contradicts_the_weights_is_refused(option, value, theirs, base, tm
 def test_a_preset_brings_its_numbers_and_not_its_model(base, tmp_path):
     narrow = ("--data.window", "32", "--data.stride", "32")
     faisca_run("sft", "--preset", "spark", *SHORT, *narrow, "--from", base, *DEVICE, "--out", tmp_path / "sft")
-    config = read_config(tmp_path / "sft" / "config.toml")
+    config = Config(**read_sections(tmp_path / "sft" / "config.toml"))
     assert (config.preset, config.model.dim, config.tokenizer) == (
         "spark",
         32,
-        read_config(base / "config.toml").tokenizer,
+        Config(**read_sections(base / "config.toml")).tokenizer,
     )
 
 
@@ -212,7 +213,7 @@ def test_a_resumed_run_says_what_changed_and_what_follows(stopped, capsys):
     assert "changed: run.keep 3 -> 2" in said
     assert "the training data have changed" not in said
     assert "an epoch has now" in said and "pretrain ends after step 3, not 2" in said
-    config = read_config(stopped / "config.toml")
+    config = Config(**read_sections(stopped / "config.toml"))
     assert (config.pretrain.batch_size, config.pretrain.max_steps, config.data.stride) == (4, 3, 16)
 
 
@@ -220,7 +221,7 @@ def test_stages_that_are_done_stay_in_the_configuration(base, tmp_path, capsys):
     folder = shutil.copytree(base, tmp_path / "run")
     faisca_run("run", "--resume", folder, "--stages", "sft", "--sft.max-steps", "1")
     assert "changed: sft.max_steps 2 -> 1, before sft begins" in capsys.readouterr().out
-    assert read_config(folder / "config.toml").run.stages == ("pretrain", "sft")
+    assert Config(**read_sections(folder / "config.toml")).run.stages == ("pretrain", "sft")
     assert [entry["stage"] for entry in json.loads((folder / "summary.json").read_text())["stages"]] == [
         "pretrain",
         "sft",

@@ -16,11 +16,11 @@ from faisca.training.evaluate import kl_divergence
 from faisca.training.grpo import (
     Completions,
     kl_to_reference,
+    measure_round,
     pack,
     roll_out,
-    select,
+    select_rows,
     update_policy,
-    watch,
     with_log_probs,
 )
 from faisca.training.rewards import group_advantages
@@ -105,7 +105,7 @@ def test_types_are_those_of_the_boundary():
 
 def test_selected_rows_count_their_own_tokens():
     rollouts = packed([[1, EOT], [1, 2, 3, EOT], [4, EOT]])
-    part = select(rollouts, np.array([1, 2]))
+    part = select_rows(rollouts, np.array([1, 2]))
     assert part.tokens.tolist() == rollouts.tokens[1:].tolist() and part.advantages.tolist() == [1, 2]
     assert part.step_tokens == 6
 
@@ -333,7 +333,7 @@ def watched(setup, rewards, updates=(), completions=None) -> dict:
     completions = completions or [[1, EOT], [1, 2], [1, 2, 3], [EOT], [1, EOT], [1, 2], [1, 2, 3], [EOT]]
     written = Completions(["", "O "] * 4, [[EOT]] * 8, completions)
     answers = ["golo", "a", "b", "c", "golo", "a", "b", "d"]
-    return watch(setup, written, answers, np.array(rewards, float), np.arange(8) / 8, list(updates))
+    return measure_round(setup, written, answers, np.array(rewards, float), np.arange(8) / 8, list(updates))
 
 
 def test_a_step_is_watched(setup):

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from small_models import open_twin, read_lines, run_faisca, same_arrays
 
 from faisca.cli import main
-from faisca.config.files import read_config
+from faisca.config import Config
+from faisca.config.files import read_sections
 from faisca.runs.checkpoint import load_checkpoint
 from faisca.runs.summary import STAGE_KEYS
 
@@ -132,7 +133,7 @@ def test_its_configuration_repeats_it_bit_for_bit(folder, tmp_path):
     for stage in ENDS:
         for file in ("model.safetensors", "optimizer.safetensors"):
             assert same_arrays(weights(folder, stage, file), weights(again, stage, file)), (stage, file)
-    assert read_config(again / "config.toml") == read_config(folder / "config.toml")
+    assert read_sections(again / "config.toml") == read_sections(folder / "config.toml")
     timed = {"seconds", "tokens_per_second", "peak_memory_bytes"}
     for ours, theirs in zip(*(read_lines(path / "metrics.jsonl") for path in (folder, again)), strict=True):
         assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
@@ -263,7 +264,7 @@ def test_from_a_run_measures_on_the_runs_own_titles_and_says_where_not(folder, t
     assert main(["sft", "--from", str(base), *device, "--out", str(tmp_path / "own")]) == 0
     said = capsys.readouterr().out
     assert f"its data, {data}\n" in said and "titles from 900 rows" in said
-    config = read_config(tmp_path / "own" / "config.toml")
+    config = Config(**read_sections(tmp_path / "own" / "config.toml"))
     assert (config.data.window, config.sample.prompt, config.sft.max_steps) == (32, "O Porto", 1)
     ours, theirs = (json.loads((tmp_path / name / "summary.json").read_text())["stages"][0] for name in ("own", "base"))
     assert ours["validation_loss_before"] == theirs["validation_loss_after"]

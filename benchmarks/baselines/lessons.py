@@ -29,7 +29,7 @@ TEMPERATURE = 0.8
 class Lesson:
     """One lesson with the benchmark's weights: training step, sampling, GRPO step."""
 
-    offered: tuple[str, ...] = ("pretrain", "sft", "rollout", "generate_1", "generate_24", "grpo_full", "grpo_ending")
+    offered: tuple[str, ...] = ("pretrain", "rollout", "generate_1", "generate_24", "grpo_full", "grpo_ending")
 
     def __init__(self, script: ModuleType, work: Work, described: dict[str, Any]) -> None:
         self.script, self.work, self.described = script, work, described
@@ -49,8 +49,7 @@ class Lesson:
 
     def cases(self) -> dict[str, Callable[[], float]]:
         cases = {
-            "pretrain": self.training("pretrain"),
-            "sft": self.training("sft"),
+            "pretrain": self.training(),
             "rollout": lambda: timed(self.roll_out),
             "generate_1": self.generation(1),
             "generate_24": self.generation(24),
@@ -59,10 +58,10 @@ class Lesson:
         }
         return {name: case for name, case in cases.items() if name in self.offered}
 
-    def training(self, stage: str) -> Callable[[], float]:
-        config, model = getattr(self.work.config, stage), self.make_model().train()
+    def training(self) -> Callable[[], float]:
+        config, model = self.work.config.pretrain, self.make_model().train()
         optimizer = self.script.make_optimizer(model, config.weight_decay)
-        loss_of = partial(self.script.cross_entropy, model, *self.work.batch(stage))
+        loss_of = partial(self.script.cross_entropy, model, *self.work.batch())
         return lambda: timed(lambda: self.script.update(model, optimizer, loss_of, config.learning_rate))
 
     def sample(self, model: Any, rows: int, new_tokens: int) -> np.ndarray:

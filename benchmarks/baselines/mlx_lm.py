@@ -4,6 +4,7 @@ Its GPT-2 has no dropout, so its training step does less than ours where the pre
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -26,9 +27,8 @@ from mlx_lm.utils import load_model
 from faisca.bench.twin import timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
-from faisca.porting import mlx_lm_model
 from faisca.porting.formats import Portable
-from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
+from faisca.porting.huggingface import MODEL_FILE, config_json, needs_model_file, to_theirs
 
 
 class MlxLm:
@@ -54,7 +54,7 @@ class MlxLm:
             (folder / "config.json").write_text(json.dumps(config_json(portable)), encoding="utf-8")
             own_file = needs_model_file(portable.model)
             if own_file:
-                (folder / mlx_lm_model.FILE_NAME).write_text(mlx_lm_model.TEXT, encoding="utf-8")
+                shutil.copy(MODEL_FILE, folder)
             return load_model(folder, trust_remote_code=own_file)[0]
 
     def loss(self, inputs: np.ndarray, targets: np.ndarray) -> float:
@@ -63,7 +63,7 @@ class MlxLm:
     def cases(self) -> dict[str, Callable[[], float]]:
         most = self.work.sampling().max_new_tokens
         return {
-            "pretrain": self.training("pretrain"),
+            "pretrain": self.training(),
             "rollout": self.batch_generation(self.work.completions, self.work.config.grpo.max_new_tokens),
             "generate_1": self.generation(most),
             "generate_24": self.batch_generation(24, most),
@@ -71,11 +71,11 @@ class MlxLm:
             "first_token": self.generation(1),
         }
 
-    def training(self, stage: str) -> Callable[[], float]:
+    def training(self) -> Callable[[], float]:
         """The step of its trainer, which compiles it."""
-        config, model = getattr(self.work.config, stage), self.make_model().train()
+        config, model = self.work.config.pretrain, self.make_model().train()
         optimizer = optim.AdamW(config.learning_rate, weight_decay=config.weight_decay)
-        batch = batch_of(*self.work.batch(stage))
+        batch = batch_of(*self.work.batch())
         loss_and_grad = nn.value_and_grad(model, default_loss)
         state = [model.state, optimizer.state, mx.random.state]
 

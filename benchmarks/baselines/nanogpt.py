@@ -39,18 +39,18 @@ class NanoGPT:
 
     def cases(self) -> dict[str, Callable[[], float]]:
         return {
-            "pretrain": self.training("pretrain"),
+            "pretrain": self.training(),
             "rollout": lambda: timed(lambda: self.sample(self.work.completions, self.work.config.grpo.max_new_tokens)),
             "generate_1": lambda: timed(lambda: self.sample(1, self.work.sampling().max_new_tokens)),
             "generate_24": lambda: timed(lambda: self.sample(24, self.work.sampling().max_new_tokens)),
         }
 
-    def training(self, stage: str) -> Callable[[], float]:
-        config, model = getattr(self.work.config, stage), self.make_model().train()
+    def training(self) -> Callable[[], float]:
+        config, model = self.work.config.pretrain, self.make_model().train()
         optimizer = torch.optim.AdamW(
             model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        inputs, targets = (torch.tensor(a.astype(np.int64), device=self.device) for a in self.work.batch(stage))
+        inputs, targets = (torch.tensor(a.astype(np.int64), device=self.device) for a in self.work.batch())
         compiled = torch.compile(full_loss)
 
         def step() -> None:

@@ -49,16 +49,16 @@ class HuggingFace:
 
     def cases(self) -> dict[str, Callable[[], float]]:
         return {
-            "pretrain": self.training("pretrain"),
+            "pretrain": self.training(),
             "rollout": self.generation(self.work.completions, self.work.config.grpo.max_new_tokens),
             **{f"generate_{n}": self.generation(n, self.work.sampling().max_new_tokens) for n in (1, 24, 64)},
             "first_token": self.generation(1, 1),
         }
 
-    def training(self, stage: str) -> Callable[[], float]:
-        config, model = getattr(self.work.config, stage), self.make_model().train()
+    def training(self) -> Callable[[], float]:
+        config, model = self.work.config.pretrain, self.make_model().train()
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-        ids = torch.tensor(self.work.batch(stage)[0].astype(np.int64), device=self.device)
+        ids = torch.tensor(self.work.batch()[0].astype(np.int64), device=self.device)
 
         def step() -> None:
             optimizer.zero_grad()

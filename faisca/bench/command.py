@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import BACKENDS, load_backend
+from faisca.backend import load_backend
+from faisca.backends import BACKENDS
 from faisca.bench.chart import draw_chart
 from faisca.bench.machine import machine_line
 from faisca.bench.measure import ALL, run_benchmark
@@ -72,8 +73,8 @@ class CompareOptions:
 
 def bench(argv: list[str]) -> int:
     """Measure speed and memory of both backends on this machine: training, sampling,
-    GRPO and data preparation, in turns, medians over rounds. Results go to a JSON
-    file and a chart.
+    GRPO and data preparation, in turns, medians over rounds. Pre-training and SFT
+    steps are alike, so they are timed once. Results go to a JSON file and a chart.
 
     examples:
       faisca bench --quick

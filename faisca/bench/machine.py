@@ -6,10 +6,10 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from faisca.system.packages import version_of
 from faisca.text import format_bytes
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, Any]:
         "power": _power_source(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := version_of(name))},
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -88,10 +88,3 @@ def _power_source() -> str:
 def _output(*command: str) -> str:
     """What a command of macOS prints; nothing where it fails, as for a setting that this version lacks."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # optional: its absence is what the file tells
-        return None

@@ -91,7 +91,7 @@ def _fresh(spec: SubjectSpec) -> dict[str, Any]:
 
 def _check_losses(work: Work, workers: list[Worker]) -> None:
     """All subjects must compute the same loss from the same weights, or there is nothing to compare."""
-    inputs, targets = (ids[:CHECKED_WINDOWS] for ids in work.batch("pretrain"))
+    inputs, targets = (ids[:CHECKED_WINDOWS] for ids in work.batch())
     losses = {worker.name: worker.ask("loss", inputs, targets) for worker in workers}
     (first, expected), *others = losses.items()
     for name, loss in others:

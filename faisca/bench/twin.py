@@ -22,7 +22,7 @@ from faisca.training.setup import Setup
 CaseFunction = Callable[[], float]
 
 
-class Twin:
+class TwinSubject:
     """One backend on one device, with a model for training and two for sampling."""
 
     def __init__(self, name: str, work: Work, options: RunConfig) -> None:
@@ -49,8 +49,7 @@ class Twin:
         grpo = replace(self.work.config.grpo, learning_rate=1e-12)  # every round the same work
         first_token = self._generation(never, 1, first_only=True)
         return {
-            "pretrain": self.training("pretrain"),
-            "sft": self.training("sft"),
+            "pretrain": self.training(),
             "rollout": lambda: timed(lambda: self._roll_out(never)),
             "grpo_full": self._grpo_step(never, self.backend.make_learner(model=never, config=grpo)),
             "grpo_ending": self._grpo_step(ending, self.backend.make_learner(model=ending, config=grpo)),
@@ -60,11 +59,11 @@ class Twin:
             "products": self._products(training_products(self.work, self.runtime.loss_chunk)),
         }
 
-    def training(self, stage: str) -> CaseFunction:
-        """An optimiser step of a stage, metrics read."""
-        config = getattr(self.work.config, stage)
+    def training(self) -> CaseFunction:
+        """An optimiser step, metrics read."""
+        config = self.work.config.pretrain
         learner = self.backend.make_learner(model=self._model(), config=config)
-        inputs, targets = self.work.batch(stage)
+        inputs, targets = self.work.batch()
 
         def step() -> None:
             self.seed += 1

@@ -77,11 +77,10 @@ class Work:
         """Rows of a rollout."""
         return self.config.grpo.group_size * self.config.grpo.prompts_per_step
 
-    def batch(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a training step: int32 [B, T] random ids."""
-        train: TrainConfig = getattr(self.config, stage)
-        shape = (train.batch_size, self.config.data.window + 1)
-        ids = generator(0, f"bench {stage}").integers(self.model.vocabulary_size, size=shape, dtype=np.int32)
+        shape = (self.config.pretrain.batch_size, self.config.data.window + 1)
+        ids = generator(0, "bench pretrain").integers(self.model.vocabulary_size, size=shape, dtype=np.int32)
         return ids[:, :-1], ids[:, 1:]
 
     def prompts(self, rows: int) -> list[list[int]]:
@@ -111,7 +110,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Case:
+class TimedCase:
     """Something that is timed. With an amount it is reported as amount a second, else in seconds."""
 
     title: str
@@ -134,10 +133,9 @@ def make_work(preset: str, *, quick: bool) -> Work:
     return Work(replace(config, grpo=replace(config.grpo, max_new_tokens=most)), model, quick)
 
 
-def training_tokens(work: Work, stage: str) -> int:
+def training_tokens(work: Work) -> int:
     """Tokens in one training step."""
-    train: TrainConfig = getattr(work.config, stage)
-    return train.batch_size * work.config.data.window
+    return work.config.pretrain.batch_size * work.config.data.window
 
 
 def peak_size(work: Work) -> int:
@@ -154,7 +152,7 @@ def training_flops(work: Work) -> float:
     shapes = parameter_shapes(replace(work.model, tie_embeddings=False))
     weights = sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and "embedding" not in name)
     attention = 12 * work.model.num_layers * work.config.data.window * work.model.dim
-    return training_tokens(work, "pretrain") * (6.0 * weights + attention)
+    return training_tokens(work) * (6.0 * weights + attention)
 
 
 def training_products(work: Work, chunk: int) -> list[tuple[int, int, int, int]]:
@@ -196,16 +194,20 @@ def _quick(config: Config) -> Config:
 
 
 CASES = {
-    "pretrain": Case("pre-training step", "tokens/s", lambda work: training_tokens(work, "pretrain")),
-    "sft": Case("SFT step", "tokens/s", lambda work: training_tokens(work, "sft")),
-    "rollout": Case("rollout, full rows", "tokens/s", lambda work: work.completions * work.config.grpo.max_new_tokens),
-    "grpo_full": Case("GRPO step, full rows", "s"),
-    "grpo_ending": Case("GRPO step, rows that end", "s"),
-    "generate_1": Case("generation, 1 row", "tokens/s", lambda work: work.sampling().max_new_tokens),
-    "generate_24": Case("generation, 24 rows", "tokens/s", lambda work: 24 * work.sampling().max_new_tokens),
-    "generate_64": Case("generation, 64 rows", "tokens/s", lambda work: 64 * work.sampling().max_new_tokens),
-    "first_token": Case("time to the first token", "s"),
-    "peak": Case("matrix product, peak", "FLOP/s", lambda work: 2.0 * peak_size(work) ** 3),
-    "products": Case("the step's matrix products alone", "s"),
+    "pretrain": TimedCase("pre-training step", "tokens/s", training_tokens),
+    "rollout": TimedCase(
+        "rollout, full rows", "tokens/s", lambda work: work.completions * work.config.grpo.max_new_tokens
+    ),
+    "grpo_full": TimedCase("GRPO step, full rows", "s"),
+    "grpo_ending": TimedCase("GRPO step, rows that end", "s"),
+    "generate_1": TimedCase("generation, 1 row", "tokens/s", lambda work: work.sampling().max_new_tokens),
+    "generate_24": TimedCase("generation, 24 rows", "tokens/s", lambda work: 24 * work.sampling().max_new_tokens),
+    "generate_64": TimedCase("generation, 64 rows", "tokens/s", lambda work: 64 * work.sampling().max_new_tokens),
+    "first_token": TimedCase("time to the first token", "s"),
+    "peak": TimedCase("matrix product, peak", "FLOP/s", lambda work: 2.0 * peak_size(work) ** 3),
+    "products": TimedCase("the step's matrix products alone", "s"),
 }
-"""What is timed in interleaved rounds, in the order of the table."""
+"""What is timed in interleaved rounds, in the order of the table.
+
+`pretrain` stands for SFT as well: in every preset, a step of either has the same size and the same options.
+"""

@@ -21,8 +21,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 import faisca
-from faisca.backend import BACKENDS
-from faisca.bench.twin import CaseFunction, Twin, timed
+from faisca.backends import BACKENDS
+from faisca.bench.twin import CaseFunction, TwinSubject, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
@@ -49,7 +49,7 @@ class Subject(Protocol):
     def cases(self) -> dict[str, CaseFunction]:
         """Functions that do a case's work once, to the end, and return the seconds."""
 
-    def training(self, stage: str) -> CaseFunction:
+    def training(self) -> CaseFunction:
         """The training step alone."""
 
     def device_memory(self) -> int | None:
@@ -68,7 +68,7 @@ class SubjectSpec:
     def open(self) -> Subject:
         """Import its framework and make it."""
         if self.name in BACKENDS:
-            return Twin(self.name, self.work, replace(self.options, backend=self.name))
+            return TwinSubject(self.name, self.work, replace(self.options, backend=self.name))
         subject: Subject = load_baseline(self.name, self.baselines)(self.work, self.options.device)
         return subject
 
@@ -174,7 +174,7 @@ class _Server:
 
     @cached_property
     def _training(self) -> CaseFunction:
-        return self.subject.training("pretrain")
+        return self.subject.training()
 
 
 def _serve(spec: SubjectSpec, pipe: Connection) -> None:

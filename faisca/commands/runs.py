@@ -26,6 +26,8 @@ from faisca.text import format_bytes, titles_name
 DEPTH = 2
 """how deep below the folder `faisca runs` looks for runs"""
 
+ROW = "stage step total_steps validation_loss portugal_validation_loss sft_url_contains backend device dtype".split()
+"""what is not known of a run without a good checkpoint"""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """what safetensors calls them, and everybody else"""
 
@@ -149,19 +151,6 @@ def _tensors(path: Path) -> dict[str, dict[str, Any]]:
             name: {"shape": part.get_shape(), "dtype": DTYPES.get(part.get_dtype(), part.get_dtype())}
             for name, part in slices.items()
         }
-
-
-ROW = (
-    "stage",
-    "step",
-    "total_steps",
-    "validation_loss",
-    "portugal_validation_loss",
-    "sft_url_contains",
-    "backend",
-    "device",
-    "dtype",
-)
 
 
 def _losses(state: State) -> dict[str, float | None]:

@@ -45,15 +45,6 @@ def load_preset(name: str) -> Config:
     return Config(**preset_sections(name))
 
 
-def read_config(path: Path, base: Config | None = None) -> Config:
-    """The configuration in a TOML file; what the file leaves out comes from `base`.
-
-    Without `base`, it comes from the preset that the file names (`preset = "…"`), else from
-    `spark`. Raises FaiscaError, which names the file, where it cannot be read or understood.
-    """
-    return Config(**read_sections(path, None if base is None else sections_of(base)))
-
-
 def config_from_dict(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """The inverse of `config_to_dict`; what `values` leave out comes from `base` or the defaults."""
     return Config(**lay(sections_of(base or Config()), values))
@@ -65,7 +56,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_text(config: Config) -> str:
-    """The whole configuration as TOML; `read_config` of it gives an equal `Config`."""
+    """The whole configuration as TOML; `read_sections` of it gives equal sections."""
     return tomli_w.dumps(config_to_dict(config))
 
 
@@ -87,10 +78,10 @@ def preset_sections(name: str) -> Sections:
 def read_sections(
     path: Path, base: Sections | None = None, without_preset: Sections | None = None, adapt: Adapt = _as_it_is
 ) -> Sections:
-    """`base` with the values of a TOML file laid on it; see `read_config`.
+    """`base` with the values of a TOML file laid on it; a FaiscaError names the file.
 
-    Without `base` and where the file names no preset, they are laid on `without_preset`, if given. `adapt`
-    changes what they are laid on.
+    Without `base`, they are laid on the preset that the file names (`preset = "…"`), else on
+    `without_preset`, if given, else on `spark`. `adapt` changes what they are laid on.
     """
     values = _read_toml(path)
     try:

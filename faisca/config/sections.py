@@ -7,7 +7,7 @@ have the same sections and names.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.config.ranges import Range
 
 STAGES = ("pretrain", "sft", "grpo")

@@ -13,13 +13,15 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import BACKENDS, Runtime, load_backend
+from faisca.backend import Runtime, load_backend
+from faisca.backends import BACKENDS
 from faisca.commands.parse import parse
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
+from faisca.parity.cases import Case, Side, uneven_parameters
 from faisca.parity.differences import differences
-from faisca.parity.rungs import RUNGS, Case, Rung, Side, logits, trajectory, uneven_parameters
+from faisca.parity.rungs import RUNGS, Rung, logits, trajectory
 from faisca.parity.sampling import NEW_TOKENS, ROWS, agreement, settings
 
 BFLOAT16_RUNGS = (
@@ -53,7 +55,7 @@ class ParityOptions:
 
 
 @dataclass(frozen=True)
-class Row:
+class Verdict:
     """One rung between the yardstick and one other side."""
 
     rung: int
@@ -84,7 +86,7 @@ def parity(argv: list[str]) -> int:
         os.environ.setdefault(name, value)
     sides, case = find_sides(), make_case(options.checkpoint)
     runtimes = {name: side.open() for name, side in sides.items()}
-    rows = climb(sides, case)
+    rows = compare_sides(sides, case)
     if options.json:
         print(json.dumps(_report(rows, runtimes, case), indent=2))
     else:
@@ -125,7 +127,7 @@ def make_case(path: Path | None) -> Case:
     return Case(config, checkpoint.parameters, end_of_text, rows=rows, length=length, steps=steps)
 
 
-def climb(sides: dict[str, Side], case: Case) -> list[Row]:
+def compare_sides(sides: dict[str, Side], case: Case) -> list[Verdict]:
     """Every rung, for every side but the first, which is the yardstick."""
     (_, yardstick), *others = sides.items()
     rows = []
@@ -134,7 +136,7 @@ def climb(sides: dict[str, Side], case: Case) -> list[Row]:
         for name, side in others:
             found = differences(expected, rung.arrays(in_bfloat16(side) if rung in BFLOAT16_RUNGS else side, case))
             worst = max(found, key=lambda difference: float(getattr(difference, rung.measure)))
-            row = Row(rung.number, rung.title, name, getattr(worst, rung.measure), rung.tolerance, str(worst))
+            row = Verdict(rung.number, rung.title, name, getattr(worst, rung.measure), rung.tolerance, str(worst))
             rows.append(row)
     for name, side in others:
         rows += _sampling_rows(yardstick, side, name, case)
@@ -146,7 +148,7 @@ def in_bfloat16(side: Side) -> Side:
     return dataclasses.replace(side, config=dataclasses.replace(side.config, dtype="bfloat16"))
 
 
-def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[Row]:
+def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[Verdict]:
     """How many of the completions part where there is no tie; how many at one; how many draws are ties at all."""
     ways = settings(min(NEW_TOKENS, case.model.context))
     rows = ROWS // 8 if count_parameters(case.model) > LARGE else ROWS
@@ -156,13 +158,13 @@ def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[R
     sampled, parted = sum(one.rows for one in found), sum(one.ties for one in found)
     listing = "".join(f"; {line}" for line in wrong[:3])
     return [
-        Row(7, "tokens that differ", name, float(len(wrong)), 0.0, f"{tokens:,} tokens{listing}"),
-        Row(7, "rows that part at a tie", name, parted / max(sampled, 1), PARTED, f"{parted} of {sampled} rows"),
-        Row(7, "draws that are ties", name, near / max(tokens, 1), NEAR, f"{near:,} of {tokens:,} tokens"),
+        Verdict(7, "tokens that differ", name, float(len(wrong)), 0.0, f"{tokens:,} tokens{listing}"),
+        Verdict(7, "rows that part at a tie", name, parted / max(sampled, 1), PARTED, f"{parted} of {sampled} rows"),
+        Verdict(7, "draws that are ties", name, near / max(tokens, 1), NEAR, f"{near:,} of {tokens:,} tokens"),
     ]
 
 
-def _report(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
+def _report(rows: list[Verdict], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
     return {
         "passed": all(row.passed for row in rows),
         "model": dataclasses.asdict(case.model),
@@ -173,7 +175,7 @@ def _report(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> dict[s
     }
 
 
-def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> None:
+def _print_table(rows: list[Verdict], runtimes: dict[str, Runtime], case: Case) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

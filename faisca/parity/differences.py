@@ -11,8 +11,6 @@ import numpy as np
 
 from faisca.errors import VerificationError
 
-MEASURES = ("absolute", "scaled", "norm")
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -45,23 +43,6 @@ def differences(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndar
         listing = ", ".join([f"missing {name}" for name in missing] + [f"unknown {name}" for name in extra])
         raise VerificationError(f"the two sides do not hold the same names: {listing}")
     return [_difference(name, np.asarray(expected[name]), np.asarray(actual[name])) for name in expected]
-
-
-def require_close(
-    expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], tolerance: float, measure: str = "scaled"
-) -> list[Difference]:
-    """The differences; VerificationError, which names the three worst, where one exceeds `tolerance` in `measure`."""
-    assert measure in MEASURES, measure
-    found = differences(expected, actual)
-    assert found, "nothing to compare"
-    worst = sorted(found, key=lambda difference: -getattr(difference, measure))
-    bad = [difference for difference in worst if not getattr(difference, measure) <= tolerance]
-    if bad:
-        listing = " | ".join(map(str, bad[:3]))
-        raise VerificationError(
-            f"{len(bad)} of {len(found)} arrays differ by more than {tolerance:g} ({measure}): {listing}"
-        )
-    return found
 
 
 def _difference(name: str, expected: np.ndarray, actual: np.ndarray) -> Difference:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from faisca.backend import Sampling
-from faisca.parity.rungs import Case, Side
+from faisca.parity.cases import Case, Side
 from faisca.streams import generator, uniforms
 
 LOGIT, EDGE = 1e-6, 5e-7

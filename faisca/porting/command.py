@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.commands.parse import parse, print_json
 from faisca.errors import FaiscaError
 from faisca.porting.formats import FORMATS

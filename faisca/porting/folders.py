@@ -9,14 +9,13 @@ import safetensors.numpy
 from faisca.data.tokenizer import END_OF_TEXT
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.porting import mlx_lm_model
 from faisca.porting.formats import Portable, read_json
-from faisca.porting.huggingface import TRAINING_FILE, config_json, needs_model_file, to_theirs
+from faisca.porting.huggingface import MODEL_FILE, TRAINING_FILE, config_json, needs_model_file, to_theirs
 from faisca.runs.summary import run_line, summary_markdown
 
 
 def write_folder(portable: Portable, folder: Path) -> None:
-    """A folder that transformers loads without code of its own, and mlx_lm too (see `mlx_lm_model`)."""
+    """A folder that transformers loads without code of its own, and mlx_lm too (see `MODEL_FILE`)."""
     folder.mkdir()
     weights = safetensors.numpy.save(to_theirs(portable), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
@@ -29,7 +28,7 @@ def write_folder(portable: Portable, folder: Path) -> None:
         TRAINING_FILE: _json(dict(portable.training)),
     }
     if needs_model_file(portable.model):
-        texts[mlx_lm_model.FILE_NAME] = mlx_lm_model.TEXT
+        texts[MODEL_FILE.name] = MODEL_FILE.read_text(encoding="utf-8")
     _write_texts(texts, folder)
 
 
@@ -45,10 +44,10 @@ def write_view(portable: Portable, source: Path, view: Path) -> None:
     config = {key: stated.get(key, value) for key, value in ours.items()}  # nothing else: it could name code
     view.mkdir()
     texts = {
-        "config.json": _json(config | {"model_file": mlx_lm_model.FILE_NAME}),
+        "config.json": _json(config | {"model_file": MODEL_FILE.name}),
         "tokenizer.json": portable.tokenizer.json_text(),
         "tokenizer_config.json": _json(_tokenizer_config(portable)),
-        mlx_lm_model.FILE_NAME: mlx_lm_model.TEXT,
+        MODEL_FILE.name: MODEL_FILE.read_text(encoding="utf-8"),
     }
     _write_texts(texts, view)
     for file in weights:

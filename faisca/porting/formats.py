@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer

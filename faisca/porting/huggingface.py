@@ -16,11 +16,12 @@ from faisca.config import ModelConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import Parameters, parameter_shapes
-from faisca.porting import mlx_lm_model
 from faisca.porting.formats import Portable, check_training, float32, model_config, read_json, read_tokenizer
 from faisca.porting.weight_files import read_file
 
 PREFIX = "transformer."
+MODEL_FILE = Path(__file__).parents[2] / "faisca_mlx" / "exported" / "faisca_gpt2.py"
+"""for mlx-lm to import from a folder that its own GPT-2 cannot compute: a user then says --trust-remote-code"""
 TRAINING_FILE = "faisca.json"
 """what is known of the training, for the way back"""
 TOP_NAMES = {
@@ -84,7 +85,7 @@ def config_json(portable: Portable) -> dict[str, Any]:
         "dtype": "float32",
         "attention_bias": model.attention_bias,
     }
-    return config | ({"model_file": mlx_lm_model.FILE_NAME} if needs_model_file(model) else {})
+    return config | ({"model_file": MODEL_FILE.name} if needs_model_file(model) else {})
 
 
 def needs_model_file(model: ModelConfig) -> bool:

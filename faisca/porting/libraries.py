@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.errors import FaiscaError
 from faisca.system.packages import importable
 

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from faisca.backend import BACKENDS
+from faisca.backends import BACKENDS
 from faisca.config import ModelConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError

@@ -49,11 +49,6 @@ def read_files(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     return files, problems
 
 
-def find_damage(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint folder, one text a file; empty where every checksum matches."""
-    return list(read_files(folder)[1].values())
-
-
 def sha256(content: bytes) -> str:
     """The SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -21,22 +21,11 @@ from faisca.text import clock, format_bytes, json_text, one_line, reward_title, 
 
 SUMMARY = "summary.json"
 RUN_KEYS = ("backend", "device", "preset", "seed", "parameters", "stages")
-STAGE_KEYS = (
-    "stage",
-    "validation_loss_before",
-    "validation_loss_after",
-    "bits_per_byte_after",
-    "portugal_validation_loss_before",
-    "portugal_validation_loss_after",
-    "football_share_before",
-    "football_share_after",
-    "distinct_share_after",
-    "seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "samples_before",
-    "samples_after",
-)
+STAGE_KEYS = """
+    stage validation_loss_before validation_loss_after bits_per_byte_after portugal_validation_loss_before
+    portugal_validation_loss_after football_share_before football_share_after distinct_share_after seconds
+    tokens_per_second peak_memory_bytes samples_before samples_after
+""".split()
 """what every stage has; what was not measured is None
 
 grpo also has `kl_after`. Every stage of a new run has `reward_before`, `reward_after`, `reward_std_before` and

@@ -28,6 +28,7 @@ from pathlib import Path
 import platformdirs
 
 from faisca.errors import FaiscaError
+from faisca.system.packages import version_of
 
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 PREFIX = "faisca_"
@@ -109,15 +110,7 @@ def _mlx_builds() -> set[str]:
         requirements = " ".join(metadata.requires("mlx") or ())
     except metadata.PackageNotFoundError:
         return set()
-    return {name for name in re.findall(r"mlx-c(?:pu|uda[-\d]*)", requirements) if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return {name for name in re.findall(r"mlx-c(?:pu|uda[-\d]*)", requirements) if version_of(name)}
 
 
 class _SymbolInfo(ctypes.Structure):

@@ -56,6 +56,7 @@ def measure_loss(setup: Setup, model: Model, yardstick: Yardstick, most: int | N
     Bits per byte compare models with different tokenizers; an end-of-text counts as one byte, the
     line break that it stands for.
     """
+    # Sums, not means of means: the last batch is smaller, and its tokens count no more than others.
     sizes = setup.tokenizer.bytes_per_token()
     total, tokens, size = 0.0, 0, 0
     batches = evaluation_batches(yardstick.tokens, window=yardstick.window, batch_size=yardstick.batch_size, most=most)
@@ -71,6 +72,7 @@ def show_samples(setup: Setup, model: Model, step: int = 0) -> list[str]:
     sample = setup.config.sample
     prompt = encode_prompt(setup.tokenizer, sample.prompt, setup.model_config.context)
     sampling = Sampling(sample.temperature, sample.top_k, sample.top_p, sample.max_new_tokens)
+    # Each step draws anew, so that a run does not show the same headline all along.
     draws = uniforms(setup.seed, "samples shown", step=step, rows=sample.count, columns=sample.max_new_tokens)
     completions = complete(setup, model, [prompt] * sample.count, sampling, draws)
     return [headline(setup.tokenizer, sample.prompt, completion) for completion in completions]
@@ -81,6 +83,7 @@ def count_completions(setup: Setup, model: Model) -> tuple[list[list[int]], list
     grpo, rows = setup.config.grpo, setup.config.sample.counted
     texts = [grpo.prompts[i % len(grpo.prompts)] for i in range(rows)]
     prompts = [encode_prompt(setup.tokenizer, text, setup.model_config.context) for text in texts]
+    # Always step 0: two models are compared on the same draws.
     draws = uniforms(setup.seed, "completions counted", step=0, rows=rows, columns=grpo.max_new_tokens)
     return prompts, list(complete(setup, model, prompts, rollout_sampling(grpo), draws))
 

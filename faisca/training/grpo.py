@@ -45,6 +45,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     """GRPO towards `grpo.reward`, against a frozen copy of the model as it was when the stage began."""
     setup, config, backend = run.setup, run.config.grpo, run.setup.backend
     assert setup.reward is not None, "a run that trains has loaded its reward"
+    # The reference is the model as the stage began, also where a checkpoint resumes it.
     frozen = checkpoint.reference if checkpoint is not None else backend.get_parameters(model=model)
     assert frozen is not None, "a checkpoint of GRPO has its reference"
     reference = setup.make_model(frozen)
@@ -68,7 +69,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             rate = learning_rate(config, stage.step, config.steps)
             updates = update_policy(setup, stage.learner, rollouts, stage.step, rate)
             # Tell: what a trainer watches, and a warning where rewards teach nothing.
-            measured = watch(setup, written, answers, rewards, advantages, updates)
+            measured = measure_round(setup, written, answers, rewards, advantages, updates)
             signal.look(stage.step + 1, rewards, advantages)
             tokens = sum(len(ids) for ids in written.completions)
             failed = measured["updates"] == 0 and measured["skipped"] > 0
@@ -80,6 +81,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
 def roll_out(setup: Setup, model: Model, step: int) -> Completions:
     """A group of completions for each of the step's prompts, which take turns."""
     config = setup.config.grpo
+    # Prompts take turns over the steps, and each is repeated for its group.
     first = step * config.prompts_per_step
     chosen = [config.prompts[(first + i) % len(config.prompts)] for i in range(config.prompts_per_step)]
     texts = [text for text in chosen for _ in range(config.group_size)]
@@ -94,6 +96,7 @@ def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: b
     The mask leaves out completions that never ended where `mask_truncated` asks for it, unless `whole`.
     """
     end_of_text, mask_truncated = setup.tokenizer.end_of_text, setup.config.grpo.mask_truncated and not whole
+    # Padding is on the right, where no real token looks; what it holds does not matter, as the mask leaves it out.
     longest = max(len(p) + len(c) for p, c in zip(written.prompts, written.completions, strict=True))
     inputs = min(-(-(longest - 1) // LENGTH_STEP) * LENGTH_STEP, setup.model_config.context)
     tokens = np.full((len(written.prompts), inputs + 1), end_of_text, np.int32)
@@ -101,6 +104,7 @@ def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: b
     for row, (prompt, completion) in enumerate(zip(written.prompts, written.completions, strict=True)):
         end = len(prompt) + len(completion)
         tokens[row, :end] = prompt + completion
+        # Position t predicts token t + 1, so the completion is counted from the last token of its prompt on.
         truncated = completion[-1] != end_of_text
         mask[row, len(prompt) - 1 : end - 1] = not (truncated and mask_truncated)
     zeros = np.zeros_like(mask)
@@ -111,14 +115,15 @@ def with_log_probs(
     setup: Setup, rollouts: Rollouts[np.ndarray], model: Model, reference: Model
 ) -> Rollouts[np.ndarray]:
     """The rollouts with the log-probabilities of the policy that sampled them, and of the reference."""
+    # In minibatches, as in the updates: memory stays bounded.
     rows = np.arange(len(rollouts.tokens)).reshape(-1, setup.config.grpo.minibatch_size)
-    parts = [select(rollouts, part) for part in rows]
+    parts = [select_rows(rollouts, part) for part in rows]
     old, ref = (np.concatenate([log_probs(setup, scorer, part) for part in parts]) for scorer in (model, reference))
     return dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=ref)
 
 
 def log_probs(setup: Setup, scorer: Model, rollouts: Rollouts[np.ndarray]) -> np.ndarray:
-    """What a model thinks of the completions: float32 [B, T-1], 0 where the mask is."""
+    """What a model thinks of the completions: float32 [B, T-1]; what the mask leaves out does not count."""
     return setup.backend.token_log_probs(
         model=scorer, tokens=rollouts.tokens, temperature=setup.config.grpo.temperature, places=rollouts.places
     )
@@ -131,10 +136,11 @@ def update_policy(
     backend, config, left = setup.backend, setup.config.grpo, has_left_reference(rollouts)
     metrics: list[Metrics] = []
     for epoch in range(config.epochs):
+        # Another order in every pass, from the seed alone.
         turn = step * config.epochs + epoch
         order = permutation(setup.seed, "order of grpo completions", len(rollouts.tokens), turn)
         for rows in order.reshape(-1, config.minibatch_size):
-            part = select(rollouts, rows)
+            part = select_rows(rollouts, rows)
             if has_signal(part, config, left or bool(metrics)):  # the first update leaves the reference
                 metrics.append(backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
     return backend.read_metrics(metrics=metrics)
@@ -143,7 +149,8 @@ def update_policy(
 def has_signal(rollouts: Rollouts[np.ndarray], config: GRPOConfig, left_reference: bool) -> bool:
     """Whether there is a gradient: an advantage under the mask, or with a KL weight a policy away from its reference.
 
-    Else it is 0 or rounding noise, and Adam would take full steps at the noise, and its momentum at 0.
+    Without either, the gradient is 0 or rounding noise. Adam divides by its size: it would take full steps along the
+    noise, and at 0 go on with its momentum.
     """
     counted = rollouts.mask.any(axis=1)
     return bool(rollouts.advantages[counted].any() or (config.kl_weight and left_reference and counted.any()))
@@ -154,13 +161,13 @@ def has_left_reference(rollouts: Rollouts[np.ndarray]) -> bool:
     return bool(((rollouts.old_log_probs != rollouts.reference_log_probs) & (rollouts.mask > 0)).any())
 
 
-def select(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
+def select_rows(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
     """Some rows of the rollouts."""
     arrays = {f.name: getattr(rollouts, f.name)[rows] for f in dataclasses.fields(rollouts) if f.name != "step_tokens"}
     return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))
 
 
-def watch(
+def measure_round(
     setup: Setup,
     written: Completions,
     answers: list[str],
@@ -169,6 +176,7 @@ def watch(
     updates: list[dict[str, float]],
 ) -> dict[str, Any]:
     """What a trainer logs of a step, so that reward hacking, collapse and length bias can be seen."""
+    # Length and truncation show length bias, equal groups a reward that teaches nothing, distinct texts collapse.
     lengths = np.array([len(ids) for ids in written.completions])
     ended = [ids[-1] == setup.tokenizer.end_of_text for ids in written.completions]
     groups = rewards.reshape(-1, setup.config.grpo.group_size)

@@ -96,12 +96,14 @@ def group_advantages(rewards: np.ndarray, group_size: int, scale: str) -> np.nda
     centred = np.zeros_like(grouped)
     deviations = np.zeros(len(grouped))
     for i, group in enumerate(grouped):
+        # NaN takes no part in the mean; equal rewards must give exactly 0, not rounding noise.
         scored = group[~np.isnan(group)]
         if len(scored) > 1 and scored.max() > scored.min():
             centred[i] = np.nan_to_num(group - scored.mean())
             deviations[i] = scored.std(ddof=1)
     if scale == "none":
         return centred.reshape(-1)
+    # One deviation for the whole batch: groups with small differences are not blown up.
     if scale == "batch":
         scored = rewards[~np.isnan(rewards)]
         deviations[:] = scored.std(ddof=1) if len(scored) > 1 else 0.0

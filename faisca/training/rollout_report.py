@@ -39,7 +39,7 @@ def notes(best: Extreme, worst: Extreme) -> list[Note]:
 
 
 class SignalWatch:
-    """Says where the rewards of a whole step teach nothing: once in a row of such steps, the first time at length."""
+    """Says that the rewards of a whole step teach nothing: at the first of consecutive such steps, once with advice."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

@@ -18,11 +18,13 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     config: TrainConfig = getattr(run.config, name)
     windows = run.windows[name]
     an_epoch = steps_per_epoch(windows, config.batch_size)
+    # Epochs say how long, unless max_steps ends it earlier.
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
     _note_changes(run, progress, windows, total, an_epoch)
     learner = backend.make_learner(model=model, config=config)
     stage = Stage(run, progress, model, learner)
     stage.begin(checkpoint)
+    # A curve begins before the first step; a resumed stage has that point already.
     if stage.step == 0:
         stage.evaluate()
     with stage.under_way():

@@ -1,14 +1,3 @@
-"""The `model_file` of an exported folder: what mlx-lm's own GPT-2 lacks, as a file that mlx-lm imports.
-
-mlx-lm's `gpt2.py` ties the head to the embedding, has the tanh GELU, and a feed-forward layer four
-times as wide as the model. A folder that needs anything else names this file in its config.json;
-mlx-lm then wants `--trust-remote-code`, as the file is code. It is a text here, because only the
-exported folder's reader imports it: the core imports no framework.
-"""
-
-FILE_NAME = "faisca_gpt2.py"
-
-TEXT = '''\
 """GPT-2 for mlx-lm with a head of its own, either GELU, and any feed-forward width. Written by Faísca MLX."""
 
 from dataclasses import dataclass
@@ -72,4 +61,3 @@ class Model(gpt2.Model):
         weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
         head = {name: weights.pop(name) for name in list(weights) if name.startswith("lm_head.")}
         return super().sanitize(weights) | head
-'''
