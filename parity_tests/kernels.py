@@ -4,6 +4,7 @@
 
 OpenBLAS (under MLX) and MKL (under torch) choose by processor, and the environment can choose for them, at the
 start of a process. Whether it did is asked of the libraries: a kernel counts only where they name what was wanted.
+MKL on other makers' processors names nothing: there OpenBLAS and torch have to, and bits have to differ.
 """
 
 import ctypes
@@ -59,13 +60,15 @@ class Found:
 
     openblas: str
     mkl: str
+    """empty where MKL does not say, as on other makers' processors"""
     torch: str
     mlx_product: str
     torch_product: str
 
     def misses(self, kernel: Kernel) -> str:
         """Which library did not do as it was told, in words; empty where all did."""
-        pairs = ((self.openblas, kernel.openblas), (self.mkl, kernel.mkl), (self.torch, kernel.torch))
+        mkl = self.mkl or kernel.mkl  # whether it did anything then shows in the products' bits
+        pairs = ((self.openblas, kernel.openblas), (mkl, kernel.mkl), (self.torch, kernel.torch))
         return ", ".join(
             f"{found or 'nothing'} instead of {wanted}" for found, wanted in pairs if found.lower() != wanted.lower()
         )
@@ -133,11 +136,23 @@ def _report() -> None:
 
 
 def runnable() -> tuple[dict[Kernel, Found], dict[Kernel, str]]:
-    """The kernels that this machine runs, and why not the others."""
+    """The kernels that this machine runs and that compute bits of their own, and why not the others."""
     with ThreadPoolExecutor(2) as pool:
         probed = dict(zip(KERNELS, pool.map(probe, KERNELS), strict=True))
-    found = {kernel: one for kernel, one in probed.items() if isinstance(one, Found)}
-    return found, {kernel: one for kernel, one in probed.items() if isinstance(one, str)}
+    return distinct(probed)
+
+
+def distinct(probed: Mapping[Kernel, Found | str]) -> tuple[dict[Kernel, Found], dict[Kernel, str]]:
+    """What was found, without kernels that compute the same as one before them; and why each of the others is left."""
+    found: dict[Kernel, Found] = {}
+    missing: dict[Kernel, str] = {}
+    for kernel, one in probed.items():
+        twins = [earlier for earlier, other in found.items() if isinstance(one, Found) and one.same_as(other)]
+        if isinstance(one, str) or twins:
+            missing[kernel] = one if isinstance(one, str) else f"computes the same as {twins[0]}"
+        else:
+            found[kernel] = one
+    return found, missing
 
 
 def choose(found: Mapping[Kernel, Found], native: Found, wanted: int = 2) -> list[Kernel]:
