@@ -48,7 +48,7 @@ MOST_MODULES, MOST_PARAMETERS = 14, 6
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method: where it is, how long, and how many parameters it has besides `self` and `cls`."""
+    """A function or method: where it is, how long, and its parameters besides `self`, `cls` and autograd's `ctx`."""
 
     path: str
     name: str
@@ -173,7 +173,7 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     given = node.args
     names = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     rest = [argument for argument in (given.vararg, given.kwarg) if argument is not None]
-    return len([name for name in names if name not in ("self", "cls")]) + len(rest)
+    return len([name for name in names if name not in ("self", "cls", "ctx")]) + len(rest)
 
 
 def main(argv: list[str]) -> int:

@@ -83,11 +83,11 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def suggest(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
-    """The remedy for an unknown name: the candidate that looks like it, else `otherwise` or all of them."""
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """The remedy for an unknown name: the candidate that looks like it, else all of them."""
     known = list(candidates)
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else otherwise or f"choose among {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else f"choose among {', '.join(known)}"
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -37,7 +37,7 @@ ARCHITECTURES: tuple[dict[str, Any], ...] = ({}, GPT2)
 TORCH = ", torch"
 """ends the title of a rung that compares torch in bfloat16 with torch"""
 
-Row = tuple[str, str, str, float]
+Measurement = tuple[str, str, str, float]
 """side, fresh or trained, a rung's title, the largest difference"""
 
 
@@ -98,7 +98,7 @@ def worker(seeds: range, runs: list[Path]) -> None:
                     print(json.dumps([str(other), kind, title, value]), flush=True)
 
 
-def measure(kernel: Kernel, threads: int, seeds: range, runs: list[Path]) -> list[Row]:
+def measure(kernel: Kernel, threads: int, seeds: range, runs: list[Path]) -> list[Measurement]:
     """All distances under a kernel."""
     command = [sys.executable, __file__, "--worker", str(seeds.start), str(seeds.stop), *map(str, runs)]
     done = subprocess.run(command, env=environment(kernel.environment(), threads), capture_output=True, text=True)
@@ -126,7 +126,7 @@ def margin(allowed: float, largest: float) -> str:
     return f"{allowed / largest:.1f}" if largest else "equal"
 
 
-def table(rows: list[Row], other: str) -> Iterator[str]:
+def table(rows: list[Measurement], other: str) -> Iterator[str]:
     """Lines of Markdown: each rung, over all kernels and numbers of threads."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for side, kind, title, value in rows:

@@ -83,7 +83,7 @@ def test_the_table_cuts_no_word_and_no_number(width: int, capsys: pytest.Capture
     monkeypatch.setenv("COLUMNS", str(width))
     titles = ("log-probabilities", "tokens that differ, 105 ties", "AdamW: change, two steps")
     sides = ("mlx cpu", "torch cuda")
-    rows = [command.Verdict(7, title, side, 1.25e-6, 1e-5, "") for title in titles for side in sides]
+    rows = [command.RungResult(7, title, side, 1.25e-6, 1e-5, "") for title in titles for side in sides]
     command._print_table(rows, {"torch cpu": SimpleNamespace(details={})}, command.make_case(None))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width

@@ -91,7 +91,7 @@ def test_the_title_prefers_the_whole_validation_set():
 
 def test_text_is_large_enough(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("faisca.runs.plots._save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("faisca.runs.plots.save_figure", lambda figure, path: drawn.append(figure))
     everything = grpo_records(entropy=3.0, completion_length_mean=9.0, reward_std=0.2, football_share=0.9)
     write(tmp_path, training_records() + everything)
     draw_charts(tmp_path)
@@ -189,7 +189,7 @@ def test_rewards_that_are_all_unknown_still_make_a_chart():
 @pytest.mark.parametrize(("asked", "label"), [(".es/", ".es validation"), ("", "SFT validation")])
 def test_the_second_validation_curve_is_named_after_what_sft_asks_for(asked, label, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("faisca.runs.plots._save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("faisca.runs.plots.save_figure", lambda figure, path: drawn.append(figure))
     write(tmp_path, training_records())
     (tmp_path / "config.toml").write_text(f'[sft]\nurl_contains = "{asked}"\n')
     draw_charts(tmp_path)
@@ -204,7 +204,7 @@ def test_rewards_of_any_range_fit():
 
 def test_the_title_names_preset_and_backend(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr("faisca.runs.plots._save", lambda figure, path: titles.append(figure.get_suptitle()))
+    monkeypatch.setattr("faisca.runs.plots.save_figure", lambda figure, path: titles.append(figure.get_suptitle()))
     write(tmp_path, [{"stage": "sft", "step": 1, "epoch": 1.0, "loss": 4.0}])
     draw_charts(tmp_path)
     (tmp_path / "config.toml").write_text('preset = "faisca"\n')

@@ -163,16 +163,6 @@ def test_printable_keeps_what_people_write():
     assert printable("a\tb\x00\u202ec") == "a b  c"
 
 
-def test_quiet_is_silent_but_measures(tmp_path, capsys):
-    with RunLog(tmp_path, quiet=True) as log:
-        log.say("nothing")
-        with log.track("sft", 1) as tracker:
-            tracker.update(1, loss=1.0)
-        log.record(stage="sft", step=1)
-    assert capsys.readouterr() == ("", "")
-    assert len(read_records(tmp_path)) == 1
-
-
 def test_plain_progress_is_a_line_every_two_seconds_and_the_last(tmp_path, capsys, clock):
     with RunLog(tmp_path) as log, log.track("pretrain", 1300, done=1000) as tracker:
         for done in range(1010, 1301, 10):

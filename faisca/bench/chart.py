@@ -1,6 +1,5 @@
 """One picture of a benchmark: training, sampling, GRPO and memory, a bar for each backend and baseline."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from faisca.bench.results import LESS_IS_BETTER, Results, Row, format_value, rows, work_line
-from faisca.runs.plots import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE
-from faisca.system.files import write_atomically
+from faisca.runs.plots import BLUE, GREEN, ORANGE, PURPLE, STYLE, save_figure
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#999999")
 SHOWN = ("pretrain", "peak_resident", "rollout", "grpo_full", "generate_1", "generate_64")
@@ -35,9 +33,7 @@ def draw_chart(results: Results, path: Path) -> None:
         figure.suptitle(
             f"{results['machine']['processor']} · {work_line(results)}", x=0.01, ha="left", size=13, weight="bold"
         )
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=DPI)
-    write_atomically(path, image.getvalue())
+        save_figure(figure, path)
 
 
 def _bars(axes: Axes, row: Row, columns: list[str]) -> None:

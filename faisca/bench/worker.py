@@ -135,7 +135,7 @@ class _Server:
     """The other end of a Worker's pipe."""
 
     def __init__(self, spec: SubjectSpec) -> None:
-        self.spec, self.subject = spec, spec.open()
+        self.subject = spec.open()
         self._cases: dict[str, CaseFunction] = {}
         self._repeats: dict[str, int] = {}
 

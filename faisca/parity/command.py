@@ -55,7 +55,7 @@ class ParityOptions:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RungResult:
     """One rung between the yardstick and one other side."""
 
     rung: int
@@ -127,7 +127,7 @@ def make_case(path: Path | None) -> Case:
     return Case(config, checkpoint.parameters, end_of_text, rows=rows, length=length, steps=steps)
 
 
-def compare_sides(sides: dict[str, Side], case: Case) -> list[Verdict]:
+def compare_sides(sides: dict[str, Side], case: Case) -> list[RungResult]:
     """Every rung, for every side but the first, which is the yardstick."""
     (_, yardstick), *others = sides.items()
     rows = []
@@ -136,7 +136,7 @@ def compare_sides(sides: dict[str, Side], case: Case) -> list[Verdict]:
         for name, side in others:
             found = differences(expected, rung.arrays(in_bfloat16(side) if rung in BFLOAT16_RUNGS else side, case))
             worst = max(found, key=lambda difference: float(getattr(difference, rung.measure)))
-            row = Verdict(rung.number, rung.title, name, getattr(worst, rung.measure), rung.tolerance, str(worst))
+            row = RungResult(rung.number, rung.title, name, getattr(worst, rung.measure), rung.tolerance, str(worst))
             rows.append(row)
     for name, side in others:
         rows += _sampling_rows(yardstick, side, name, case)
@@ -148,7 +148,7 @@ def in_bfloat16(side: Side) -> Side:
     return dataclasses.replace(side, config=dataclasses.replace(side.config, dtype="bfloat16"))
 
 
-def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[Verdict]:
+def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[RungResult]:
     """How many of the completions part where there is no tie; how many at one; how many draws are ties at all."""
     ways = settings(min(NEW_TOKENS, case.model.context))
     rows = ROWS // 8 if count_parameters(case.model) > LARGE else ROWS
@@ -158,13 +158,13 @@ def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[V
     sampled, parted = sum(one.rows for one in found), sum(one.ties for one in found)
     listing = "".join(f"; {line}" for line in wrong[:3])
     return [
-        Verdict(7, "tokens that differ", name, float(len(wrong)), 0.0, f"{tokens:,} tokens{listing}"),
-        Verdict(7, "rows that part at a tie", name, parted / max(sampled, 1), PARTED, f"{parted} of {sampled} rows"),
-        Verdict(7, "draws that are ties", name, near / max(tokens, 1), NEAR, f"{near:,} of {tokens:,} tokens"),
+        RungResult(7, "tokens that differ", name, float(len(wrong)), 0.0, f"{tokens:,} tokens{listing}"),
+        RungResult(7, "rows that part at a tie", name, parted / max(sampled, 1), PARTED, f"{parted} of {sampled} rows"),
+        RungResult(7, "draws that are ties", name, near / max(tokens, 1), NEAR, f"{near:,} of {tokens:,} tokens"),
     ]
 
 
-def _report(rows: list[Verdict], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
+def _report(rows: list[RungResult], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
     return {
         "passed": all(row.passed for row in rows),
         "model": dataclasses.asdict(case.model),
@@ -175,7 +175,7 @@ def _report(rows: list[Verdict], runtimes: dict[str, Runtime], case: Case) -> di
     }
 
 
-def _print_table(rows: list[Verdict], runtimes: dict[str, Runtime], case: Case) -> None:
+def _print_table(rows: list[RungResult], runtimes: dict[str, Runtime], case: Case) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -35,12 +35,11 @@ class RunLog:
         self,
         folder: Path,
         *,
-        quiet: bool = False,
         metrics_bytes: int = 0,
         metrics_sha256: str | None = None,
         seconds_before: float = 0.0,
     ) -> None:
-        self.console = Console(quiet=quiet, markup=False, emoji=False, highlight=False)
+        self.console = Console(markup=False, emoji=False, highlight=False)
         path = folder / METRICS
         if metrics_bytes and not path.exists():
             self.say(f"{path} is missing: it begins anew, without what was measured so far")

@@ -65,7 +65,7 @@ def draw_charts(folder: Path) -> list[Path]:
             else:
                 figure = training_chart(of_stage, title, config.get("sft", {}).get("url_contains", ".pt/"))
             if figure is not None:
-                paths.append(_save(figure, folder / "charts" / f"{stage}.png"))
+                paths.append(save_figure(figure, folder / "charts" / f"{stage}.png"))
     return paths
 
 
@@ -240,7 +240,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all; returns the path."""
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=DPI)
     path.parent.mkdir(exist_ok=True)
