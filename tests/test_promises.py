@@ -2,19 +2,28 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_models import open_twin, read_lines
+from every_option import choices, options
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import open_twin, read_lines, state_of
 from small_runs import killed_in
 
 import faisca
 from faisca.cli import main
-from faisca.config import Config
-from faisca.config.files import read_sections
+from faisca.config import STAGES, Config
+from faisca.config.files import load_preset, read_sections, sections_of
 from faisca.data.headlines import load_headlines, select_titles, title_hashes
+from faisca.errors import FaiscaError
+from faisca.runs.changes import SAID_ELSEWHERE, change_words, check_changes, with_finished_stages
 from faisca.runs.checkpoint import load_checkpoint
+from faisca.runs.state import Progress
+from faisca.training.start import SETTINGS, check_start, inherit, start_words
 
 pytestmark = pytest.mark.xdist_group("promises")  # one worker, so that the run below is made once
 
@@ -110,7 +119,9 @@ def test_a_split_of_its_own_is_measured_without_what_the_model_saw(base, tmp_pat
     faisca_run("sft", "--from", base, *DEVICE, "--data", split, "--out", tmp_path / "sft")
     known = np.isin(title_hashes_of(range(800, 900)), trained_on(base)).sum()
     assert 80 <= known < 100
-    assert f"{known} held out, but the model was trained on them" in capsys.readouterr().out
+    left_out = f"{known} held out, but the model was trained on them"
+    (entry,) = json.loads((tmp_path / "sft" / "summary.json").read_text())["stages"]
+    assert left_out in capsys.readouterr().out and left_out in entry["data"]
     assert not np.isin(validation_hashes(tmp_path / "sft"), trained_on(tmp_path / "sft")).any()
 
 
@@ -226,3 +237,72 @@ def test_stages_that_are_done_stay_in_the_configuration(base, tmp_path, capsys):
         "pretrain",
         "sft",
     ]
+
+
+# --- any pair of options ------------------------------------------------------------------------
+
+
+def changed(config: Config, names: list[str]) -> Config:
+    """Another value for each of these options; FaiscaError where they do not go together."""
+    for name in names:
+        section, option = name.split(".")
+        base = getattr(getattr(config, section), option)
+        if isinstance(base, tuple):
+            value = ("pretrain", "grpo") if option == "stages" else ("Porto",)
+        elif isinstance(base, float):
+            value = 0.75 * base + 0.0031
+        else:
+            (value, *_) = choices(name, base, base + "x" if isinstance(base, str) else 2 * base + 2)
+        assert value != base
+        config = replace(config, **{section: replace(getattr(config, section), **{option: value})})
+    return config
+
+
+PAIRS = st.lists(st.sampled_from(sorted(options())), min_size=1, max_size=2, unique=True)
+BEGUN = load_preset("tiny")
+MODEL = replace(BEGUN.model, vocabulary_size=512)
+
+
+def named(names: list[str], text: str) -> bool:
+    """Whether a text names one of these options."""
+    return any(
+        name in text or f"--{name.replace('_', '-')}" in text or (name == "run.seed" and "--seed" in text)
+        for name in names
+    )
+
+
+@given(PAIRS, st.sampled_from(STAGES), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_options_on_resume_are_refused_or_said(names, stage, finished):
+    stages = [{"stage": one} for one in STAGES[: STAGES.index(stage) + finished]]
+    state = replace(state_of(Progress(stage, 3), BEGUN, MODEL), finished=finished, stages=stages)
+    try:
+        config = with_finished_stages(changed(BEGUN, names), state)
+        check_changes(config, state, "RUN")
+    except FaiscaError as error:
+        assert named(names, str(error)) or "leaves out" in str(error)
+        return
+    said = change_words(config, state)
+    for name in names:
+        assert name in SAID_ELSEWHERE or any(line.startswith(f"changed: {name} ") for line in said)
+    assert not {name.partition(".")[0] for name in names} & {"model", "tokenizer"} and "run.seed" not in names
+
+
+@given(PAIRS)
+@settings(max_examples=300, deadline=None)
+def test_any_options_on_from_are_refused_or_honoured(names):
+    state = replace(state_of(Progress("sft", 3), BEGUN, MODEL), hold_out_seed=5)
+    checkpoint = SimpleNamespace(folder=Path("RUN"), state=state)
+    try:
+        wanted = changed(Config(**inherit(sections_of(BEGUN), state)), names)
+        got = check_start(wanted, checkpoint)
+    except FaiscaError as error:
+        assert named(names, str(error))
+        return
+    for section, option in (name.split(".") for name in names):
+        assert getattr(getattr(got, section), option) == getattr(getattr(wanted, section), option)
+    settings_alone = {name for name in names if name.startswith("model.")} <= {f"model.{name}" for name in SETTINGS}
+    assert settings_alone and "data.validation_share" not in names
+    words = "; ".join(start_words(got, checkpoint))
+    assert all(name in words for name in names if name.startswith("model."))
+    assert "run.seed" not in names or "titles are held out as for the checkpoint" in words

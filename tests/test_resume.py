@@ -160,8 +160,8 @@ def test_only_a_stage_is_resumed_by_its_own_command(unbroken_torch, material, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model.dim 64", "--model options do not go with --resume"),
-        ("--seed 5", "--seed 5 does not go with --resume: the run has seed 1337"),
+        ("--model.dim 64", "--model.dim 64 does not go with --resume"),
+        ("--seed 5", "--seed 5 does not go with --resume: "),
         ("--stages sft", "--stages leaves out pretrain, in which the run stopped"),
         ("--preset spark", "--preset does not go with --resume"),
     ],

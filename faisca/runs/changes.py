@@ -25,23 +25,18 @@ def with_finished_stages(config: Config, state: State) -> Config:
 
 def check_changes(config: Config, state: State, folder: object) -> None:
     """FaiscaError where a run in this state cannot go on with this configuration, or would not heed it."""
-    saved = state.config
-    for section in FIXED:
-        if getattr(config, section) != getattr(saved, section):
-            raise FaiscaError(
-                f"--{section} options do not go with --resume: {folder} has its {section}; start a new run with --out"
-            )
-    if config.run.seed != saved.run.seed:
-        raise FaiscaError(f"--seed {config.run.seed} does not go with --resume: the run has seed {saved.run.seed}")
     if not state.finished and state.stage not in config.run.stages:
         raise FaiscaError(f"--stages leaves out {state.stage}, in which the run stopped: name it as well")
-    for name, before, now in _changes(saved, config):
+    for name, before, now in _changes(state.config, config):
         section, _, option = name.partition(".")
+        given = f"--{'seed' if name == 'run.seed' else name.replace('_', '-')} {now}"
+        if section in FIXED or name == "run.seed":
+            raise FaiscaError(f"{given} does not go with --resume: {folder} has {before}; start a new run with --out")
         over = _is_over(section, state) and option not in MEASURED
         if section != "run" and (over or not _stages_to_do(config, state)):
             what = f"{section} is finished" if section in STAGES else "the run is finished"
             raise FaiscaError(
-                f"--{name.replace('_', '-')} {now} does not go with --resume: {what}, with {before}; leave it out, "
+                f"{given} does not go with --resume: {what}, with {before}; leave it out, "
                 f"or train on in a new run with --from {folder} --out RUN"
             )
 

@@ -54,6 +54,8 @@ class Run:
     """hashes of the titles that the model was trained on so far, sorted"""
     hashes: Mapping[str, np.ndarray]
     """those of the training titles, by stage"""
+    data_report: str
+    """how many titles there are, and what of the source was left out"""
 
     @property
     def config(self) -> Config:
@@ -137,7 +139,20 @@ def open_run(
             }
             hashes = {stage: title_hashes(titles[stage][0]) for stage in windows}
             stages, best = (list(begun.stages), begun.best) if begun else ([], None)
-            yield Run(setup, folder, log, stop, windows, yardsticks, stages, best, hold_out_seed, seen, hashes)
+            yield Run(
+                setup,
+                folder,
+                log,
+                stop,
+                windows,
+                yardsticks,
+                stages,
+                best,
+                hold_out_seed,
+                seen,
+                hashes,
+                headlines.report,
+            )
 
 
 def _open_setup(config: Config, titles: Titles, checkpoint: Checkpoint | None) -> tuple[Setup, str]:

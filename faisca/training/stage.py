@@ -139,6 +139,7 @@ class Stage:
                 "peak_memory_kind": run.memory_kind if len(progress.backends) == 1 else None,
                 "skipped_steps": progress.skipped,
                 "backends": progress.backends,
+                "data": run.data_report,
             }
         )
         full = {f"full_{name}": value for name, value in vars(after).items()}
