@@ -30,8 +30,8 @@ STAGE_KEYS = """
 
 grpo also has `kl_after`. Every stage of a new run has `reward_before`, `reward_after`, `reward_std_before` and
 `reward_std_after`: mean and standard deviation of `grpo.reward` over the completions that are counted,
-None where no completion can be scored; and `data`, what was read and what was left out. The run's `reward` and `sft_url_contains` say what rewards and
-`portugal_validation_loss` mean.
+None where no completion can be scored; and `data`, what was read and what was left out. The run's `reward`
+and `sft_url_contains` say what rewards and `portugal_validation_loss` mean.
 """
 
 Format = Callable[[float], str]
