@@ -325,7 +325,7 @@ def test_a_second_ctrl_c_stops_at_once():
     assert "stopping after this step, and saving" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_is_asked_to_stop_saves_and_can_go_on(number, material, unbroken, tmp_path):
     run, errors = tmp_path / "run", tmp_path / "errors"
     process = begin(["run", *arguments(material, "torch", *EVERY_STEP), "--out", str(run)], errors)
@@ -334,7 +334,9 @@ def test_a_process_that_is_asked_to_stop_saves_and_can_go_on(number, material, u
     os.kill(process.pid, number)
     process.join(timeout=120)
     assert process.exitcode == 130, errors.read_text()
-    assert errors.read_text().splitlines()[-1] == "faisca: interrupted"
+    step = load_checkpoint(run).step
+    told = f"faisca: interrupted: stopped after pretrain step {step}; continue with --resume {run}"
+    assert errors.read_text().splitlines()[-1] == told
     resume(run)
     same_outcome(outcome(run), outcome(unbroken))
 
