@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # options take the names of backends from here, and must be t
 
 PLACES = 64
 """the counts of positions whose log-probabilities are computed are multiples of this"""
+COLDEST = 1e-6
+"""temperatures below are 0: logits divided by them leave float32, and what they would tell apart is rounding"""
 BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream, softmax and all sums in float32"
 """what a runtime's dtype bfloat16 means, in either twin"""
 UNIT = 2**38
@@ -69,12 +71,21 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 takes the likeliest."""
+    """How the next token is chosen."""
 
     temperature: float
     top_k: int
     top_p: float
     max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise FaiscaError(f"temperature {self.temperature} is out of range: use a finite number, at least 0")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time, without a draw."""
+        return self.temperature < COLDEST
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,8 @@ class Backend(Protocol):
     ) -> np.ndarray:
         """[B, T] token ids -> float32 [B, T-1]: log-probability of each token after the first.
 
-        With `places` (`Rollouts.places`), of those alone; the others are 0.
+        With `places` (`Rollouts.places`), of those alone; the others are 0. FaiscaError for a
+        temperature below COLDEST.
         """
 
     def generate(
@@ -184,6 +196,12 @@ class Backend(Protocol):
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
         """Bytes on the device: `peak`, `active`, `cache`; empty where only resident memory counts."""
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a FaiscaError for a temperature at which there are no log-probabilities."""
+    if not COLDEST <= temperature < math.inf:
+        raise FaiscaError(f"temperature {temperature} has no log-probabilities: use a finite one, at least {COLDEST:g}")
 
 
 @dataclass(frozen=True)

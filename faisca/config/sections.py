@@ -7,7 +7,7 @@ have the same sections and names.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from faisca.backend import BACKENDS
+from faisca.backend import BACKENDS, COLDEST
 from faisca.config.ranges import Range
 
 STAGES = ("pretrain", "sft", "grpo")
@@ -163,7 +163,7 @@ class GRPOConfig(OptimizerConfig):
     """completions of one prompt; advantages compare them with one another"""
     max_new_tokens: Count = 32
     """longest completion, in tokens"""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Range(least=COLDEST)] = 1.0
     """temperature of the rollout, and of the log-probabilities that the loss compares"""
     top_k: CountOrOff = 0
     """sample among the k likeliest tokens; 0 is off: top-k biases the importance ratio"""

@@ -5,7 +5,6 @@ compared with it. `parity_tests/` holds the whole ladder, and `docs/parity.md` e
 """
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import BACKENDS, Runtime, load_backend
-from faisca.commands.parse import parse
+from faisca.commands.parse import parse, print_json
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
@@ -86,7 +85,7 @@ def parity(argv: list[str]) -> int:
     runtimes = {name: side.open() for name, side in sides.items()}
     rows = climb(sides, case)
     if options.json:
-        print(json.dumps(_report(rows, runtimes, case), indent=2))
+        print_json(_report(rows, runtimes, case))
     else:
         _print_table(rows, runtimes, case)
     return 0 if all(row.passed for row in rows) else 1
@@ -175,10 +174,12 @@ def _report(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> dict[s
 
 def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console, (yardstick, *_) = Console(highlight=False), runtimes
+    from faisca.system.tables import PlainConsole
+
+    console, (yardstick, *_) = PlainConsole(), runtimes
     for name, runtime in runtimes.items():
         console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in runtime.details.items()))
     console.print(f"compared with {yardstick}, on a model of {count_parameters(case.model):,} parameters:")
@@ -189,11 +190,11 @@ def _print_table(rows: list[Row], runtimes: dict[str, Runtime], case: Case) -> N
     for heading in ("largest", "allowed", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        verdict = "pass" if row.passed else "[bold red]FAIL[/]"
+        verdict = Text("pass") if row.passed else Text("FAIL", style="bold red")
         table.add_row(str(row.rung), row.title, row.side, f"{row.difference:.1e}", f"{row.tolerance:.0e}", verdict)
     console.print(table)
     for row in rows:
         if not row.passed:
-            console.print(f"rung {row.rung}, {row.title}, {row.side}: {row.where}", markup=False)
+            console.print(f"rung {row.rung}, {row.title}, {row.side}: {row.where}")
     failed = sum(not row.passed for row in rows)
     console.print(f"{failed} of {len(rows)} comparisons FAILED" if failed else f"all {len(rows)} comparisons pass")
