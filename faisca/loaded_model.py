@@ -1,6 +1,7 @@
 """A trained model from a checkpoint, ready to write headlines and to be asked for its numbers."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from faisca.training.generate import complete, encode_prompt, headline
 from faisca.training.rewards import load_reward
 from faisca.training.run import checkpoint_tokenizer
 from faisca.training.setup import Setup
+
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -117,14 +120,24 @@ class LoadedModel:
             model=self.model, tokens=self._checked(ids), temperature=temperature, places=None
         )
 
-    def evaluate(self, source: str) -> dict[str, float]:
+    def evaluate(
+        self,
+        source: str,
+        *,
+        data: Mapping[str, Any] = NOTHING,
+        pretrain: Mapping[str, Any] = NOTHING,
+        sft: Mapping[str, Any] = NOTHING,
+    ) -> dict[str, float]:
         """Measure the model on the validation headlines of a source, those that the run's own options keep.
+
+        Options of the three sections can be others here: `evaluate("x.csv", data={"language": "en"})`.
 
         Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
         address contains what SFT asks for, `football_share`, `distinct_share`, and `reward` and `reward_std`
         where the run's reward is keywords (a file that a checkpoint names is not run).
         """
-        config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
+        sections = {"data": {**data, "source": source}, "pretrain": pretrain, "sft": sft}
+        config = config_from_dict(sections, self.config)
         headlines = load_headlines(config.data, config.run.seed)
         reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
         abroad = not has_address(headlines.validation, config.sft.url_contains)
@@ -155,7 +168,7 @@ def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: s
     `backend`: auto, torch, mlx; `device`: auto, cpu, gpu, cuda, mps; `dtype`: auto, float32,
     bfloat16. FaiscaError for what is no checkpoint, VerificationError where it is damaged.
     """
-    checkpoint = load_checkpoint(Path(path))
+    checkpoint = load_checkpoint(_path(path))
     config = config_from_dict(checkpoint.state["config"])
     run = RunConfig(backend=backend, device=device, dtype=dtype)  # type: ignore[arg-type]
     dataclasses.replace(config, run=run)  # checks the values
@@ -177,5 +190,9 @@ def train(
     from faisca.training.stages import run
 
     config = config_from_dict(sections, load_preset(preset))
-    run(config, Path(out), None if start_from is None else Path(start_from))
+    run(config, _path(out), None if start_from is None else _path(start_from))
     return load(out, config.run.backend, config.run.device, config.run.dtype)
+
+
+def _path(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path))

@@ -477,7 +477,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
 
     def load(path, *, backend, device):
         assert (path, backend, device) == (Path("runs/x"), "mlx", "auto")
-        return SimpleNamespace(evaluate=lambda source: {**measured, source: 1}, config=config)
+        return SimpleNamespace(evaluate=lambda source, **_: {**measured, source: 1}, config=config)
 
     monkeypatch.setitem(sys.modules, "faisca.loaded_model", SimpleNamespace(load=load))
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0

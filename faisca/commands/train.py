@@ -204,9 +204,10 @@ def _read_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
     """The prompts, with the lines of a file in place of its name; a run's configuration holds the lines."""
     read: list[str] = []
     for prompt in prompts:
-        if prompt and os.path.isfile(prompt):
+        path = os.path.expanduser(prompt)
+        if prompt and os.path.isfile(path):
             try:
-                lines = Path(prompt).read_text(encoding="utf-8-sig").splitlines()
+                lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise FaiscaError(f"grpo.prompts {prompt!r} cannot be read ({error}): save it as UTF-8 text") from error
             read += [line for line in lines if line.strip()]

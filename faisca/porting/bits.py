@@ -6,21 +6,23 @@ Each folder is loaded by the library itself, so quantised folders can be measure
 predicted from an end-of-text on, its own end-of-text included, which counts one byte.
 """
 
-import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.commands.parse import parse
-from faisca.config import DataConfig
+from faisca.commands.options import HeadlineOptions, Source, given
+from faisca.commands.parse import parse, print_json
+from faisca.config.files import config_from_dict
 from faisca.errors import FaiscaError
 from faisca.porting.formats import read_json
 from faisca.porting.libraries import Reader, open_exported
+
+PROGRAM = "python -m faisca.porting.bits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +33,13 @@ class BitsOptions:
     """exported folders; the differences are to the first"""
     library: Literal["mlx_lm", "transformers"] = "mlx_lm"
     """what loads them"""
-    data: Annotated[str, arg(metavar="SOURCE")] = "sample"
-    """where the validation headlines come from"""
+    source: Source = "sample"
     count: Annotated[int, arg(metavar="N")] = 500
     """headlines at most"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of lines"""
+    data: HeadlineOptions = field(default_factory=HeadlineOptions)
+    """which headlines; what is left out is as in a new run"""
 
 
 def bits_per_byte(reader: Reader, titles: list[str], context: int) -> float:
@@ -53,20 +56,22 @@ def bits_per_byte(reader: Reader, titles: list[str], context: int) -> float:
     return bits / counted
 
 
-def validation_titles(source: str, count: int) -> list[str]:
-    """The first validation headlines of a source."""
+def validation_titles(source: str, count: int, **options: Any) -> list[str]:
+    """The first validation headlines of a source, with other `options` than `faisca.config.DataConfig` has."""
     from faisca.data.headlines import load_headlines
 
-    titles = load_headlines(DataConfig(source=source), seed=0).validation.column("title")
+    titles = load_headlines(config_from_dict({"data": {**options, "source": source}}).data, seed=0).validation.column(
+        "title"
+    )
     return [str(title) for title in titles.to_pylist()[:count]]
 
 
 def main(argv: list[str]) -> int:
     """Print the bits a byte of each folder."""
-    options = parse(BitsOptions, argv, command="bits", help=__doc__)
+    options = parse(BitsOptions, argv, command=PROGRAM, help=__doc__)
     if not options.folders or options.count < 1:
         raise FaiscaError("nothing to measure: name at least one folder, and at least one headline")
-    titles = validation_titles(options.data, options.count)
+    titles = validation_titles(options.source, options.count, **given(options.data))
     measured = {}
     for folder in options.folders:
         context = read_json(folder / "config.json").get("n_positions")
@@ -74,7 +79,7 @@ def main(argv: list[str]) -> int:
             raise FaiscaError(f"{folder / 'config.json'} has no n_positions: name a folder that faisca port exported")
         measured[str(folder)] = bits_per_byte(open_exported(options.library, folder), titles, context)
     if options.json:
-        print(json.dumps(measured, indent=2))
+        print_json(measured)
         return 0
     first = next(iter(measured.values()))
     for name, value in measured.items():

@@ -96,12 +96,11 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
 
 def _show(options: PortOptions, done: Any) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    from faisca.system.tables import print_table
+    from faisca.system.tables import PlainConsole, print_table
 
-    console = Console()
+    console = PlainConsole()
     print(f"{options.source}: {done.source.found}")
     for note in done.notes:
         print(f"note: {note}")

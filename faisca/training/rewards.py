@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import re
 import sys
 import unicodedata
@@ -49,7 +50,7 @@ def load_reward(name: str) -> Reward:
             raise FaiscaError(f"grpo.reward {name!r} names no words: write keywords:WORD,WORD")
         return keyword_reward(frozenset(keywords))
     if kind.endswith(".py"):
-        return _reward_from_file(Path(kind), rest)
+        return _reward_from_file(Path(os.path.expanduser(kind)), rest)
     raise FaiscaError(f"grpo.reward {name!r} is unknown: choose football, keywords:WORD,WORD or FILE.py:FUNCTION")
 
 
