@@ -57,7 +57,7 @@ def exit_status(program: Callable[[], int]) -> int:
 
     0 done, 1 a verification failed, 2 bad input, 130 interrupted, 141 nobody reads the output.
     """
-    from faisca.system.output import discard_output, prepare_output
+    from faisca.system.output import discard_output, is_of_output, prepare_output
 
     prepare_output()
     try:
@@ -68,9 +68,13 @@ def exit_status(program: Callable[[], int]) -> int:
         return _fail(str(error), 1 if isinstance(error, VerificationError) else 2)
     except KeyboardInterrupt as stop:
         return _fail(": ".join(filter(None, ("interrupted", str(stop)))), 130)
-    except BrokenPipeError:
+    except OSError as error:
+        if not is_of_output(error):
+            raise
         discard_output()
-        return 141
+        if isinstance(error, BrokenPipeError):
+            return 141
+        return _fail(f"the output cannot be written ({error.strerror}): make room, or send it elsewhere", 2)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Standard output that ends no program: neither a character that its encoding lacks, nor a reader that has left."""
 
+import errno
 import os
 import sys
 from typing import Any
@@ -11,6 +12,11 @@ def prepare_output() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether an error comes from printing: nobody reads it any more, or there is no room; those of files name them."""
+    return error.errno in (errno.EPIPE, errno.EIO, errno.ENOSPC) and error.filename is None
 
 
 def discard_output() -> None:

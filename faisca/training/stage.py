@@ -227,7 +227,7 @@ class Stage:
                 f"are still good: try a lower --{progress.stage}.learning-rate, with --resume {self._folder}"
             )
         if run.log.output.lost:
-            return KeyboardInterrupt(f"nobody reads the output ({run.log.output.lost}): {self._stopped()}")
+            return KeyboardInterrupt(f"the output cannot be written ({run.log.output.lost}); {self._stopped()}")
         return KeyboardInterrupt(self._stopped()) if run.stop else None
 
     def _stopped(self) -> str:
