@@ -329,7 +329,7 @@ def test_a_mistake_is_answered_in_one_line(line, stages, capsys):
     Path("file").touch()
     Path("full").mkdir()
     Path("full/something").touch()
-    Path("begun/checkpoints").mkdir(parents=True)
+    Path("begun/checkpoints/pretrain-000000").mkdir(parents=True)
     assert HOSTILE[line] in complaint(capsys, *line.split(" "))
     assert stages.run is None and stages.resume is None
 

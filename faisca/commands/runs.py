@@ -87,7 +87,7 @@ def inspect(argv: list[str]) -> int:
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at and below `folder`, by name; FaiscaError where there is no such folder."""
     if not os.path.isdir(folder):
-        raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs runs")
+        raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs .")
     return run_folders(folder, DEPTH)
 
 

@@ -5,6 +5,7 @@ text above the options. A configuration has three layers: the preset, --config F
 """
 
 import os
+import shlex
 from dataclasses import dataclass, fields, replace
 from inspect import cleandoc
 from pathlib import Path
@@ -233,7 +234,7 @@ def _new_folder(out: Path | None, preset: str) -> Path:
     except OSError as error:
         raise FaiscaError(f"--out {folder} cannot be read ({error.strerror}): name another folder") from error
     if content:
-        begun = os.path.isdir(folder / "checkpoints")
-        remedy = f"continue its run with --resume {folder}" if begun else "empty it"
+        begun = any(folder.glob("checkpoints/*-*"))
+        remedy = f"continue its run with --resume {shlex.quote(str(folder))}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
     return folder

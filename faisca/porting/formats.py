@@ -56,7 +56,7 @@ def check_portable(portable: Portable, source: Path) -> None:
         raise FaiscaError(
             f"{source}: the tokenizer has {tokens} tokens ({END_OF_TEXT} is {portable.tokenizer.end_of_text}), "
             f"but token_embedding.weight has {rows} rows: use the tokenizer.json that the model was trained with "
-            f"({'in the folder' if portable.format == 'hf' else '--tokenizer FILE'})"
+            f"({'in the folder' if portable.format == 'hf' else '--tokenizer FILE, if nothing beside it says it'})"
         )
 
 

@@ -155,6 +155,11 @@ def _model_of_shapes(path: Path, parameters: Parameters, num_heads: int) -> Mode
         if name not in parameters or parameters[name].ndim != 2:
             raise FaiscaError(f"{path} has no matrix {name}: it is no state dict of this model")
     tokens, positions, up = (parameters[name].shape for name in wanted)
+    if tokens[1] % num_heads:
+        raise FaiscaError(
+            f"{path} has a width of {tokens[1]}, which {num_heads} heads do not divide: "
+            "give the number that it was trained with, as in --num-heads 1"
+        )
     blocks = {match[1] for name in parameters if (match := re.match(r"transformer_blocks\.(\d+)\.", name))}
     sizes = {
         **{"vocabulary_size": tokens[0], "dim": tokens[1], "context": positions[0], "hidden_dim": up[0]},

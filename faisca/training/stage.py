@@ -223,8 +223,8 @@ class Stage:
         if progress.skipped_in_a_row >= run.config.run.max_bad_steps:
             failed, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a resumed run may try as often again
             return FaiscaError(
-                f"{progress.stage}: {failed} steps in a row had a loss or gradient that is not finite; the weights "
-                f"are still good: try a lower --{progress.stage}.learning-rate, with --resume {self._folder}"
+                f"{progress.stage}: {failed} steps in a row had a loss or gradient that is not finite: start a new run "
+                f"with a lower --{progress.stage}.learning-rate, or try it with --resume {self._folder}"
             )
         if run.log.output.lost:
             return KeyboardInterrupt(f"the output cannot be written ({run.log.output.lost}); {self._stopped()}")
