@@ -248,7 +248,9 @@ def test_a_lower_rate_helps_where_steps_failed(here, capsys, monkeypatch):
     monkeypatch.chdir(here)
     wild = "--pretrain.learning-rate 1e30 --pretrain.clip-norm 0 --run.max-bad-steps 1 --pretrain.max-steps 3"
     status, told = tried(f"{NEW} {wild} --stages pretrain --out 'b run'", capsys)
-    assert status == 2 and "start a new run with a lower --pretrain.learning-rate, or try it with --resume 'b run'" in told
+    assert (
+        status == 2 and "start a new run with a lower --pretrain.learning-rate, or try it with --resume 'b run'" in told
+    )
     line = f"{NEW} --pretrain.learning-rate 1e-3 --pretrain.max-steps 3 --stages pretrain --out 'c run'"
     assert tried(line, capsys)[0] == 0
 
