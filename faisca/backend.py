@@ -16,7 +16,7 @@ from typing import Any, Generic, NewType, Protocol, TypeVar, cast
 import numpy as np
 
 from faisca.backends import BACKENDS
-from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
+from faisca.config import COLDEST, GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.errors import FaiscaError
 
 PLACES_MULTIPLE = 64
@@ -65,12 +65,21 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 takes the likeliest."""
+    """How the next token is chosen."""
 
     temperature: float
     top_k: int
     top_p: float
     max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise FaiscaError(f"temperature {self.temperature} is out of range: use a finite number, at least 0")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time, without a draw."""
+        return self.temperature < COLDEST
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,8 @@ class Backend(Protocol):
     ) -> np.ndarray:
         """[B, T] token ids -> float32 [B, T-1]: log-probability of each token after the first.
 
-        With `places` (`Rollouts.places`), of those alone; the others are 0.
+        With `places` (`Rollouts.places`), of those alone; the others are 0. FaiscaError for a
+        temperature below COLDEST.
         """
 
     def generate(
@@ -181,6 +191,12 @@ class Backend(Protocol):
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
         """Bytes on the device: `peak`, `active`, `cache`; empty where only resident memory counts."""
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a FaiscaError for a temperature at which there are no log-probabilities."""
+    if not COLDEST <= temperature < math.inf:
+        raise FaiscaError(f"temperature {temperature} has no log-probabilities: use a finite one, at least {COLDEST:g}")
 
 
 def choose_backend(name: str) -> tuple[str, str]:

@@ -3,15 +3,15 @@
 A command is imported only when it is called, so that `faisca --help` starts at once.
 """
 
+import contextlib
 import importlib
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable
 
 from faisca.errors import FaiscaError, VerificationError
-from faisca.text import fit
+from faisca.text import fit, printable
 
 COMMANDS = {
     "run": ("faisca.commands.train:run", "pre-train, fine-tune and reinforce: all stages, or those you name"),
@@ -57,18 +57,24 @@ def exit_status(program: Callable[[], int]) -> int:
 
     0 done, 1 a verification failed, 2 bad input, 130 interrupted, 141 nobody reads the output.
     """
+    from faisca.system.output import discard_output, is_of_output, prepare_output
+
+    prepare_output()
     try:
         status = program()
         sys.stdout.flush()  # here, where a closed pipe can still be met quietly
         return status
     except FaiscaError as error:
         return _fail(str(error), 1 if isinstance(error, VerificationError) else 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # What is still buffered goes nowhere, or the interpreter would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except KeyboardInterrupt as stop:
+        return _fail(": ".join(filter(None, ("interrupted", str(stop)))), 130)
+    except OSError as error:
+        if not is_of_output(error):
+            raise
+        discard_output()
+        if isinstance(error, BrokenPipeError):
+            return 141
+        return _fail(f"the output cannot be written ({error.strerror}): make room, or send it elsewhere", 2)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -98,7 +104,8 @@ def command_function(name: str) -> Callable[[list[str]], int]:
 
 
 def _fail(message: str, status: int) -> int:
-    print("faisca:", " ".join(message.splitlines()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that was closed: the status still says it
+        print("faisca:", printable(" ".join(message.splitlines())), file=sys.stderr)
     return status
 
 

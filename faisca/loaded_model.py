@@ -1,6 +1,7 @@
 """A trained model from a checkpoint, ready to write headlines and to be asked for its numbers."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from faisca.backend import Model, Sampling, choose_backend, load_backend
 from faisca.config import Config, RunConfig
-from faisca.config.files import lay, preset_sections
+from faisca.config.files import config_from_dict, lay, preset_sections
 from faisca.data.headlines import has_address, load_headlines, select_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
@@ -22,6 +23,9 @@ from faisca.training.generate import complete, encode_prompt, headline
 from faisca.training.rewards import load_reward
 from faisca.training.run import checkpoint_tokenizer
 from faisca.training.setup import Setup
+from faisca.training.start import held_out_by
+
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -117,17 +121,25 @@ class LoadedModel:
             model=self.model, tokens=self._checked(ids), temperature=temperature, places=None
         )
 
-    def evaluate(self, source: str) -> dict[str, float]:
+    def evaluate(
+        self,
+        source: str,
+        *,
+        data: Mapping[str, Any] = NOTHING,
+        pretrain: Mapping[str, Any] = NOTHING,
+        sft: Mapping[str, Any] = NOTHING,
+    ) -> dict[str, float]:
         """Measure the model on the validation headlines of a source, those that the run's own options keep.
+
+        Options of the three sections can be others here: `evaluate("x.csv", data={"language": "en"})`.
 
         Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
         address contains what SFT asks for, `football_share`, `distinct_share`, and `reward` and `reward_std`
         where the run's reward is keywords (a file that a checkpoint names is not run).
         """
-        config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, source=source))
-        hold_out_seed = self.checkpoint.state.hold_out_seed
-        hold_out_seed = config.run.seed if hold_out_seed is None else hold_out_seed
-        headlines = load_headlines(config.data, hold_out_seed, seen=self.checkpoint.seen)
+        sections = {"data": {**data, "source": source}, "pretrain": pretrain, "sft": sft}
+        config = config_from_dict(sections, self.config)
+        headlines = load_headlines(config.data, held_out_by(config, self.checkpoint), seen=self.checkpoint.seen)
         reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
         abroad = not has_address(headlines.validation, config.sft.url_contains)
         if abroad:
@@ -157,7 +169,7 @@ def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: s
     `backend`: auto, torch, mlx; `device`: auto, cpu, gpu, cuda, mps; `dtype`: auto, float32,
     bfloat16. FaiscaError for what is no checkpoint, VerificationError where it is damaged.
     """
-    checkpoint = load_checkpoint(Path(path))
+    checkpoint = load_checkpoint(_path(path))
     config = checkpoint.state.config
     run = RunConfig(backend=backend, device=device, dtype=dtype)  # type: ignore[arg-type]
     dataclasses.replace(config, run=run)  # checks the values
@@ -180,7 +192,11 @@ def train(
 
     base = preset_sections(preset)
     if start_from is not None:
-        base = inherit(base, saved_state(Path(start_from)))
+        base = inherit(base, saved_state(_path(start_from)))
     config = Config(**lay(base, sections))
-    run(config, Path(out), None if start_from is None else Path(start_from))
+    run(config, _path(out), None if start_from is None else _path(start_from))
     return load(out, config.run.backend, config.run.device, config.run.dtype)
+
+
+def _path(path: str | Path) -> Path:
+    return Path(os.path.expanduser(path))

@@ -9,8 +9,9 @@ as an output head, N(0, 1) would start with logits of size √dim.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -92,6 +93,17 @@ def check_parameters(parameters: Parameters, config: ModelConfig) -> None:
             raise FaiscaError(
                 f"weight {name} has shape {list(parameters[name].shape)}, but the model configuration "
                 f"asks for {list(shape)}"
+            )
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: Path) -> None:
+    """Raise a FaiscaError that names the first array of a file with numbers that are not finite."""
+    for name, array in arrays.items():
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise FaiscaError(
+                f"{source}: {name} has {bad:,} numbers that are not finite (NaN or infinite), of {array.size:,}: "
+                "its training failed, or the file is broken; take an earlier checkpoint or another file"
             )
 
 

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 from datetime import timedelta
 from itertools import groupby
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,28 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"choose among {', '.join(known)}"
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Strict JSON of numbers (NumPy's too), texts, lists and dicts; what is not finite becomes null."""
-    return json.dumps(_json_value(value), ensure_ascii=False, allow_nan=False, indent=indent)
+def json_text(value: Any, indent: int | None = None, escaped: bool = False) -> str:
+    """Strict JSON of numbers (NumPy's too), texts, lists and dicts; what is not finite becomes null.
+
+    `escaped` writes it in ASCII.
+    """
+    return json.dumps(_json_value(value), ensure_ascii=escaped, allow_nan=False, indent=indent)
+
+
+def explained(value: Any) -> Any:
+    """The value with NAME_is, a word, beside each number of a dict that is not finite, for JSON has none for it."""
+    if isinstance(value, (list, tuple)):
+        return [explained(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    words = {f"{key}_is": _not_finite(item) for key, item in value.items() if isinstance(item, Real)}
+    return {key: explained(item) for key, item in value.items()} | {key: word for key, word in words.items() if word}
+
+
+def _not_finite(number: Any) -> str:
+    if math.isnan(number):
+        return "not a number"
+    return "" if math.isfinite(number) else "infinite" if number > 0 else "minus infinite"
 
 
 def _json_value(value: Any) -> Any:

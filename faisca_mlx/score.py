@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
+from faisca.backend import check_temperature
 from faisca_mlx.device import to_device
 from faisca_mlx.losses import linear_log_probs, project, summed_loss
 from faisca_mlx.model import GPT
@@ -10,6 +11,8 @@ from faisca_mlx.model import GPT
 
 def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
     """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
+    if not inputs.size:  # MLX concatenates no empty list of chunks
+        return 0.0
     model.eval()
     hidden_ND = model(to_device(model, inputs)).flatten(0, 1)
     return summed_loss(model, hidden_ND, to_device(model, targets), False).item()
@@ -23,10 +26,11 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
     """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]; 0 outside `places`."""
-    if not tokens[:, 1:].size:  # nothing is predicted, and MLX scatters no empty arrays
+    check_temperature(temperature)
+    places = np.arange(tokens[:, 1:].size) if places is None else places
+    if not places.size:
         return np.zeros(tokens[:, 1:].shape, np.float32)
     model.eval()
-    places = np.arange(tokens[:, 1:].size) if places is None else places
     log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, False)
     return np.array(log_probs)
 

@@ -45,8 +45,8 @@ def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: floa
 
 
 def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
-    """One token id a row: int64 [R]. Temperature 0 takes the likeliest."""
-    if sampling.temperature == 0:
+    """One token id a row: int64 [R]. A greedy one is the likeliest."""
+    if sampling.greedy:
         return logits_RV.argmax(1)
     probs_RS, ids_RS = filter_logits(logits_RV, sampling.temperature, sampling.top_k, sampling.top_p)
     # The token whose interval of the cumulative distribution holds the uniform number.
@@ -73,6 +73,8 @@ def generate(
     """Completions a column at a time: int64 [B], -1 where a row has no new token."""
     model.eval()
     lengths = np.array([len(prompt) for prompt in prompts])
+    if not (len(lengths) and lengths.all()):
+        raise ValueError("there is nothing to go on from: give each row a prompt of at least one token")
     cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
     # First what all prompts have, up to the end of the shortest; then a column at a time.
     tokens = np.array([prompt[:position] for prompt in prompts])

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faisca.backend import check_temperature
 from faisca_torch.device import to_device
 from faisca_torch.losses import linear_log_probs, project, summed_loss
 from faisca_torch.model import GPT
@@ -27,8 +28,11 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
     """Token ids [B, T] -> log-probability of each token after the first, float32 [B, T-1]; 0 outside `places`."""
-    model.eval()
+    check_temperature(temperature)
     places = np.arange(tokens[:, 1:].size) if places is None else places
+    if not places.size:
+        return np.zeros(tokens[:, 1:].shape, np.float32)
+    model.eval()
     with torch.inference_mode():
         log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, False)
         return log_probs.cpu().numpy()

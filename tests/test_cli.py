@@ -334,7 +334,7 @@ def test_a_mistake_is_answered_in_one_line(line, stages, capsys):
     Path("file").touch()
     Path("full").mkdir()
     Path("full/something").touch()
-    Path("begun/checkpoints").mkdir(parents=True)
+    Path("begun/checkpoints/pretrain-000000").mkdir(parents=True)
     assert HOSTILE[line] in complaint(capsys, *line.split(" "))
     assert stages.run is None and stages.resume is None
 
@@ -482,7 +482,7 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
 
     def load(path, *, backend, device):
         assert (path, backend, device) == (Path("runs/x"), "mlx", "auto")
-        return SimpleNamespace(evaluate=lambda source: {**measured, source: 1}, config=config)
+        return SimpleNamespace(evaluate=lambda source, **_: {**measured, source: 1}, config=config)
 
     monkeypatch.setitem(sys.modules, "faisca.loaded_model", SimpleNamespace(load=load))
     assert main(["evaluate", "runs/x", "--data", "titles.csv", "--backend", "mlx"]) == 0

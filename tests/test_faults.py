@@ -220,7 +220,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(limit, broken_off, unbr
     before = load_checkpoint(run)
     status, text = finish(["run", "--resume", str(run)], errors, limit=limit)
     assert status == 2 and is_one_clear_line(text), text
-    assert "File too large" in text and "--resume" in text
+    assert f"File too large): mend that, then --resume {run} continues from {before.folder.name}, which is as" in text
     assert load_checkpoint(run).folder == before.folder
     resume(run)
     same_outcome(outcome(run), outcome(unbroken))
@@ -325,7 +325,7 @@ def test_a_second_ctrl_c_stops_at_once():
     assert "stopping after this step, and saving" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_process_that_is_asked_to_stop_saves_and_can_go_on(number, material, unbroken, tmp_path):
     run, errors = tmp_path / "run", tmp_path / "errors"
     process = begin(["run", *arguments(material, "torch", *EVERY_STEP), "--out", str(run)], errors)
@@ -334,9 +334,56 @@ def test_a_process_that_is_asked_to_stop_saves_and_can_go_on(number, material, u
     os.kill(process.pid, number)
     process.join(timeout=120)
     assert process.exitcode == 130, errors.read_text()
-    assert errors.read_text().splitlines()[-1] == "faisca: interrupted"
+    step = load_checkpoint(run).state.step
+    told = f"faisca: interrupted: stopped after pretrain step {step}; continue with --resume {run}"
+    assert errors.read_text().splitlines()[-1] == told
     resume(run)
     same_outcome(outcome(run), outcome(unbroken))
+
+
+REWARDS = {
+    "raises": ("raise RuntimeError('no network')", "failed: RuntimeError: no network"),
+    "nonsense": ("return ['good'] * len(texts)", "failed: ValueError: could not convert"),
+    "too few": ("return [1.0]", "returned (1,) numbers for"),
+    "infinite": ("return [float('inf')] * len(texts)", "returned an infinite number"),
+    "exits": ("raise SystemExit(3)", "failed: SystemExit: 3"),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "calls", "saved"),
+    [("raises", 0, "pretrain-000000"), ("raises", 7, "grpo-000004"), *((way, 5, "grpo-000002") for way in REWARDS)],
+)
+def test_a_reward_that_fails_loses_no_step(way, calls, saved, material, unbroken, tmp_path):
+    """It judges before a stage, in each step and after a stage: whenever it fails, the steps so far are saved."""
+    fault, words = REWARDS[way]
+    whole = (material / "reward.py").read_text()
+    run, reward, errors = tmp_path / "run", tmp_path / "reward.py", tmp_path / "errors"
+    failing = f"    global calls\n    calls += 1\n    if calls > {calls}:\n        {fault}\n"
+    reward.write_text("calls = 0\n" + whole.replace("(texts):\n", f"(texts):\n{failing}"))
+    own = arguments(material, "torch", *EVERY_STEP, "--grpo.reward", f"{reward}:length")
+    status, text = finish(["run", *own, "--out", str(run)], errors)
+    assert status == 2 and is_one_clear_line(text) and words in text, text
+    stage, step = saved.split("-")
+    assert text.endswith(f"; stopped after {stage} step {int(step)}; continue with --resume {run}\n")
+    assert load_checkpoint(run).folder.name == saved
+    reward.write_text(whole)
+    resume(run)
+    found, expected = outcome(run), outcome(unbroken)
+    found["summary"]["reward"] = expected["summary"]["reward"]  # the file's name
+    same_outcome(found, expected)
+
+
+def test_a_reward_that_fails_where_no_checkpoint_is_due(material, tmp_path):
+    (tmp_path / "reward.py").write_text(
+        "import itertools\nn = itertools.count()\ndef f(t): return [1 / (5 - next(n))] * len(t)\n"
+    )
+    own = ("--checkpoint-every", "0", "--grpo.reward", f"{tmp_path}/reward.py:f")
+    status, text = finish(
+        ["run", *arguments(material, "torch", *own), "--out", str(tmp_path / "run")], tmp_path / "errors"
+    )
+    assert status == 2 and "ZeroDivisionError" in text and "stopped after grpo step 2;" in text
+    assert load_checkpoint(tmp_path / "run").folder.name == "grpo-000002"
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])

@@ -107,8 +107,10 @@ def test_evaluate_measures_on_the_titles_that_the_model_never_saw(base, tmp_path
 
 def test_another_share_is_refused(base, tmp_path, capsys):
     line = complaint(capsys, "sft", "--from", base, "--data.validation-share", "0.3", "--out", tmp_path / "new")
-    assert "data.validation_share 0.3 does not go with --from" in line and "leave --data.validation-share out" in line
+    assert f"data.validation_share 0.3 does not go with {base}" in line and "leave --data.validation-share out" in line
     assert not (tmp_path / "new").exists()
+    line = complaint(capsys, "evaluate", base, "--data", "sample", "--data.validation-share", "0.3")
+    assert "data.validation_share 0.3 does not go with" in line
 
 
 def test_a_split_of_its_own_is_measured_without_what_the_model_saw(base, tmp_path, capsys):
@@ -170,7 +172,7 @@ def test_settings_of_training_apply_and_are_said(base, tmp_path, capsys):
 )
 def test_what_contradicts_the_weights_is_refused(option, value, theirs, base, tmp_path, capsys):
     line = complaint(capsys, "sft", "--from", base, option, value, "--out", tmp_path / "new")
-    assert f"{option[2:].replace('-', '_')} {value} does not go with --from: {base}" in line
+    assert f"{option[2:].replace('-', '_')} {value} does not go with {base}" in line
     assert f"has {theirs}" in line and f"leave {option} out" in line
     assert not (tmp_path / "new").exists()
 

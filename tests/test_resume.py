@@ -143,8 +143,9 @@ def test_ctrl_c_saves_and_the_run_goes_on_as_if_nothing_had_been(
         patch.setattr(twin, function, interrupted)
         assert cli.main(["run", *arguments(material, "torch"), "--out", str(folder)]) == 130
     assert load_checkpoint(folder).folder.name == stopped_at
-    printed = capsys.readouterr()
-    assert f"continue with --resume {folder}" in printed.out and printed.err.endswith("faisca: interrupted\n")
+    stage, step = stopped_at.split("-")
+    told = f"faisca: interrupted: stopped after {stage} step {int(step)}; continue with --resume {folder}\n"
+    assert capsys.readouterr().err.endswith(told)
     resume(folder)
     same_outcome(outcome(folder), outcome(unbroken_torch))
 

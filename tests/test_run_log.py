@@ -49,7 +49,7 @@ def test_record_is_one_strict_json_object_a_line(tmp_path, clock):
     first, second = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert first == (
         '{"stage": "sft", "step": 3, "seconds": 11.235, "loss": 0.30000000000000004, '
-        '"grad_norm": null, "most": null, "n": 7}'
+        '"grad_norm": null, "most": null, "n": 7, "grad_norm_is": "not a number", "most_is": "infinite"}'
     )
     assert '"É golo"' in second
     assert json.loads(second)["shares"] == [0.5, None]

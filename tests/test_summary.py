@@ -52,6 +52,7 @@ def test_the_file_has_the_documented_names(summary, tmp_path):
     assert "Câmara" in text
     assert text.endswith("}\n")
     summary["stages"][0]["tokens_per_second"] = None
+    summary["stages"][0]["tokens_per_second_is"] = "not a number"
     assert read_summary(tmp_path) == summary == json.loads(text)
     assert list(summary) == ["backend", "device", "preset", "seed", "parameters", "stages"]
 

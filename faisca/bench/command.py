@@ -5,13 +5,11 @@ times one case in each process after the other, and the table has medians over t
 baseline is timed only where it computes the same loss from the same weights.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import load_backend
@@ -23,12 +21,14 @@ from faisca.bench.results import Results, merge, read_comparable, rows, short_na
 from faisca.bench.table import markdown_table, print_table
 from faisca.bench.work import make_work
 from faisca.bench.worker import BASELINES, find_baseline
-from faisca.commands.parse import parse
+from faisca.commands.parse import parse, print_json
 from faisca.config import RunConfig
 from faisca.config.sections import DeviceName
 from faisca.errors import FaiscaError
 from faisca.porting.libraries import missing_package
 from faisca.system.files import write_atomically
+from faisca.system.tables import PlainConsole
+from faisca.text import explained, json_text
 
 COMPUTED_WITH = ("device", "gpu", "dtype", "compile", "torch", "mlx", "blas", "tf32")
 """what `compare` says of a backend, where it has it"""
@@ -92,10 +92,10 @@ def bench(argv: list[str]) -> int:
     run = RunConfig(device=options.device, dtype=options.dtype, compile=options.compile)
     rounds = options.rounds or (3 if options.quick else 5)
     results = run_benchmark(work, names, run, rounds, _listed(options.cases) or ALL)
-    _write(path, (json.dumps(results, indent=2) + "\n").encode())
+    _write(path, (json_text(explained(results), indent=2) + "\n").encode())
     columns = {name: subject["measured"] for name, subject in results["subjects"].items()}
     table = rows(columns)
-    console = _console()
+    console = PlainConsole()
     _print_header(results, console)
     print_table(table, list(columns), console)
     draw_chart(results, path.with_suffix(".png"))
@@ -119,7 +119,7 @@ def compare(argv: list[str]) -> int:
     paths = list(options.results)
     names, found = short_names(paths), read_comparable(paths)
     if options.json:
-        print(json.dumps(merge(names, found), indent=2))
+        print_json(merge(names, found))
         return 0
     legend, measured = _legend(paths, found), merge(_letters(len(paths)), found)
     backends = list(dict.fromkeys(name.partition(" ")[2] for name in measured))
@@ -128,15 +128,10 @@ def compare(argv: list[str]) -> int:
         print("\n".join([f"`faisca bench`, {work_line(found[0])}", "", *(f"- {line}" for line in legend), ""]))
         print(markdown_table(rows(measured), columns))
     else:
-        console = _console()
+        console = PlainConsole()
         console.print("\n".join([work_line(found[0]), *legend, ""]))
         print_table(rows(measured), columns, console)
     return 0
-
-
-def _console() -> Console:
-    """As wide as the terminal is now; names of files and machines are text, not markup."""
-    return Console(markup=False, emoji=False, highlight=False)
 
 
 def _check(options: BenchOptions) -> None:
@@ -171,7 +166,7 @@ def _write(path: Path, content: bytes) -> None:
         raise FaiscaError(f"--json {path} cannot be written ({error.strerror}): name another file") from error
 
 
-def _print_header(results: Results, console: Console) -> None:
+def _print_header(results: Results, console: PlainConsole) -> None:
     machine = results["machine"]
     lines = [f"{machine_line(machine)}; power: {machine['power']}; load before: {machine['load_average']}"]
     for name, subject in results["subjects"].items():

@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from faisca.bench.machine import describe_machine
 from faisca.bench.preparation import measure_preparation
 from faisca.bench.results import FORMAT, Results, summarise
@@ -16,13 +14,14 @@ from faisca.bench.worker import SubjectSpec, Worker
 from faisca.config import RunConfig
 from faisca.errors import VerificationError
 from faisca.system.progress_bar import track
+from faisca.system.tables import PlainConsole
 
 ALL = (*CASES, "fresh", "data")
 """what can be measured"""
 LOSS_TOLERANCE = 1e-4
 """largest relative difference of a baseline's loss: another order of summation, but no other model"""
 CHECKED_WINDOWS = 2
-CONSOLE = Console(stderr=True, markup=False, highlight=False)
+CONSOLE = PlainConsole(stderr=True)
 
 Turns = dict[str, list[Worker]]
 """each case, and who does it"""

@@ -73,7 +73,7 @@ def rows(columns: dict[str, dict[str, Any]]) -> list[Row]:
     """The lines of the table, in the order of TITLES; measures that no column has are left out."""
     table = []
     for key, (title, unit) in TITLES.items():
-        found = {name: measured[key] for name, measured in columns.items() if measured.get(key) is not None}
+        found = {name: measured[key] for name, measured in columns.items() if _is_number(measured.get(key))}
         if found:
             values = {name: value["median"] for name, value in found.items()}
             spreads = {name: _spread(value) for name, value in found.items() if "low" in value}
@@ -146,6 +146,11 @@ def format_value(value: float, unit: str) -> str:
         return f"{value:.0f} %"
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:,.{digits}f}"
+
+
+def _is_number(value: dict[str, float] | None) -> bool:
+    """Whether something was measured; a file says null, or NaN, where nothing came of it."""
+    return value is not None and value["median"] is not None and math.isfinite(value["median"])
 
 
 def _spread(value: dict[str, float]) -> float:

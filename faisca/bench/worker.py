@@ -75,7 +75,9 @@ class SubjectSpec:
 
 def find_baseline(name: str, folder: Path) -> Path:
     """The file that has the baseline's function `open_NAME(work, device)`; FaiscaError where none has."""
-    functions = {path: re.findall(r"^def open_(\w+)\(", path.read_text(), re.M) for path in folder.glob("*.py")}
+    functions = {
+        path: re.findall(r"^def open_(\w+)\(", path.read_text(encoding="utf-8"), re.M) for path in folder.glob("*.py")
+    }
     known = {function: path for path, found in functions.items() for function in found}
     if name not in known:
         listing = ", ".join(sorted(known)) or "none: they are in a checkout of the repository, not in the package"

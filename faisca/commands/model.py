@@ -1,20 +1,27 @@
 """The commands that use a trained model: `faisca generate` and `faisca evaluate`."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from faisca.commands.options import BackendName, Checkpoint, DeviceName, Source
+from faisca.commands.options import (
+    OF_THE_RUN,
+    AddressOptions,
+    BackendName,
+    Checkpoint,
+    DeviceName,
+    HeadlineOptions,
+    Source,
+    given,
+)
 from faisca.commands.parse import parse, print_json
 from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.text import in_one_line, printable, reward_title, titles_name
-
-OF_THE_RUN = "(default: the run's own)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,9 @@ class EvaluateOptions:
     """print one JSON object instead of a table"""
     backend: BackendName = "auto"
     device: DeviceName = "auto"
+    data: HeadlineOptions = field(default_factory=HeadlineOptions)
+    pretrain: AddressOptions = field(default_factory=AddressOptions)
+    sft: AddressOptions = field(default_factory=AddressOptions)
 
 
 def generate(argv: list[str]) -> int:
@@ -114,12 +124,14 @@ def evaluate(argv: list[str]) -> int:
     examples:
       faisca evaluate runs/spark --data sample
       faisca evaluate runs/spark --data headlines.parquet --json
+      faisca evaluate runs/spark --data titles.csv --data.language "" --data.title-column headline
     """
     options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
     from faisca.loaded_model import load
 
     model = load(options.checkpoint, backend=options.backend, device=options.device)
-    measured = model.evaluate(options.source)
+    sections = {name: given(getattr(options, name)) for name in ("data", "pretrain", "sft")}
+    measured = model.evaluate(options.source, **sections)
     if options.json:
         print_json(measured)
     else:
@@ -137,13 +149,13 @@ def _named(measured: dict[str, float], config: Config) -> dict[str, float]:
 
 
 def _print_table(measured: dict[str, float], title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    from faisca.system.tables import PlainConsole
+
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in measured.items():
-        table.add_row(Text(name), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
-    Console().print(table)
+        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+    PlainConsole().print(table)

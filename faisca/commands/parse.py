@@ -4,27 +4,36 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from faisca.commands.suggestions import suggest_option
 from faisca.errors import FaiscaError
-from faisca.text import fit, json_text
+from faisca.text import explained, fit, json_text, printable
 
 Options = TypeVar("Options")
 
 
 def parse(
-    options: type[Options], argv: list[str], *, command: str, help: str | None, default: Options | None = None
+    options: type[Options],
+    argv: list[str],
+    *,
+    command: str,
+    help: str | None,
+    default: Options | None = None,
 ) -> Options:
     """The dataclass `options` filled from `argv`; `default` has the values of what is left out.
 
-    `help`, a docstring, is what `faisca COMMAND --help` says above the options. Raises FaiscaError
-    for an unknown option or an impossible value, SystemExit(0) after printing the help.
+    `command` is one of ours, or all that is typed for another program; `help`, a docstring, is what
+    its `--help` says above the options. Raises FaiscaError for an unknown option or an impossible
+    value, SystemExit(0) after printing the help.
     """
     for text in argv:
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -41,7 +50,7 @@ def parse(
         raise
     if unknown:
         _refuse_unknown_options(unknown, list(_option_names(options)), command)
-        raise FaiscaError(f"argument {unknown[0]!r} is one too many: faisca {command} --help shows what goes where")
+        raise FaiscaError(f"argument {unknown[0]!r} is one too many: {_called(command)} --help shows what goes where")
     return parsed
 
 
@@ -51,8 +60,15 @@ def parse_known(options: type[Options], argv: list[str], *, command: str) -> Opt
 
 
 def print_json(value: Any) -> None:
-    """What a command says with --json: strict JSON, so what is not finite is null."""
-    print(json_text(value, indent=2))
+    """What a command says with --json: strict JSON, with escapes for what standard output lacks or obeys."""
+    text = json_text(explained(value), indent=2)
+    encoding = sys.stdout.encoding or "utf-8"
+    exact = text.encode(encoding, "replace").decode(encoding) == printable(text) == text
+    print(text if exact else json_text(explained(value), indent=2, escaped=True))
+
+
+def _called(command: str) -> str:
+    return command if command.startswith("python ") else f"faisca {command}"
 
 
 def _run_tyro(options: type[Options], argv: list[str], command: str, **more: Any) -> tuple[Options, list[str]]:
@@ -63,7 +79,7 @@ def _run_tyro(options: type[Options], argv: list[str], command: str, **more: Any
             parsed, unknown = tyro.cli(
                 options,
                 args=argv,
-                prog=f"faisca {command}",
+                prog=_called(command),
                 description="",
                 config=(tyro.conf.DisallowNone,),
                 return_unknown_args=True,
@@ -73,7 +89,19 @@ def _run_tyro(options: type[Options], argv: list[str], command: str, **more: Any
         if stop.code:
             raise FaiscaError(_one_line(errors.getvalue(), command)) from None
         raise
-    return parsed, unknown
+    return _in_home(parsed), unknown
+
+
+def _in_home(options: Options) -> Options:
+    """Every path with the home folder in place of ~, which a shell leaves where it stands after an `=`."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    paths = {name: Path(os.path.expanduser(value)) for name, value in values.items() if isinstance(value, Path)}
+    lists = {
+        name: tuple(Path(os.path.expanduser(path)) for path in value)
+        for name, value in values.items()
+        if isinstance(value, tuple) and value and isinstance(value[0], Path)
+    }
+    return dataclasses.replace(options, **paths, **lists)  # type: ignore[type-var]
 
 
 def _option_names(options: type[Any], prefix: str = "") -> Iterator[str]:
@@ -97,7 +125,7 @@ def _refuse_unknown_options(arguments: list[str], names: list[str], command: str
     for text in arguments:
         option = text.partition("=")[0].replace("_", "-")
         if re.match(r"--?[^\W\d]", option) and option not in names:
-            remedy = suggest_option(option, names, command) or f"faisca {command} --help lists what there is"
+            remedy = suggest_option(option, names, command) or f"{_called(command)} --help lists what there is"
             raise FaiscaError(f"option {option} is unknown: {remedy}")
 
 
@@ -106,7 +134,7 @@ REWORDED = (
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2 is not a number"),
     (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)\.", r"\2 \1 is unknown: choose \3"),
     (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
-    (r"Missing from faisca \w+: (\S+).*", r"\1 is missing"),
+    (r"Missing from [^:]+: (\S+).*", r"\1 is missing"),
 )
 """tyro's words, and ours; what is not here stays in tyro's words."""
 
@@ -120,4 +148,4 @@ def _one_line(box: str, command: str) -> str:
     line = " ".join(rows[:end])
     for pattern, ours in REWORDED:
         line = re.sub(pattern, ours, line)
-    return f"{line} (faisca {command} --help explains it)"
+    return f"{line} ({_called(command)} --help explains it)"

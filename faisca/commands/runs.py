@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import safetensors
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.commands.parse import parse, print_json
@@ -20,7 +18,7 @@ from faisca.runs.checkpoint import LATEST, checkpoint_folders, find_checkpoint, 
 from faisca.runs.manifest import MANIFEST, read_files
 from faisca.runs.nearby import no_checkpoint, run_folders
 from faisca.runs.state import IMPORTED, State
-from faisca.system.tables import print_table
+from faisca.system.tables import PlainConsole, print_table
 from faisca.text import format_bytes, titles_name
 
 DEPTH = 2
@@ -91,7 +89,7 @@ def inspect(argv: list[str]) -> int:
 def find_runs(folder: Path) -> list[Path]:
     """The run folders at and below `folder`, by name; FaiscaError where there is no such folder."""
     if not os.path.isdir(folder):
-        raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs runs")
+        raise FaiscaError(f"{folder} is no folder: name one with runs in it, as in faisca runs .")
     return run_folders(folder, DEPTH)
 
 
@@ -175,24 +173,24 @@ def _print_runs(found: list[dict[str, Any]], folder: Path) -> None:
         where = " ".join(dict.fromkeys((run["backend"], run["device"]))) if run["backend"] else "–"  # imported, once
         name = Path(run["run"]).relative_to(folder).as_posix()
         cells = [name if name != "." else run["run"], run["stage"] or "–", steps, *losses, where]
-        table.add_row(*(Text(cell) for cell in [*cells, format_bytes(run["bytes"]), run["resumable"]]))
-    console = Console()
+        table.add_row(*cells, format_bytes(run["bytes"]), run["resumable"])
+    console = PlainConsole()
     if found:
         print_table(console, table)
     else:
-        console.print(Text(f"no runs in {folder}"), soft_wrap=True)
+        console.print(f"no runs in {folder}", soft_wrap=True)
 
 
 def _print_checkpoint(described: dict[str, Any]) -> None:
-    console, files = Console(highlight=False), described["files"]
-    console.print(Text(described["checkpoint"], style="bold"), soft_wrap=True)
+    console, files = PlainConsole(), described["files"]
+    console.print(described["checkpoint"], style="bold", soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in (_facts(State.from_json(described["state"])) if described["state"] else {}).items():
-        table.add_row(name, Text(value))
+        table.add_row(name, value)
     table.add_row()
     for name, file in files.items():
         size = "–" if file["bytes"] is None else format_bytes(file["bytes"])
-        table.add_row(name, Text(f"{size:>8}  {file['check']}"))
+        table.add_row(name, f"{size:>8}  {file['check']}")
     console.print(table)
     if described["tensors"]:
         console.print()

@@ -5,6 +5,7 @@ text above the options. A configuration has three layers: the preset, --config F
 """
 
 import os
+import shlex
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from inspect import cleandoc
@@ -31,6 +32,9 @@ from faisca.runs.nearby import runs_nearby
 
 SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
 """options of `run` that can be given without its name"""
+LOCK = {".lock"}
+BEGINNING = LOCK | {"config.toml", "tokenizer.json", "metrics.jsonl"}
+"""what lies in the folder of a run that was refused before its first checkpoint"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +214,10 @@ def _read_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
     """The prompts, with the lines of a file in place of its name; a run's configuration holds the lines."""
     read: list[str] = []
     for prompt in prompts:
-        if prompt and os.path.isfile(prompt):
+        path = os.path.expanduser(prompt)
+        if prompt and os.path.isfile(path):
             try:
-                lines = Path(prompt).read_text(encoding="utf-8-sig").splitlines()
+                lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise FaiscaError(f"grpo.prompts {prompt!r} cannot be read ({error}): save it as UTF-8 text") from error
             read += [line for line in lines if line.strip()]
@@ -237,8 +242,8 @@ def _new_folder(out: Path | None, preset: str) -> Path:
         content = os.listdir(folder) if os.path.isdir(folder) else []
     except OSError as error:
         raise FaiscaError(f"--out {folder} cannot be read ({error.strerror}): name another folder") from error
-    if content:
-        begun = os.path.isdir(folder / "checkpoints")
-        remedy = f"continue its run with --resume {folder}" if begun else "empty it"
+    if content and not LOCK <= set(content) <= BEGINNING:
+        begun = any(folder.glob("checkpoints/*-*"))
+        remedy = f"continue its run with --resume {shlex.quote(str(folder))}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")
     return folder

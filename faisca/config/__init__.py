@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from faisca.config.ranges import check_section
 from faisca.config.rules import check_data, check_grpo, check_model, check_stages, check_training
 from faisca.config.sections import (
+    COLDEST,
     STAGES,
     DataConfig,
     GRPOConfig,
@@ -20,6 +21,7 @@ from faisca.config.sections import (
 )
 
 __all__ = [
+    "COLDEST",
     "STAGES",
     "Config",
     "DataConfig",

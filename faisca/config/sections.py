@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from faisca.backends import BACKENDS
 from faisca.config.ranges import Range
 
+COLDEST = 1e-6
+"""temperatures below are 0: logits divided by them leave float32, and what they would tell apart is rounding"""
 STAGES = ("pretrain", "sft", "grpo")
 
 Count = Annotated[int, Range(least=1)]
@@ -163,7 +165,7 @@ class GRPOConfig(OptimizerConfig):
     """completions of one prompt; advantages compare them with one another"""
     max_new_tokens: Count = 32
     """longest completion, in tokens"""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Range(least=COLDEST)] = 1.0
     """temperature of the rollout, and of the log-probabilities that the loss compares"""
     top_k: CountOrOff = 0
     """sample among the k likeliest tokens; 0 is off: top-k biases the importance ratio"""

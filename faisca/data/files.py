@@ -134,7 +134,7 @@ def _objects(part: Path, data: pa.Buffer, config: DataConfig) -> pa.Table:
         if other := re.search(r"Column\(/(.*)\) changed from string to (\w+)", str(error)):
             raise FaiscaError(
                 f"column {other[1]!r} of {part.name} holds a value that is no text but {other[2]}: "
-                "write it as text or null, or name another column"
+                "write it as text or null, or name another column with --data.title-column"
             ) from error
         raise
     first = re.search(rb"\S[^\r\n]*", data)

@@ -5,7 +5,6 @@ compared with it. `parity_tests/` holds the whole ladder, and `docs/parity.md` e
 """
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import Runtime, load_backend
 from faisca.backends import BACKENDS
-from faisca.commands.parse import parse
+from faisca.commands.parse import parse, print_json
 from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
@@ -88,7 +87,7 @@ def parity(argv: list[str]) -> int:
     runtimes = {name: side.open() for name, side in sides.items()}
     rows = compare_sides(sides, case)
     if options.json:
-        print(json.dumps(_report(rows, runtimes, case), indent=2))
+        print_json(_report(rows, runtimes, case))
     else:
         _print_table(rows, runtimes, case)
     return 0 if all(row.passed for row in rows) else 1
@@ -177,10 +176,12 @@ def _report(rows: list[RungResult], runtimes: dict[str, Runtime], case: Case) ->
 
 def _print_table(rows: list[RungResult], runtimes: dict[str, Runtime], case: Case) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console, (yardstick, *_) = Console(highlight=False), runtimes
+    from faisca.system.tables import PlainConsole
+
+    console, (yardstick, *_) = PlainConsole(), runtimes
     for name, runtime in runtimes.items():
         console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in runtime.details.items()))
     console.print(f"compared with {yardstick}, on a model of {count_parameters(case.model):,} parameters:")
@@ -191,11 +192,11 @@ def _print_table(rows: list[RungResult], runtimes: dict[str, Runtime], case: Cas
     for heading in ("largest", "allowed", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        verdict = "pass" if row.passed else "[bold red]FAIL[/]"
+        verdict = Text("pass") if row.passed else Text("FAIL", style="bold red")
         table.add_row(str(row.rung), row.title, row.side, f"{row.difference:.1e}", f"{row.tolerance:.0e}", verdict)
     console.print(table)
     for row in rows:
         if not row.passed:
-            console.print(f"rung {row.rung}, {row.title}, {row.side}: {row.where}", markup=False)
+            console.print(f"rung {row.rung}, {row.title}, {row.side}: {row.where}")
     failed = sum(not row.passed for row in rows)
     console.print(f"{failed} of {len(rows)} comparisons FAILED" if failed else f"all {len(rows)} comparisons pass")

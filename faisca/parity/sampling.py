@@ -81,7 +81,7 @@ def draw(logits_V: np.ndarray, uniform: float, sampling: Sampling) -> tuple[int,
     """The token that a uniform number picks, in float64, and by how many times what rounding can move."""
     logits = logits_V.astype(np.float64)
     scale = max(float(np.abs(logits).max()), float(np.finfo(np.float32).tiny))
-    if sampling.temperature == 0:
+    if sampling.greedy:
         first = int(logits.argmax())
         return first, float((logits[first] - np.delete(logits, first).max()) / (2 * LOGIT * scale))
     probs, kept, sure, possible = candidates(logits, scale, sampling)

@@ -96,17 +96,15 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
 
 def _show(options: PortOptions, done: Any) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    from faisca.system.tables import print_table
+    from faisca.system.tables import PlainConsole, print_table
 
-    console = Console()
-    print(f"{options.source}: {done.source.found}")
-    for note in done.notes:
-        print(f"note: {note}")
+    console = PlainConsole()
+    lines = [f"{options.source}: {done.source.found}", *(f"note: {note}" for note in done.notes)]
     verified = f"verified: {done.answered_by} answered for the source" if done.comparisons else "NOT verified"
-    print(f"{options.target}: {FORMAT_WORDS[options.to]}, {verified}")
+    lines.append(f"{options.target}: {FORMAT_WORDS[options.to]}, {verified}")
+    console.print("\n".join(lines), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("read by")
     for title in ("logits differ by", "greedy tokens", "end of text", "texts"):

@@ -1,6 +1,5 @@
 """What goes into an exported Hugging Face folder besides the weights: tokenizer, generation, model card."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from faisca.parameters import count_parameters
 from faisca.porting.formats import Portable, read_json
 from faisca.porting.huggingface import MODEL_FILE, TRAINING_FILE, config_json, needs_model_file, to_theirs
 from faisca.runs.summary import run_line, summary_markdown
+from faisca.text import json_text
 
 
 def write_folder(portable: Portable, folder: Path) -> None:
@@ -109,7 +109,7 @@ def _write_texts(texts: dict[str, str], folder: Path) -> None:
 
 
 def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return json_text(values, indent=2) + "\n"
 
 
 TRUST = """`--trust-remote-code` runs `faisca_gpt2.py` of this folder: mlx-lm's own GPT-2 has a tied head, the tanh GELU

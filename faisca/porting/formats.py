@@ -17,7 +17,7 @@ from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.errors import FaiscaError
-from faisca.parameters import Parameters, check_parameters
+from faisca.parameters import Parameters, check_finite, check_parameters
 from faisca.text import in_one_line, shortened
 
 FORMATS = ("faisca", *BACKENDS, "hf")
@@ -56,7 +56,7 @@ def check_portable(portable: Portable, source: Path) -> None:
         raise FaiscaError(
             f"{source}: the tokenizer has {tokens} tokens ({END_OF_TEXT} is {portable.tokenizer.end_of_text}), "
             f"but token_embedding.weight has {rows} rows: use the tokenizer.json that the model was trained with "
-            f"({'in the folder' if portable.format == 'hf' else '--tokenizer FILE'})"
+            f"({'in the folder' if portable.format == 'hf' else '--tokenizer FILE, if nothing beside it says it'})"
         )
 
 
@@ -70,10 +70,11 @@ def model_config(values: Mapping[str, Any], source: str) -> ModelConfig:
 
 
 def float32(arrays: Mapping[str, np.ndarray], source: Path) -> Parameters:
-    """Contiguous float32 copies: exact for float16, bfloat16 and float32; a FaiscaError for other types."""
+    """Contiguous float32 copies: exact for float16, bfloat16 and float32; a FaiscaError for other types and NaN."""
     for name, array in arrays.items():
         if array.dtype not in (np.float16, np.float32):
             raise FaiscaError(f"{source}: {name} is {array.dtype}: weights are float32, float16 or bfloat16")
+    check_finite(arrays, source)
     return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
 
 

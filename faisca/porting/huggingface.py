@@ -63,7 +63,7 @@ def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
         format="hf",
         found="a Hugging Face GPT-2 folder",
         model=model,
-        parameters=_to_ours(float32(arrays, folder), model, folder),
+        parameters=_to_ours(arrays, model, folder),
         tokenizer=tokenizer,
         training=training,
     )
@@ -212,7 +212,7 @@ def _read_model(config: dict[str, Any], source: str) -> ModelConfig:
     )
 
 
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Path) -> Parameters:
     """All weights of a folder: one file, several with an index, or an older folder's pickle, read safely."""
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
@@ -223,8 +223,11 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
         names = sorted(set(weight_map.values()))
     elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
         names = ["pytorch_model.bin"]
-    arrays = {name: array for file in names for name, array in read_file(folder / file)[0].items()}
-    return {name: array for name, array in arrays.items() if not BUFFERS.search(name)}
+    weights: Parameters = {}
+    for file in names:
+        arrays = {name: array for name, array in read_file(folder / file)[0].items() if not BUFFERS.search(name)}
+        weights |= float32(arrays, folder / file)
+    return weights
 
 
 def _read_tokenizer(folder: Path, config: dict[str, Any], named: Path | None) -> Tokenizer:

@@ -6,7 +6,6 @@ A file has the canonical names of `faisca.parameters`, which are the names of bo
 with names of their own and nothing beside them, are read as well, by torch's safe loader.
 """
 
-import json
 import re
 import zipfile
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from faisca.porting.formats import (
     read_tokenizer,
 )
 from faisca.porting.libraries import read_arrays
+from faisca.text import json_text
 
 SUFFIXES = {name: row.files for name, row in BACKENDS.items()}
 """of the files that are written"""
@@ -97,8 +97,7 @@ def write_weight_file(portable: Portable, path: Path, format: str) -> None:
         "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text() if tokenizer.kind == "bpe" else None},
         "training": dict(portable.training),
     }
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    sidecar_of(path).write_text(text, encoding="utf-8", newline="\n")
+    sidecar_of(path).write_text(json_text(description, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def canonical_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -156,6 +155,11 @@ def _model_of_shapes(path: Path, parameters: Parameters, num_heads: int) -> Mode
         if name not in parameters or parameters[name].ndim != 2:
             raise FaiscaError(f"{path} has no matrix {name}: it is no state dict of this model")
     tokens, positions, up = (parameters[name].shape for name in wanted)
+    if tokens[1] % num_heads:
+        raise FaiscaError(
+            f"{path} has a width of {tokens[1]}, which {num_heads} heads do not divide: "
+            "give the number that it was trained with, as in --num-heads 1"
+        )
     blocks = {match[1] for name in parameters if (match := re.match(r"transformer_blocks\.(\d+)\.", name))}
     sizes = {
         **{"vocabulary_size": tokens[0], "dim": tokens[1], "context": positions[0], "hidden_dim": up[0]},
@@ -168,16 +172,20 @@ def _model_of_shapes(path: Path, parameters: Parameters, num_heads: int) -> Mode
 
 
 def _array(entry: dict[str, Any]) -> np.ndarray:
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        raw = np.frombuffer(entry["data"], "<u2").astype("<u4") << 16
-        return raw.view("<f4").reshape(entry["shape"])
+    if entry["dtype"] == "BF16":
+        return _wide(np.frombuffer(entry["data"], "V2")).reshape(entry["shape"])
     dtype = safetensors.numpy._TYPES[entry["dtype"]]
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+
+
+def _wide(halves: np.ndarray) -> np.ndarray:
+    """bfloat16, which NumPy has no name for, as float32: it is the upper half of one."""
+    return (halves.view("<u2").astype("<u4") << 16).view("<f4")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            return {name: _wide(array) if array.dtype == "V2" else array for name, array in file.items()}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise cannot_be_read(path, error) from error

@@ -9,6 +9,7 @@ anywhere, so loading a stranger's checkpoint runs no code.
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
+from faisca.parameters import check_finite
 from faisca.runs.checks import check_weights
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
@@ -83,10 +85,7 @@ def save_checkpoint(
         write_pointers(run_folder, target.name, best)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise FaiscaError(
-            f"checkpoint {target} cannot be saved ({error.strerror}): make room or name another folder with --out; "
-            f"earlier checkpoints are as they were, and --resume {run_folder} continues from the newest"
-        ) from error
+        raise FaiscaError(f"checkpoint {target} cannot be saved ({error.strerror}): {way_on(run_folder)}") from error
     return target
 
 
@@ -96,6 +95,7 @@ def load_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
     state, tokenizer = _parse_state(folder, files["state.json"]), files.get("tokenizer.json")
     arrays = {name: _parse_arrays(folder, name, files[name]) for name in files if name.endswith(".safetensors")}
     check_weights(folder, arrays["model.safetensors"], state.model)
+    check_finite(arrays["model.safetensors"], folder / "model.safetensors")
     return Checkpoint(
         folder=folder,
         state=state,
@@ -161,7 +161,15 @@ def write_pointers(run_folder: Path, latest: str, best: str | None) -> None:
 
 def read_pointer(path: Path) -> str:
     """The checkpoint that `latest` or `best` names, relative to the run folder; a dot where there is no file."""
-    return path.read_text(errors="replace").strip() if path.is_file() else "."
+    return path.read_text(errors="replace").strip() if os.path.isfile(path) else "."
+
+
+def way_on(run_folder: Path) -> str:
+    """What to do once a run can no longer write in its folder, in words: what is saved there is as it was."""
+    newest = run_folder / read_pointer(run_folder / LATEST)
+    if not os.path.isfile(newest / MANIFEST):
+        return "choose another --out"
+    return f"mend that, then --resume {shlex.quote(str(run_folder))} continues from {newest.name}, which is as it was"
 
 
 def remove_leftovers(run_folder: Path) -> None:

@@ -1,7 +1,6 @@
 """A run's folder while a run writes there: for one run at a time, and with one clear line when storage fails."""
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from faisca.errors import FaiscaError
+from faisca.runs.checkpoint import way_on
 
 STORAGE_ERRORS = {
     getattr(errno, name)
@@ -25,7 +25,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout as error:
-        raise FaiscaError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+        raise FaiscaError(
+            f"{folder} is in use by another run: wait for it, or begin a new run with another --out"
+        ) from error
     except OSError as error:  # whatever the reason: a folder of /proc, a name too long, a disk that is full
         raise _cannot_be_written(folder, error) from error
     try:
@@ -38,6 +40,4 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 def _cannot_be_written(folder: Path, error: OSError) -> FaiscaError:
-    saved = os.path.isdir(folder / "checkpoints")
-    remedy = f"mend that, then continue with --resume {folder}" if saved else "choose another --out"
-    return FaiscaError(f"{error.filename or folder} cannot be written ({error.strerror}): {remedy}")
+    return FaiscaError(f"{error.filename or folder} cannot be written ({error.strerror}): {way_on(folder)}")

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-
 from faisca.errors import FaiscaError
+from faisca.system.output import LastingOutput
 from faisca.system.progress_bar import Tracker, track
-from faisca.text import json_text, printable
+from faisca.system.tables import PlainConsole
+from faisca.text import explained, json_text
 
 METRICS = "metrics.jsonl"
 
@@ -39,7 +39,8 @@ class RunLog:
         metrics_sha256: str | None = None,
         seconds_before: float = 0.0,
     ) -> None:
-        self.console = Console(markup=False, emoji=False, highlight=False)
+        self.output = LastingOutput()
+        self.console = PlainConsole(file=self.output)
         path = folder / METRICS
         if metrics_bytes and not path.exists():
             self.say(f"{path} is missing: it begins anew, without what was measured so far")
@@ -66,12 +67,12 @@ class RunLog:
 
         A terminal gets it broken at words, unless it is to stay `whole`, as a command to copy is.
         """
-        self.console.print(printable(text), soft_wrap=whole or not self.console.is_terminal)
+        self.console.print(text, soft_wrap=whole or not self.console.is_terminal)
 
     def record(self, *, stage: str, step: int, **measured: Any) -> None:
-        """Append one object to `metrics.jsonl`; numbers that are not finite become null."""
+        """Append one object to `metrics.jsonl`; numbers that are not finite become null, see `explained`."""
         line = {"stage": stage, "step": step, "seconds": round(self.seconds, 3)} | measured
-        self._write(json_text(line).encode() + b"\n")
+        self._write(json_text(explained(line)).encode() + b"\n")
 
     def flush(self) -> int:
         """Put everything recorded on disk; returns the size of `metrics.jsonl` in bytes."""

@@ -5,6 +5,8 @@ No library is imported here: options are checked before anything heavy is.
 
 import os
 import re
+import shlex
+from itertools import count
 from pathlib import Path
 
 from faisca.errors import FaiscaError
@@ -25,10 +27,16 @@ def no_checkpoint(path: Path) -> FaiscaError:
     if foreign:
         return FaiscaError(
             f"{path} is {foreign}, and this is no checkpoint: port it first, "
-            f"as in faisca port {path} runs/{path.resolve().stem} --to faisca"
+            f"as in faisca port {shlex.quote(str(path))} {shlex.quote(str(_free(path)))} --to faisca"
         )
     wanted = "name a run folder, or one of its checkpoints/STAGE-STEP folders"
     return FaiscaError(f"{path} is no checkpoint: {wanted}{runs_nearby(path)}{hub_words(path)}")
+
+
+def _free(path: Path) -> Path:
+    """A run folder that does not exist yet, for what is ported from a path."""
+    name = path.resolve().stem
+    return next(run for n in count(1) if not os.path.lexists(run := Path("runs") / (name if n == 1 else f"{name}-{n}")))
 
 
 def adapter_words(folder: Path) -> str:

@@ -36,6 +36,7 @@ PANELS = {
 }
 STYLE: Any = {
     "font.size": 12,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.spines.top": False,

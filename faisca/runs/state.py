@@ -109,7 +109,7 @@ class State:
     """of `metrics.jsonl` at this moment: a resumed run cuts the file back to this"""
     seconds: float
     """the run has taken so far"""
-    metrics_sha256: str = ""
+    metrics_sha256: str | None = None
     """of those bytes"""
     best: dict[str, Any] | None = None
     """the checkpoint with the lowest loss (in SFT: on its own titles) in the newest stage that measures it"""

@@ -17,7 +17,7 @@ from rich.text import Text
 from faisca.errors import FaiscaError
 from faisca.system.files import write_atomically
 from faisca.system.tables import print_table
-from faisca.text import clock, format_bytes, json_text, one_line, reward_title, titles_name
+from faisca.text import clock, explained, format_bytes, json_text, one_line, reward_title, titles_name
 
 SUMMARY = "summary.json"
 RUN_KEYS = ("backend", "device", "preset", "seed", "parameters", "stages")
@@ -43,7 +43,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     for stage in summary.get("stages", []):
         missing += [f"{stage['stage']}.{key}" for key in STAGE_KEYS if key not in stage]
     assert not missing, f"the summary lacks {', '.join(missing)}"
-    write_atomically(folder / SUMMARY, (json_text(summary, indent=2) + "\n").encode())
+    write_atomically(folder / SUMMARY, (json_text(explained(summary), indent=2) + "\n").encode())
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

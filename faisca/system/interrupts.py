@@ -1,4 +1,7 @@
-"""Ctrl-C in a run: the first asks it to save and stop after the step, the second stops at once."""
+"""Ctrl-C in a run: the first asks it to save and stop after the step, the second stops at once.
+
+So does `kill`; a terminal that is closed asks too, and may do so more than once.
+"""
 
 import contextlib
 import os
@@ -7,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Windows has none"""
 NOTICE = b"\nstopping after this step, and saving (once more: stop at once)\n"
 
 
@@ -22,20 +27,23 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop answers between two steps."""
+    """Turn SIGINT, SIGTERM and SIGHUP into a request that the loop answers between two steps."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield request
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.made:
+        if request.made and number != HANGUP:
             os._exit(130)  # checkpoints appear by renaming, so there is nothing to tidy up
         request.made = True
         with contextlib.suppress(OSError):  # a terminal that is gone must not keep the run from saving
             os.write(2, NOTICE)  # print is not safe here: the signal may have come in the middle of one
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # nohup ignores it, and means it
+        numbers.append(HANGUP)
+    previous = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield request
     finally:

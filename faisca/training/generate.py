@@ -3,16 +3,19 @@
 In training every headline follows an end-of-text, so every prompt is preceded by one here: the
 model then knows that a headline begins, and an empty prompt is possible.
 
-Spaces at the end of a prompt are left out. A token begins with its space (` Norte`), so after
-`Governo ` the model could only write a word without one, as it does inside of words: `Governo rnos`.
+Prompts are normalised as titles are: the model knows no other spaces and accents. So a space at the
+end is left out. A token begins with its space (` Norte`), so after `Governo ` the model could only
+write a word without one, as it does inside of words: `Governo rnos`.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from faisca.backend import Model, Sampling
 from faisca.config import GRPOConfig
+from faisca.data.headlines import normalise
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.text import shortened
@@ -27,9 +30,17 @@ def ends_in_space(prompt: str) -> bool:
     return prompt != prompt.rstrip()
 
 
+def clean(prompt: str) -> str:
+    """The prompt as a title that begins so is trained on; FaiscaError for what is no Unicode text."""
+    try:
+        return str(normalise(pa.chunked_array([[prompt]], pa.string()))[0])
+    except UnicodeEncodeError as error:
+        raise FaiscaError(f"prompt {shortened(prompt, 40)!r} is not valid Unicode ({error.reason}): mend it") from error
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """Token ids of a prompt, end-of-text first and no space last; FaiscaError where it does not fit the context."""
-    ids = [tokenizer.end_of_text, *tokenizer.encode(prompt.rstrip())]
+    """Token ids of a prompt, cleaned, end-of-text first; FaiscaError where it does not fit the context."""
+    ids = [tokenizer.end_of_text, *tokenizer.encode(clean(prompt))]
     if len(ids) > context:
         raise FaiscaError(
             f"prompt {shortened(prompt, 40)!r} has {len(ids)} tokens, but the model's context is {context}: shorten it"
@@ -66,4 +77,4 @@ def complete(
 
 def headline(tokenizer: Tokenizer, prompt: str, completion: list[int]) -> str:
     """The text that a reader sees: the prompt and what the model added, on one line."""
-    return " ".join((prompt.rstrip() + tokenizer.decode(completion)).split())
+    return " ".join((clean(prompt) + tokenizer.decode(completion)).split())

@@ -61,7 +61,8 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             written = roll_out(setup, model, stage.step)
             answers = [setup.tokenizer.decode(ids) for ids in written.completions]
             # Judge: a completion's advantage is its reward against those of its group.
-            rewards = score(setup.reward, config.reward, answers)
+            with stage.nothing_lost():
+                rewards = score(setup.reward, config.reward, answers)
             advantages = group_advantages(rewards, config.group_size, config.scale_rewards)
             # Remember what policy and reference think of the completions before any update changes the policy.
             rollouts = with_log_probs(setup, pack(setup, written, advantages), model, reference)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import re
 import sys
 import unicodedata
@@ -58,7 +59,7 @@ def load_reward(name: str) -> Reward:
             )
         return keyword_reward(keywords)
     if kind.endswith(".py"):
-        return _reward_from_file(Path(kind), rest)
+        return _reward_from_file(Path(os.path.expanduser(kind)), rest)
     choices = "football, keywords:WORD,SOME PHRASE or FILE.py:FUNCTION"
     raise FaiscaError(f"grpo.reward {name!r} is unknown: choose {choices}")
 

@@ -31,6 +31,7 @@ from faisca.training.evaluate import Yardstick, make_yardsticks
 from faisca.training.generate import encode_prompt, ends_in_space
 from faisca.training.rewards import load_reward
 from faisca.training.setup import Setup
+from faisca.training.start import held_out_by
 
 
 @dataclass
@@ -115,8 +116,7 @@ def open_run(
     caller that resumes has taken hold of the folder already, with `hold_folder`.
     """
     # Refuse first, what needs no framework before what needs one: loading it takes seconds.
-    state = None if checkpoint is None else checkpoint.state
-    hold_out_seed = config.run.seed if state is None or state.hold_out_seed is None else state.hold_out_seed
+    hold_out_seed = held_out_by(config, checkpoint)
     seen = NOTHING_SEEN if checkpoint is None else checkpoint.seen
     headlines = load_headlines(config.data, hold_out_seed, address_filters(config), seen)
     titles = select_titles(headlines, config)
@@ -124,7 +124,7 @@ def open_run(
     # Then take the folder: one run at a time writes there, and never over another run.
     with nullcontext() if resuming else hold_folder(folder):
         _prepare_folder(setup, folder, resuming)
-        begun = state if resuming else None
+        begun = checkpoint.state if checkpoint and resuming else None
         kept = {name: getattr(begun, name) for name in ("metrics_bytes", "metrics_sha256")} if begun else {}
         with RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log, stop_on_signals() as stop:
             for line in (reason, *_words(setup, headlines)):

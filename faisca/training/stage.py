@@ -3,6 +3,7 @@
 The loops of `train.py` and `grpo.py` say when; this file says how.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ class Stage:
             progress.before = measures_after(run.stages[-1])
         if progress.before is None:
             run.log.say(f"measuring the model before {progress.stage}")
-            progress.before = measure(run.setup, self.model, run.yardsticks)
+            with self.nothing_lost():
+                progress.before = measure(run.setup, self.model, run.yardsticks)
         run.peak_memory()  # a new peak begins
 
     @contextmanager
@@ -62,6 +64,16 @@ class Stage:
         with self.run.log.track(self.progress.stage, self.progress.total_steps, done=self.step) as self._tracker:
             self._since = time.perf_counter()
             yield
+
+    @contextmanager
+    def nothing_lost(self) -> Iterator[None]:
+        """Around what a user's reward may end: the steps done are saved, and the error says how to go on."""
+        try:
+            yield
+        except FaiscaError as error:
+            with self._clock_stopped():
+                self.save(finished=False)
+            raise FaiscaError(f"{error}; {self._stopped()}") from error
 
     def note(self, metrics: Metrics, *, tokens: int, **known: Any) -> None:
         """Count the step just made. Its metrics are read every `log_every` steps: reading waits for the device."""
@@ -126,7 +138,8 @@ class Stage:
         assert progress.before is not None, "a stage that has begun has been measured"
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, run.peak_memory())
         run.log.say(f"measuring the model after {progress.stage}")
-        after = measure(run.setup, self.model, run.yardsticks)
+        with self.nothing_lost():
+            after = measure(run.setup, self.model, run.yardsticks)
         run.stages.append(
             {"stage": progress.stage, "steps": progress.step}
             | before_and_after(progress.before, after)
@@ -214,10 +227,18 @@ class Stage:
         if progress.skipped_in_a_row >= run.config.run.max_bad_steps:
             failed, progress.skipped_in_a_row = progress.skipped_in_a_row, 0  # a resumed run may try as often again
             return FaiscaError(
-                f"{progress.stage}: {failed} steps in a row had a loss or gradient that is not finite; the weights "
-                f"are still good: try a lower --{progress.stage}.learning-rate, with --resume {run.folder}"
+                f"{progress.stage}: {failed} steps in a row had a loss or gradient that is not finite: start a new run "
+                f"with a lower --{progress.stage}.learning-rate, or try it with --resume {self._folder}"
             )
-        if run.stop:
-            run.log.say(f"stopped after {progress.stage} step {progress.step}; continue with --resume {run.folder}")
-            return KeyboardInterrupt()
-        return None
+        if run.log.output.lost:
+            return KeyboardInterrupt(f"the output cannot be written ({run.log.output.lost}); {self._stopped()}")
+        return KeyboardInterrupt(self._stopped()) if run.stop else None
+
+    def _stopped(self) -> str:
+        """How to go on from the step that has just been saved, in words."""
+        return f"stopped after {self.progress.stage} step {self.step}; continue with --resume {self._folder}"
+
+    @property
+    def _folder(self) -> str:
+        """The run's folder as a shell takes it."""
+        return shlex.quote(str(self.run.folder))

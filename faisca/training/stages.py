@@ -95,7 +95,8 @@ def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoin
         checkpoint = None
         _show_stages(run)
         if run.stop and stage != stages[-1]:
-            raise KeyboardInterrupt  # the stage's end has been saved
+            folder = shlex.quote(str(run.folder))  # the stage's end has been saved
+            raise KeyboardInterrupt(f"stopped after {stage}; continue with --resume {folder}")
     show_summary(run.summary, run.log.console)
     run.log.say(f"all of it is in {run.folder}; to write headlines with it:")
     words = ("faisca", "generate", str(run.folder), "--prompt", run.config.sample.prompt)

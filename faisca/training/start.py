@@ -30,13 +30,22 @@ def check_start(config: Config, checkpoint: Checkpoint) -> Config:
         for name, theirs in vars(same[section]).items():
             wanted = getattr(getattr(config, section), name)
             if wanted != theirs and not (section == "model" and _may_differ(name, wanted, state.model)):
-                option = f"--{section}.{name.replace('_', '-')}"
-                raise FaiscaError(
-                    f"{section}.{name} {wanted} does not go with --from: {checkpoint.folder} has {theirs}, which "
-                    f"belongs to its weights; leave {option} out, or train anew without --from"
-                )
+                raise _contradiction(f"{section}.{name}", wanted, theirs, checkpoint)
     settings = {name: getattr(config.model, name) for name in SETTINGS}
     return dataclasses.replace(config, model=dataclasses.replace(same["model"], **settings))
+
+
+def held_out_by(config: Config, checkpoint: Checkpoint | None) -> int:
+    """The seed that holds titles out where a source has no validation split: a checkpoint brings its own.
+
+    FaiscaError where another share of the titles is asked for than the checkpoint was trained without.
+    """
+    if checkpoint is None or checkpoint.state.hold_out_seed is None:
+        return config.run.seed
+    wanted, theirs = config.data.validation_share, checkpoint.state.config.data.validation_share
+    if wanted != theirs:
+        raise _contradiction("data.validation_share", wanted, theirs, checkpoint)
+    return checkpoint.state.hold_out_seed
 
 
 def start_words(config: Config, checkpoint: Checkpoint) -> list[str]:
@@ -70,6 +79,13 @@ def compare_data(config: Config, checkpoint: Checkpoint) -> str:
             "or other data, with which losses cannot be compared with those of that run"
         )
     return f"its data, {source}"
+
+
+def _contradiction(name: str, wanted: object, theirs: object, checkpoint: Checkpoint) -> FaiscaError:
+    return FaiscaError(
+        f"{name} {wanted} does not go with {checkpoint.folder}: it has {theirs}, which belongs to its weights; "
+        f"leave --{name.replace('_', '-')} out, or train a new model"
+    )
 
 
 def _may_differ(name: str, wanted: object, model: ModelConfig) -> bool:

@@ -190,8 +190,8 @@ BUGS = (
     Mutation(
         "a named source is measured on the run's own titles",
         "faisca/loaded_model.py",
-        "headlines = load_headlines(config.data, hold_out_seed,",
-        "headlines = load_headlines(self.config.data, hold_out_seed,",
+        "headlines = load_headlines(config.data, held",
+        "headlines = load_headlines(self.config.data, held",
         MEASURES,
     ),
     Mutation(

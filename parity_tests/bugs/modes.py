@@ -23,8 +23,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout in log-probabilities (torch)",
         T + "score.py",
-        "    model.eval()\n    places",
-        "    places",
+        "    model.eval()\n    with torch.inference_mode():\n        log_probs",
+        "    with torch.inference_mode():\n        log_probs",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(
@@ -72,8 +72,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout in log-probabilities (MLX)",
         M + "score.py",
-        "    model.eval()\n    places",
-        "    places",
+        "    model.eval()\n    log_probs, _ = shifted_log_probs(",
+        "    log_probs, _ = shifted_log_probs(",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(

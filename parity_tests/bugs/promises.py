@@ -13,8 +13,8 @@ BUGS = (
     Mutation(
         "another seed holds out other titles than the checkpoint's",
         RUN,
-        "config.run.seed if state is None or state.hold_out_seed is None else state.hold_out_seed",
-        "config.run.seed",
+        "hold_out_seed = held_out_by(config, checkpoint)",
+        "hold_out_seed = config.run.seed",
         KEPT + "::test_another_seed_holds_out_the_titles_of_the_checkpoint",
     ),
     Mutation(
@@ -34,7 +34,7 @@ BUGS = (
     Mutation(
         "evaluate holds out by its own seed",
         "faisca/loaded_model.py",
-        "config.run.seed if hold_out_seed is None else hold_out_seed",
+        "held_out_by(config, self.checkpoint)",
         "config.run.seed",
         KEPT + "::test_evaluate_measures_on_the_titles_that_the_model_never_saw",
     ),
