@@ -119,7 +119,7 @@ def test_parity_says_in_json_what_is_not_finite(monkeypatch, capsys):
         RungResult(3, "loss", "mlx cpu", math.nan, 1e-6, ""),
     ]
     monkeypatch.setattr(parity_command, "find_sides", dict)
-    monkeypatch.setattr(parity_command, "climb", lambda sides, case: rows)
+    monkeypatch.setattr(parity_command, "compare_sides", lambda sides, case: rows)
     monkeypatch.setattr(
         parity_command, "_report", lambda rows, runtimes, case: {"rungs": list(map(dataclasses.asdict, rows))}
     )

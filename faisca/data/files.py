@@ -132,9 +132,11 @@ def _objects(part: Path, data: pa.Buffer, config: DataConfig) -> pa.Table:
         table = pyarrow.json.read_json(pa.BufferReader(data), reading, parsing)
     except pa.ArrowInvalid as error:
         if other := re.search(r"Column\(/(.*)\) changed from string to (\w+)", str(error)):
+            columns = {getattr(config, f"{kind}_column"): kind for kind in ("title", "language", "url")}
             raise FaiscaError(
                 f"column {other[1]!r} of {part.name} holds a value that is no text but {other[2]}: "
-                "write it as text or null, or name another column with --data.title-column"
+                "write it as text or null, or name another column with "
+                f"--data.{columns[other[1]]}-column"
             ) from error
         raise
     first = re.search(rb"\S[^\r\n]*", data)
