@@ -129,29 +129,20 @@ def open_run(
         with RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log, stop_on_signals() as stop:
             for line in (reason, *_words(setup, headlines)):
                 log.say(line)
-            # Tokenise once: two sets of titles to measure on, and windows to train on.
-            tokens = partial(_tokens, setup.tokenizer, log)
-            yardsticks = make_yardsticks(setup.config, titles, tokens)
-            windows = {
-                stage: _windows(setup.config, stage, tokens(titles[stage][0], f"tokenising {stage} titles"))
-                for stage in config.run.stages
-                if stage in titles
-            }
-            hashes = {stage: title_hashes(titles[stage][0]) for stage in windows}
-            stages, best = (list(begun.stages), begun.best) if begun else ([], None)
+            windows, yardsticks = _tokenised(setup, titles, log)
             yield Run(
-                setup,
-                folder,
-                log,
-                stop,
-                windows,
-                yardsticks,
-                stages,
-                best,
-                hold_out_seed,
-                seen,
-                hashes,
-                headlines.report,
+                setup=setup,
+                folder=folder,
+                log=log,
+                stop=stop,
+                windows=windows,
+                yardsticks=yardsticks,
+                stages=list(begun.stages) if begun else [],
+                best=begun.best if begun else None,
+                hold_out_seed=hold_out_seed,
+                seen=seen,
+                hashes={stage: title_hashes(titles[stage][0]) for stage in windows},
+                data_report=headlines.report,
             )
 
 
@@ -180,6 +171,17 @@ def _prepare_folder(setup: Setup, folder: Path, resuming: bool) -> None:
     write_atomically(folder / "config.toml", config_text(setup.config).encode())
     if setup.tokenizer.kind == "bpe":
         write_atomically(folder / "tokenizer.json", setup.tokenizer.json_text().encode())
+
+
+def _tokenised(setup: Setup, titles: Titles, log: RunLog) -> tuple[dict[str, Windows], dict[str, Yardstick]]:
+    """Windows to train on, by stage, and two sets of titles to measure on: tokenised once a run."""
+    tokens = partial(_tokens, setup.tokenizer, log)
+    yardsticks = make_yardsticks(setup.config, titles, tokens)
+    stages = [stage for stage in setup.config.run.stages if stage in titles]
+    windows = {
+        stage: _windows(setup.config, stage, tokens(titles[stage][0], f"tokenising {stage} titles")) for stage in stages
+    }
+    return windows, yardsticks
 
 
 def _tokens(tokenizer: Tokenizer, log: RunLog, titles: pa.Array, label: str) -> np.ndarray:
