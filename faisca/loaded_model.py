@@ -16,7 +16,7 @@ from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.runs.checkpoint import Checkpoint, load_checkpoint
+from faisca.runs.checkpoint import Checkpoint, load_checkpoint, warn
 from faisca.streams import uniforms
 from faisca.training.evaluate import make_yardsticks, measure
 from faisca.training.generate import complete, encode_prompt, headline
@@ -131,7 +131,8 @@ class LoadedModel:
     ) -> dict[str, float]:
         """Measure the model on the validation headlines of a source, those that the run's own options keep.
 
-        Options of the three sections can be others here: `evaluate("x.csv", data={"language": "en"})`.
+        Options of the three sections can be others here: `evaluate("x.csv", data={"language": "en"})`. What
+        was read and what was left out goes to standard error: titles that the model was trained on, for one.
 
         Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
         address contains what SFT asks for, `football_share`, `distinct_share`, and `reward` and `reward_std`
@@ -147,6 +148,7 @@ class LoadedModel:
         titles = select_titles(headlines, config)
         yardsticks = make_yardsticks(config, titles, lambda some, _: tokenise(some, self.tokenizer))
         measured = measure(dataclasses.replace(self.setup, reward=reward), self.model, yardsticks)
+        warn(f"data: {headlines.report}")
         left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
         left_out |= {"reward", "reward_std"} if reward is None else set()
         return {name: value for name, value in vars(measured).items() if name not in left_out}

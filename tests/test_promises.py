@@ -98,11 +98,13 @@ def test_another_seed_holds_out_the_titles_of_the_checkpoint(base, tmp_path, cap
     assert (trained_on(tmp_path / "grpo") == trained_on(tmp_path / "sft")).all()
 
 
-def test_evaluate_measures_on_the_titles_that_the_model_never_saw(base, tmp_path, data):
+def test_evaluate_measures_on_the_titles_that_the_model_never_saw(base, tmp_path, data, capsys):
     faisca_run("sft", "--from", base, *DEVICE, "--seed", "2", "--out", tmp_path / "sft")
+    capsys.readouterr()
     measured = faisca.load(tmp_path / "sft", backend="torch", device="cpu").evaluate(str(data))
     (entry,) = json.loads((tmp_path / "sft" / "summary.json").read_text())["stages"]
     assert measured["validation_loss"] == pytest.approx(entry["validation_loss_after"], abs=1e-12)
+    assert capsys.readouterr().err == f"data: {entry['data']}\n"
 
 
 def test_another_share_is_refused(base, tmp_path, capsys):
