@@ -14,9 +14,10 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.commands.parse import parse, print_json
 from faisca.errors import FaiscaError, VerificationError
-from faisca.runs.checkpoint import LATEST, checkpoint_folders, find_checkpoint, read_pointer, read_state
+from faisca.runs.checkpoint import checkpoint_folders, find_checkpoint, read_state
 from faisca.runs.manifest import MANIFEST, read_files
 from faisca.runs.nearby import no_checkpoint, run_folders
+from faisca.runs.pointers import LATEST, read_pointer
 from faisca.runs.state import IMPORTED, State
 from faisca.system.tables import PlainConsole, print_table
 from faisca.text import format_bytes, titles_name

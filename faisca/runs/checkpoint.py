@@ -9,7 +9,6 @@ anywhere, so loading a stranger's checkpoint runs no code.
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -27,12 +26,11 @@ from faisca.parameters import check_finite
 from faisca.runs.checks import check_weights
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
+from faisca.runs.pointers import BEST, LATEST, read_pointer, way_on, write_pointers
 from faisca.runs.state import State
-from faisca.system.files import flush_folder, write_atomically
+from faisca.system.files import flush_folder
 from faisca.text import json_text
 
-LATEST = "latest"
-BEST = "best"
 SET_ASIDE = ".replaced-"
 NOTHING_SEEN = np.array([], np.uint64)
 Arrays = Mapping[str, np.ndarray]
@@ -149,27 +147,6 @@ def prune_checkpoints(run_folder: Path, keep: int, ends: set[Path], newest: Path
         doomed = folder.with_name(f".deleting-{folder.name}")
         folder.replace(doomed)  # a half-deleted checkpoint must not look like one
         shutil.rmtree(doomed)
-
-
-def write_pointers(run_folder: Path, latest: str, best: str | None) -> None:
-    """Name the latest checkpoint and the best one, where there is one, in the run folder."""
-    pointers = {LATEST: latest} | ({} if best is None else {BEST: best})
-    for name, checkpoint in pointers.items():
-        write_atomically(run_folder / name, f"checkpoints/{checkpoint}\n".encode())
-    flush_folder(run_folder)
-
-
-def read_pointer(path: Path) -> str:
-    """The checkpoint that `latest` or `best` names, relative to the run folder; a dot where there is no file."""
-    return path.read_text(errors="replace").strip() if os.path.isfile(path) else "."
-
-
-def way_on(run_folder: Path) -> str:
-    """What to do once a run can no longer write in its folder, in words: what is saved there is as it was."""
-    newest = run_folder / read_pointer(run_folder / LATEST)
-    if not os.path.isfile(newest / MANIFEST):
-        return "choose another --out"
-    return f"mend that, then --resume {shlex.quote(str(run_folder))} continues from {newest.name}, which is as it was"
 
 
 def remove_leftovers(run_folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from faisca.errors import FaiscaError
-from faisca.runs.checkpoint import way_on
+from faisca.runs.pointers import way_on
 
 STORAGE_ERRORS = {
     getattr(errno, name)

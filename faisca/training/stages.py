@@ -10,10 +10,11 @@ from faisca.config import STAGES, Config
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters
 from faisca.runs.changes import change_words, check_changes, with_finished_stages
-from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state, write_pointers
+from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.runs.checks import check_resumable
 from faisca.runs.folder import hold_folder
 from faisca.runs.plots import draw_charts
+from faisca.runs.pointers import write_pointers
 from faisca.runs.state import Progress, State
 from faisca.runs.summary import show_summary, write_summary
 from faisca.training.grpo import reinforce
