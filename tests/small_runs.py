@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,8 @@ def finish(argv: list[str], errors: Path, limit: int | None = None) -> tuple[int
 def _faisca(argv: list[str], errors: str, limit: int | None) -> None:
     for descriptor, target in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     if limit is not None:
         import resource
 

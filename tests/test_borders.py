@@ -234,6 +234,7 @@ def test_a_closed_terminal_loses_nothing(run, material, tmp_path):
     folder = tmp_path / "run"
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         command = [sys.executable, "-m", "faisca", "run", *arguments(material, "torch", *EVERY_STEP)]
         os.execv(sys.executable, [*command, "--out", str(folder)])
     shown = b""
