@@ -84,7 +84,9 @@ def sampled(part: str, rows: int | None = None) -> Look:
 
 def learnt(ran: Ran) -> Any:
     """The training titles of the last stage as the model sees them, whatever their order: which tokens, how often."""
-    return np.bincount(np.concatenate([call.inputs.ravel() for call in ran.named("train_step")])).tolist()
+    steps = ran.named("train_step")
+    assert steps, "the run ended before its first step"
+    return np.bincount(np.concatenate([call.inputs.ravel() for call in steps])).tolist()
 
 
 def measured(ran: Ran) -> Any:
