@@ -1,11 +1,14 @@
-"""What several test files share: a cache folder of their own, and GPT-2's vocabulary without a network."""
+"""What several test files share: twins, headlines for small runs, a cache folder, and GPT-2's vocabulary."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_models import TWINS, open_twin
+from small_runs import write_material
 
+from faisca.backend import Backend
 from faisca.data.tokenizer import Tokenizer
 
 # tiktoken names a cached file after the SHA-1 of its address, and checks its SHA-256 when it reads it
@@ -13,6 +16,19 @@ TIKTOKEN_NAMES = {
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
 }
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def twin(request: pytest.FixtureRequest) -> Backend:
+    """Each twin in turn, through the boundary; a skip where its framework is missing."""
+    return open_twin(request.param)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Headlines, a configuration and a reward for small runs of torch."""
+    open_twin("torch")
+    return write_material(tmp_path_factory.mktemp("material"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import platform
 
 import numpy as np
 import pytest
-from small_models import SMALL, TWINS, cpu_runtime, open_twin, same_arrays, small_model
+from small_models import SMALL, TWINS, cpu_runtime, same_arrays, small_model
 
 from faisca import backend, backends
 from faisca.backend import BFLOAT16, PLACES_MULTIPLE, Rollouts, choose_backend, load_backend
@@ -18,11 +18,6 @@ from faisca.streams import generator
 BATCH = np.random.Generator(np.random.Philox(5)).integers(0, 12, (8, 9)).astype(np.int32)
 INPUTS, TARGETS = BATCH[:, :-1], BATCH[:, 1:]
 PLAIN = TrainConfig(weight_decay=0.0, clip_norm=0.0)
-
-
-@pytest.fixture(scope="module", params=TWINS)
-def twin(request):
-    return open_twin(request.param)
 
 
 def step(twin, learner, *, learning_rate=1e-2, micro_batch_size=0, dropout_seed=0, targets=TARGETS):

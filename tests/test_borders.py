@@ -10,8 +10,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from small_models import open_twin
-from small_runs import arguments, is_one_clear_line, outcome, resume, same_outcome, start, write_material
+from small_runs import arguments, is_one_clear_line, outcome, resume, same_outcome, start
 
 import faisca
 from faisca import cli
@@ -22,12 +21,6 @@ from faisca.training.generate import clean
 
 pytestmark = pytest.mark.xdist_group("borders")
 EVERY_STEP = ("--checkpoint-every", "1")
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory) -> Path:
-    open_twin("torch")
-    return write_material(tmp_path_factory.mktemp("material"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from setups import bare_tokenizer, small_setup
-from small_models import SMALL, TWINS, open_twin, same_arrays, small_model
+from small_models import SMALL, same_arrays, small_model
 from stand_in import StandIn
 
 from faisca.config import Config, GRPOConfig, SampleConfig, TrainConfig
@@ -27,11 +27,6 @@ from faisca.training.rewards import football
 from faisca.training.setup import Setup
 
 TITLES = ["Chove no norte", "O vento é forte", "Golo do Porto", "Nada de novo no sul", "Ação em Évora"]
-
-
-@pytest.fixture(scope="module", params=TWINS)
-def twin(request):
-    return open_twin(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from small_runs import (
     resume,
     same_outcome,
     start,
-    write_material,
 )
 
 from faisca import cli
@@ -39,12 +38,6 @@ from faisca.training import stages
 
 pytestmark = pytest.mark.xdist_group("faults")
 EVERY_STEP = ("--checkpoint-every", "1")
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory) -> Path:
-    open_twin("torch")
-    return write_material(tmp_path_factory.mktemp("material"))
 
 
 @pytest.fixture(scope="module")

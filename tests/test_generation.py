@@ -17,11 +17,6 @@ FREE = Sampling(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=10)
 MIXED = [[END], [END, 1, END, 3, 4], [END, 5], [END, 6, 7, 8, 9, 10, 0, 1, 2], [END, 1, 2, 3, 4]]
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def twin(request):
-    return open_twin(request.param)
-
-
 @pytest.fixture(scope="module")
 def model(twin):
     return small_model(twin)

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_models import END, SMALL, TWINS, open_twin, small_model
+from small_models import END, SMALL, open_twin, small_model
 
 import faisca
 from faisca import cli
@@ -23,11 +23,6 @@ from faisca.runs.manifest import write_files
 
 pytestmark = pytest.mark.xdist_group("odd values")
 WHOLE = np.array([[3, 4, 5, 6]])
-
-
-@pytest.fixture(scope="module", params=TWINS)
-def twin(request):
-    return open_twin(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from every_option import choices
-from small_models import SMALL, TWINS, cpu_runtime, open_twin
+from small_models import SMALL, cpu_runtime, open_twin
 
 from faisca.backend import Backend, Rollouts, Sampling
 from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
@@ -21,11 +21,6 @@ from faisca.parity.cases import uneven_parameters
 INPUTS = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32)
 OPTIMIZER = OptimizerConfig(weight_decay=0.1, clip_norm=0.01)
 POLICY = GRPOConfig(weight_decay=0.1, clip_norm=0.0, kl_weight=0.3)
-
-
-@pytest.fixture(scope="module", params=TWINS)
-def twin(request: pytest.FixtureRequest) -> Backend:
-    return open_twin(request.param)
 
 
 def model_of(twin: Backend, config: ModelConfig = SMALL, **run: Any) -> Any:

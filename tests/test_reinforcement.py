@@ -31,11 +31,6 @@ EOT = TOKENIZER.end_of_text
 GRPO = GRPOConfig(group_size=4, minibatch_size=4, epochs=1, max_new_tokens=6, prompts=("", "O "), prompts_per_step=2)
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def twin(request):
-    return open_twin(request.param)
-
-
 @pytest.fixture
 def setup(twin):
     return make_setup(twin)

@@ -23,6 +23,11 @@ def with_finished_stages(config: Config, state: State) -> Config:
     return replace(config, run=replace(config.run, stages=stages))
 
 
+def stages_to_do(config: Config, state: State) -> list[str]:
+    """The stages that a run in this state still has before it, the one under way included."""
+    return [stage for stage in config.run.stages if not _is_over(stage, state)]
+
+
 def check_changes(config: Config, state: State, folder: object) -> None:
     """FaiscaError where a run in this state cannot go on with this configuration, or would not heed it."""
     if not state.finished and state.stage not in config.run.stages:
@@ -33,7 +38,7 @@ def check_changes(config: Config, state: State, folder: object) -> None:
         if section in FIXED or name == "run.seed":
             raise FaiscaError(f"{given} does not go with --resume: {folder} has {before}; start a new run with --out")
         over = _is_over(section, state) and option not in MEASURED
-        if section != "run" and (over or not _stages_to_do(config, state)):
+        if section != "run" and (over or not stages_to_do(config, state)):
             what = f"{section} is finished" if section in STAGES else "the run is finished"
             raise FaiscaError(
                 f"{given} does not go with --resume: {what}, with {before}; leave it out, "
@@ -60,10 +65,6 @@ def _changes(before: Config, now: Config) -> Iterator[tuple[str, Any, Any]]:
 
 def _is_over(stage: str, state: State) -> bool:
     return stage in STAGES and STAGES.index(stage) < STAGES.index(state.stage) + state.finished
-
-
-def _stages_to_do(config: Config, state: State) -> bool:
-    return any(not _is_over(stage, state) for stage in config.run.stages)
 
 
 def _since(section: str, state: State) -> str:

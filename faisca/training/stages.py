@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from faisca.backend import Model
-from faisca.config import STAGES, Config
+from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters
-from faisca.runs.changes import change_words, check_changes, with_finished_stages
+from faisca.runs.changes import change_words, check_changes, stages_to_do, with_finished_stages
 from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.runs.checks import check_resumable
 from faisca.runs.folder import hold_folder
@@ -57,10 +57,8 @@ def resume(folder: Path, config: Config) -> dict[str, Any]:
                 opened.log.say(line)
             _note_change(opened, checkpoint)
             model = opened.setup.make_model(checkpoint.parameters)
-            first = STAGES.index(state.stage) + state.finished
-            to_do = [stage for stage in config.run.stages if STAGES.index(stage) >= first]
             _catch_up(opened, checkpoint)
-            return _run_stages(opened, model, to_do, None if state.finished else checkpoint)
+            return _run_stages(opened, model, stages_to_do(config, state), None if state.finished else checkpoint)
 
 
 def saved_state(folder: Path) -> State:

@@ -25,8 +25,9 @@ def inherit(sections: Sections, state: State) -> Sections:
 
 def check_start(config: Config, checkpoint: Checkpoint) -> Config:
     """`config` with the checkpoint's own model; FaiscaError where it asks for what contradicts the weights."""
+    held_out_by(config, checkpoint)  # refuses another share
     state, same = checkpoint.state, inherit(dict(vars(config)), checkpoint.state)
-    for section in ("model", "tokenizer", "data"):
+    for section in ("model", "tokenizer"):
         for name, theirs in vars(same[section]).items():
             wanted = getattr(getattr(config, section), name)
             if wanted != theirs and not (section == "model" and _may_differ(name, wanted, state.model)):

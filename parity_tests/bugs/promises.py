@@ -48,14 +48,14 @@ BUGS = (
     Mutation(
         "a model that contradicts the weights is passed over",
         START,
-        'for section in ("model", "tokenizer", "data"):',
-        'for section in ("tokenizer", "data"):',
+        'for section in ("model", "tokenizer"):',
+        'for section in ("tokenizer",):',
         KEPT + "::test_what_contradicts_the_weights_is_refused",
     ),
     Mutation(
         "options of a finished stage are taken and do nothing",
         CHANGES,
-        'if section != "run" and (over or not _stages_to_do(config, state)):',
+        'if section != "run" and (over or not stages_to_do(config, state)):',
         "if not STAGES:",
         KEPT + "::test_a_finished_stage_takes_no_more_options",
     ),
