@@ -5,7 +5,8 @@ backends differ in arithmetic only. Linear weights are [outputs, inputs], as in 
 Initial values follow torch's defaults, which the original relies on: embeddings N(0, 1),
 linear layers U(±1/√inputs), the fused query-key-value projection Xavier-uniform (Glorot &
 Bengio 2010) over its whole matrix, norms 1 and 0. A tied embedding is N(0, 0.02²), as GPT-2's:
-as an output head, N(0, 1) would start with logits of size √dim.
+as an output head, N(0, 1) would start with logits of size √dim. With `initial_range` all matrices
+and tables are normal, and biases 0, as GPT-2 and Llama have it.
 """
 
 import math
@@ -35,25 +36,18 @@ class Parameter:
 
 def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
     """Every parameter of a model by canonical name, in forward order."""
-    dim, hidden, bias = config.dim, config.hidden_dim, config.attention_bias
-    embedding = _normal(0.02 if config.tie_embeddings else 1.0)
-    table = {
-        "token_embedding.weight": Parameter((config.vocabulary_size, dim), embedding),
-        "positional_embedding.weight": Parameter((config.context, dim), embedding),
-    }
+    embedding = _normal(config.initial_range or (0.02 if config.tie_embeddings else 1.0))
+    table = {"token_embedding.weight": Parameter((config.vocabulary_size, config.dim), embedding)}
+    if config.positions == "learned":
+        table["positional_embedding.weight"] = Parameter((config.context, config.dim), embedding)
     for i in range(config.num_layers):
-        block = f"transformer_blocks.{i}"
-        table |= _norm(f"{block}.norm1", dim)
-        table |= _linear(
-            f"{block}.attention.in_proj", 3 * dim, dim, weight=_xavier_uniform, bias=_zeros if bias else None
-        )
-        table |= _linear(f"{block}.attention.out_proj", dim, dim, bias=_zeros if bias else None)
-        table |= _norm(f"{block}.norm2", dim)
-        table |= _linear(f"{block}.feed_forward.up", hidden, dim, bias=_uniform(dim))
-        table |= _linear(f"{block}.feed_forward.down", dim, hidden, bias=_uniform(hidden))
-    table |= _norm("final_layer_norm", dim)
+        table |= _norm(f"transformer_blocks.{i}.norm1", config)
+        table |= _attention(f"transformer_blocks.{i}.attention", config)
+        table |= _norm(f"transformer_blocks.{i}.norm2", config)
+        table |= _feed_forward(f"transformer_blocks.{i}.feed_forward", config)
+    table |= _norm("final_layer_norm", config)
     if not config.tie_embeddings:
-        table |= _linear("out_head", config.vocabulary_size, dim)
+        table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
     return table
 
 
@@ -107,16 +101,42 @@ def check_finite(arrays: Mapping[str, np.ndarray], source: Path) -> None:
             )
 
 
-def _norm(name: str, dim: int) -> dict[str, Parameter]:
-    return {f"{name}.weight": Parameter((dim,), _ones), f"{name}.bias": Parameter((dim,), _zeros)}
+def _norm(name: str, config: ModelConfig) -> dict[str, Parameter]:
+    row = {f"{name}.weight": Parameter((config.dim,), _ones)}
+    return row | ({f"{name}.bias": Parameter((config.dim,), _zeros)} if config.norm == "layer" else {})
 
 
-def _linear(
-    name: str, outputs: int, inputs: int, *, weight: Initial | None = None, bias: Initial | None = None
-) -> dict[str, Parameter]:
-    """A layer's weight [outputs, inputs], U(±1/√inputs) unless said otherwise, and its bias where it has one."""
-    rows = {f"{name}.weight": Parameter((outputs, inputs), weight or _uniform(inputs))}
+def _attention(name: str, config: ModelConfig) -> dict[str, Parameter]:
+    """Queries, keys and values of all heads are the rows of one matrix, in this order."""
+    width, inputs = config.head_width, config.dim
+    heads, all_heads = config.num_heads, config.num_heads + 2 * config.kv_heads
+    fused = _normal(config.initial_range) if config.initial_range else _xavier_uniform
+    rows = _linear(f"{name}.in_proj", all_heads * width, inputs, fused, _zeros if config.attention_bias else None)
+    if config.qk_norm:
+        rows |= {f"{name}.{norm}.weight": Parameter((width,), _ones) for norm in ("query_norm", "key_norm")}
+    output = _matrix(config, heads * width)
+    return rows | _linear(f"{name}.out_proj", inputs, heads * width, output, _zeros if config.output_bias else None)
+
+
+def _feed_forward(name: str, config: ModelConfig) -> dict[str, Parameter]:
+    sizes = {"gate": (config.hidden_dim, config.dim)} if config.activation == "swiglu" else {}
+    sizes |= {"up": (config.hidden_dim, config.dim), "down": (config.dim, config.hidden_dim)}
+    rows: dict[str, Parameter] = {}
+    for layer, (outputs, inputs) in sizes.items():
+        bias = _zeros if config.initial_range else _uniform(inputs)
+        given = bias if config.feed_forward_bias else None
+        rows |= _linear(f"{name}.{layer}", outputs, inputs, _matrix(config, inputs), given)
+    return rows
+
+
+def _linear(name: str, outputs: int, inputs: int, weight: Initial, bias: Initial | None = None) -> dict[str, Parameter]:
+    """A layer's weight [outputs, inputs], and its bias where it has one."""
+    rows = {f"{name}.weight": Parameter((outputs, inputs), weight)}
     return rows | ({f"{name}.bias": Parameter((outputs,), bias)} if bias else {})
+
+
+def _matrix(config: ModelConfig, inputs: int) -> Initial:
+    return _normal(config.initial_range) if config.initial_range else _uniform(inputs)
 
 
 def _normal(scale: float) -> Initial:

@@ -78,7 +78,9 @@ def generate(
     lengths = np.array([len(prompt) for prompt in prompts])
     if not (len(lengths) and lengths.all()):
         raise ValueError("there is nothing to go on from: give each row a prompt of at least one token")
-    cache, rows, position = KeyValueCache(model.config.num_layers), np.arange(len(prompts)), int(lengths.min())
+    capacity = min(int(lengths.max()) + sampling.max_new_tokens, model.config.context)
+    cache = KeyValueCache(model.config.num_layers, capacity)
+    rows, position = np.arange(len(prompts)), int(lengths.min())
 
     def next_column(tokens: mx.array, position: int) -> mx.array:
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt

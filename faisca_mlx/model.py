@@ -1,14 +1,15 @@
-"""A GPT-2-style decoder (Radford et al. 2019), blocks in forward order.
+"""A decoder, blocks in forward order: GPT-2's (Radford et al. 2019) or, by its options, Llama's or Qwen's.
 
 In bfloat16 only the factors of matrix products are, and what lies between two products of a branch:
 weights, embeddings, the residual stream and norms stay float32, and so does every sum.
 
-Shapes: B rows, T positions, D model width, H heads, K head width, V vocabulary. Modules are named
-so that `parameters()` has the canonical names of `faisca.parameters`.
+Shapes: B rows, T positions, D model width, H query heads, G heads of keys and values, K head width,
+J = K/2, V vocabulary. Modules are named so that `parameters()` has the names of `faisca.parameters`.
 """
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,26 +19,32 @@ from mlx.utils import tree_unflatten
 from faisca.backend import Runtime
 from faisca.config import ModelConfig
 from faisca.parameters import check_parameters
+from faisca.rotation import rotation_table
+
+Rotation = tuple[mx.array, mx.array]
+"""cosine and sine of the positions' angles, [T, J] each"""
+RandomKey: TypeAlias = mx.array | None
+"""of dropout; None draws from MLX's own generator"""
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair of [B, H, length, K] arrays a block."""
+    """Keys and values of the positions seen so far, one pair of [B, G, length, K] arrays a block."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.length = 0
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        self.length, self.capacity = 0, capacity
         self.layers: list[tuple[mx.array, mx.array] | None] = [None] * num_layers
 
-    def append(self, layer: int, key_BHTK: mx.array, value_BHTK: mx.array, capacity: int) -> tuple[mx.array, mx.array]:
+    def append(self, layer: int, key_BGTK: mx.array, value_BGTK: mx.array) -> tuple[mx.array, mx.array]:
         """Write new positions of a block, and return all of its positions so far."""
         pair = self.layers[layer]
         # All the room at once: growing would copy the cache at every token.
         if pair is None:
-            B, H, _, K = key_BHTK.shape
-            pair = (mx.zeros((B, H, capacity, K), key_BHTK.dtype), mx.zeros((B, H, capacity, K), key_BHTK.dtype))
-        end = self.length + key_BHTK.shape[2]
+            B, G, _, K = key_BGTK.shape
+            pair = tuple(mx.zeros((B, G, self.capacity, K), key_BGTK.dtype) for _ in range(2))
+        end = self.length + key_BGTK.shape[2]
         keys, values = pair
-        keys[:, :, self.length : end] = key_BHTK
-        values[:, :, self.length : end] = value_BHTK
+        keys[:, :, self.length : end] = key_BGTK
+        values[:, :, self.length : end] = value_BGTK
         self.layers[layer] = (keys, values)
         return keys[:, :, :end], values[:, :, :end]
 
@@ -47,6 +54,9 @@ class KeyValueCache:
         self.layers = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in self.layers]
 
 
+Cache: TypeAlias = KeyValueCache | None
+
+
 class _Dropout(nn.Module):
     """Dropout that can draw from a key of its own: a block that is recomputed must drop the same again."""
 
@@ -54,22 +64,29 @@ class _Dropout(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def __call__(self, x: mx.array, random_key: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, random_key: RandomKey = None) -> mx.array:
         if not self.training or not self.rate:
             return x
         return mx.random.bernoulli(1 - self.rate, x.shape, key=random_key) * x * (1 / (1 - self.rate))
 
 
-class LayerNorm(nn.LayerNorm):
-    """Normalises the float32 residual stream, and hands on the runtime's dtype: that of the products that follow."""
+class Norm(nn.Module):
+    """LayerNorm, or RMSNorm (Zhang & Sennrich 2019), in float32; hands on the runtime's dtype, for the next product."""
 
-    def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
-        super().__init__(config.dim, eps=config.norm_epsilon)
-        self.narrow = runtime.dtype == "bfloat16"
+    def __init__(self, kind: str, width: int, config: ModelConfig, runtime: Runtime) -> None:
+        super().__init__()
+        self.epsilon, self.narrow = config.norm_epsilon, runtime.dtype == "bfloat16"
+        self.weight = mx.ones(width)
+        if kind == "layer":
+            self.bias = mx.zeros(width)
 
-    def __call__(self, x_BTD: mx.array) -> mx.array:
-        normed_BTD = super().__call__(x_BTD)
-        return normed_BTD.astype(mx.bfloat16) if self.narrow else normed_BTD
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x.astype(mx.float32)
+        if "bias" in self:
+            normed = mx.fast.layer_norm(x, self.weight, self.bias, self.epsilon)
+        else:
+            normed = mx.fast.rms_norm(x, self.weight, self.epsilon)
+        return normed.astype(mx.bfloat16) if self.narrow else normed
 
 
 class Linear(nn.Linear):
@@ -84,44 +101,78 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention with one fused projection to queries, keys and values."""
+    """Causal self-attention; with grouped queries, neighbouring heads share one head of keys and values."""
 
     def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
         self.config, self.layer, self.runtime = config, layer, runtime
-        self.in_proj = Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
-        self.out_proj = Linear(config.dim, config.dim, bias=config.attention_bias)
+        heads = config.num_heads + 2 * config.kv_heads
+        self.in_proj = Linear(config.dim, heads * config.head_width, bias=config.attention_bias)
+        self.out_proj = Linear(config.num_heads * config.head_width, config.dim, bias=config.output_bias)
+        if config.qk_norm:
+            self.query_norm = Norm("rms", config.head_width, config, runtime)
+            self.key_norm = Norm("rms", config.head_width, config, runtime)
         self.dropout = _Dropout(config.attention_dropout)
 
-    def __call__(self, x_BTD: mx.array, cache: KeyValueCache | None, random_key: mx.array | None = None) -> mx.array:
-        B, T, D = x_BTD.shape
+    def __call__(self, x_BTD: mx.array, rotation: Rotation | None, cache: Cache, random_key: RandomKey) -> mx.array:
+        (B, T, _), H, G = x_BTD.shape, self.config.num_heads, self.config.kv_heads
         # One product for queries, keys and values, then heads as a dimension of the batch.
-        qkv = self.in_proj(x_BTD).reshape(B, T, 3, self.config.num_heads, self.config.head_dim)
-        query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        all_heads = self.in_proj(x_BTD).reshape(B, T, -1, self.config.head_width).swapaxes(1, 2)
+        query_BHTK, key_BGTK, value_BGTK = mx.split(all_heads, [H, H + G], axis=1)
+        if self.config.qk_norm:
+            query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
+        if rotation is not None:
+            query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
         if cache is not None:
-            key, value = cache.append(self.layer, key, value, self.config.context)
-        scale, mask = self.config.head_dim**-0.5, "causal" if T > 1 else None
+            key_BGTK, value_BGTK = cache.append(self.layer, key_BGTK, value_BGTK)
+        attended_BHTK = self.attend(query_BHTK, key_BGTK, value_BGTK, random_key)
+        return self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, -1))
+
+    def attend(self, query_BHTK: mx.array, key_BGTK: mx.array, value_BGTK: mx.array, random_key: RandomKey) -> mx.array:
+        """softmax(query · key / √K) · value over the positions up to each query's own."""
+        T, scale = query_BHTK.shape[2], self.config.head_width**-0.5
         dropped = self.training and self.config.attention_dropout > 0  # the fused kernel has no dropout
-        if dropped or self.runtime.attention == "explicit":
-            scores_BHTT = ((scale * query) @ key.swapaxes(2, 3)).astype(mx.float32) + _causal_bias(T)
-            shares_BHTT = mx.softmax(scores_BHTT, axis=-1).astype(value.dtype)
-            attended_BHTK = self.dropout(shares_BHTT, random_key) @ value
-        else:
-            attended_BHTK = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
-        return self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, D))
+        if self.runtime.attention == "fused" and not dropped:
+            mask = "causal" if T > 1 else None  # a single position may see all that came before
+            return mx.fast.scaled_dot_product_attention(query_BHTK, key_BGTK, value_BGTK, scale=scale, mask=mask)
+        shared_by = self.config.num_heads // self.config.kv_heads
+        key_BHTK, value_BHTK = (mx.repeat(heads, shared_by, axis=1) for heads in (key_BGTK, value_BGTK))
+        later_TT = nn.MultiHeadAttention.create_additive_causal_mask(T)
+        scores_BHTT = ((scale * query_BHTK) @ key_BHTK.swapaxes(2, 3)).astype(mx.float32) + later_TT
+        shares_BHTT = mx.softmax(scores_BHTT, axis=-1).astype(value_BHTK.dtype)
+        return self.dropout(shares_BHTT, random_key) @ value_BHTK
+
+
+def rotate(x_BHTK: mx.array, rotation: Rotation) -> mx.array:
+    """Each pair (i, i + K/2) turned by its position's angle; see `faisca.rotation`."""
+    (cos_TJ, sin_TJ), (left, right) = rotation, mx.split(x_BHTK, 2, axis=-1)
+    turned = mx.concatenate([left * cos_TJ - right * sin_TJ, right * cos_TJ + left * sin_TJ], axis=-1)
+    return turned.astype(x_BHTK.dtype)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Up to the hidden width, an activation there, and down again."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = nn.gelu_approx if config.activation == "gelu_tanh" else nn.gelu
-        self.up = Linear(config.dim, config.hidden_dim)
-        self.down = Linear(config.hidden_dim, config.dim)
+        self.activation = config.activation
+        if config.activation == "swiglu":
+            self.gate = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
+        self.up = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
+        self.down = Linear(config.hidden_dim, config.dim, bias=config.feed_forward_bias)
 
     def __call__(self, x_BTD: mx.array) -> mx.array:
-        return self.down(self.activation(self.up(x_BTD)))
+        up = self.up(x_BTD)
+        match self.activation:
+            case "gelu":
+                active = nn.gelu(up)
+            case "gelu_tanh":
+                active = nn.gelu_approx(up)
+            case "swiglu":
+                active = nn.silu(self.gate(x_BTD)) * up
+            case "relu2":
+                active = nn.relu(up).square()
+        return self.down(active)
 
 
 class TransformerBlock(nn.Module):
@@ -129,17 +180,15 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(config, runtime)
+        self.norm1 = Norm(config.norm, config.dim, config, runtime)
         self.attention = Attention(config, layer, runtime)
-        self.norm2 = LayerNorm(config, runtime)
+        self.norm2 = Norm(config.norm, config.dim, config, runtime)
         self.feed_forward = FeedForward(config)
         self.dropout = _Dropout(config.dropout)
 
-    def __call__(
-        self, x_BTD: mx.array, cache: KeyValueCache | None = None, random_key: mx.array | None = None
-    ) -> mx.array:
-        keys = [None] * 3 if random_key is None else mx.random.split(random_key, 3)
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), cache, keys[0]), keys[1])
+    def __call__(self, x_BTD: mx.array, rotation: Rotation | None, cache: Cache, random_key: RandomKey) -> mx.array:
+        keys = (None, None, None) if random_key is None else mx.random.split(random_key, 3)
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache, keys[0]), keys[1])
         return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD)), keys[2])
 
 
@@ -149,11 +198,13 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
         super().__init__()
         self.config, self.runtime = config, runtime
+        self._rotation: Rotation | None = None
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.dim)
-        self.positional_embedding = nn.Embedding(config.context, config.dim)
+        if config.positions == "learned":
+            self.positional_embedding = nn.Embedding(config.context, config.dim)
         self.dropout = _Dropout(config.dropout)
         self.transformer_blocks = [TransformerBlock(config, i, runtime) for i in range(config.num_layers)]
-        self.final_layer_norm = LayerNorm(config, runtime)
+        self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
 
@@ -162,22 +213,27 @@ class GPT(nn.Module):
         """Weight of the output head."""
         return self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
 
-    def __call__(self, tokens_BT: mx.array, cache: KeyValueCache | None = None) -> mx.array:
+    def __call__(self, tokens_BT: mx.array, cache: Cache = None) -> mx.array:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start
         if end > self.config.context:  # MLX would read beyond the table, silently
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
-        # A token is its meaning plus its place.
-        x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding.weight[start:end]
+        x_BTD, rotation = self.token_embedding(tokens_BT), None
+        # A token is its meaning plus its place; or its place turns its queries and keys.
+        if self._rotation is None:
+            x_BTD = x_BTD + self.positional_embedding.weight[start:end]
+        else:
+            rotation = (self._rotation[0][start:end], self._rotation[1][start:end])
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass: with the same dropout.
             if self.runtime.gradient_checkpointing and self.training:
                 key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
-                x_BTD = nn.utils.checkpoint(block, partial(block, cache=None, random_key=key))(x_BTD)
+                again = partial(block, rotation=rotation, cache=None, random_key=key)
+                x_BTD = nn.utils.checkpoint(block, again)(x_BTD)
             else:
-                x_BTD = block(x_BTD, cache)
+                x_BTD = block(x_BTD, rotation, cache, None)
         if cache is not None:
             cache.length = end
         return self.final_layer_norm(x_BTD)
@@ -188,9 +244,8 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     check_parameters(dict(parameters), config)
     model = GPT(config, runtime)  # its own initial values are lazy, and never computed
     model.update(tree_unflatten([(name, mx.array(value)) for name, value in parameters.items()]))
-    mx.eval(model.parameters())
+    if config.positions == "rope":
+        cos_TJ, sin_TJ = (mx.array(table.astype(np.float32)) for table in rotation_table(config))
+        model._rotation = cos_TJ, sin_TJ
+    mx.eval(model.state)
     return model.eval()
-
-
-def _causal_bias(T: int) -> mx.array:
-    return nn.MultiHeadAttention.create_additive_causal_mask(T)

@@ -1,10 +1,10 @@
-"""A GPT-2-style decoder (Radford et al. 2019), blocks in forward order.
+"""A decoder, blocks in forward order: GPT-2's (Radford et al. 2019) or, by its options, Llama's or Qwen's.
 
 In bfloat16 only the factors of matrix products are, and what lies between two products of a branch:
 weights, embeddings, the residual stream and norms stay float32, and so does every sum.
 
-Shapes: B rows, T positions, D model width, H heads, K head width, V vocabulary. Modules are named
-so that `state_dict()` has the canonical names of `faisca.parameters`.
+Shapes: B rows, T positions, D model width, H query heads, G heads of keys and values, K head width,
+J = K/2, V vocabulary. Modules are named so that `state_dict()` has the names of `faisca.parameters`.
 """
 
 from collections.abc import Mapping
@@ -19,25 +19,29 @@ from torch.utils.checkpoint import checkpoint
 from faisca.backend import Runtime
 from faisca.config import ModelConfig
 from faisca.parameters import check_parameters
+from faisca.rotation import rotation_table
+
+Rotation = tuple[Tensor, Tensor]
+"""cosine and sine of the positions' angles, [T, J] each"""
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair of [B, H, length, K] tensors a block."""
+    """Keys and values of the positions seen so far, one pair of [B, G, length, K] tensors a block."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.length = 0
+    def __init__(self, num_layers: int, capacity: int) -> None:
+        self.length, self.capacity = 0, capacity
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
-    def append(self, layer: int, key_BHTK: Tensor, value_BHTK: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, key_BGTK: Tensor, value_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Write new positions of a block, and return all of its positions so far."""
         pair = self.layers[layer]
         # All the room at once: growing would copy the cache at every token.
         if pair is None:
-            B, H, _, K = key_BHTK.shape
-            pair = self.layers[layer] = (key_BHTK.new_empty(B, H, capacity, K), key_BHTK.new_empty(B, H, capacity, K))
-        end = self.length + key_BHTK.shape[2]
-        pair[0][:, :, self.length : end] = key_BHTK
-        pair[1][:, :, self.length : end] = value_BHTK
+            B, G, _, K = key_BGTK.shape
+            pair = self.layers[layer] = tuple(key_BGTK.new_empty(2, B, G, self.capacity, K))
+        end = self.length + key_BGTK.shape[2]
+        pair[0][:, :, self.length : end] = key_BGTK
+        pair[1][:, :, self.length : end] = value_BGTK
         return pair[0][:, :, :end], pair[1][:, :, :end]
 
     def keep(self, rows: np.ndarray) -> None:
@@ -45,16 +49,22 @@ class KeyValueCache:
         self.layers = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.layers]
 
 
-class LayerNorm(nn.LayerNorm):
-    """Normalises the float32 residual stream, and hands on the runtime's dtype: that of the products that follow."""
+class Norm(nn.Module):
+    """LayerNorm, or RMSNorm (Zhang & Sennrich 2019), in float32; hands on the runtime's dtype, for the next product."""
 
-    def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
-        super().__init__(config.dim, eps=config.norm_epsilon)
-        self.narrow = runtime.dtype == "bfloat16"
+    def __init__(self, kind: str, width: int, config: ModelConfig, runtime: Runtime) -> None:
+        super().__init__()
+        self.epsilon, self.narrow = config.norm_epsilon, runtime.dtype == "bfloat16"
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if kind == "layer" else None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        normed_BTD = super().forward(x_BTD)
-        return normed_BTD.bfloat16() if self.narrow else normed_BTD
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float() if self.narrow else x
+        if self.bias is None:
+            normed = F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        else:
+            normed = F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+        return normed.bfloat16() if self.narrow else normed
 
 
 class Linear(nn.Linear):
@@ -66,43 +76,77 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention with one fused projection to queries, keys and values."""
+    """Causal self-attention; with grouped queries, neighbouring heads share one head of keys and values."""
 
     def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
         self.config, self.layer, self.runtime = config, layer, runtime
-        self.in_proj = Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
-        self.out_proj = Linear(config.dim, config.dim, bias=config.attention_bias)
+        self.heads = [config.num_heads, config.kv_heads, config.kv_heads]
+        self.in_proj = Linear(config.dim, sum(self.heads) * config.head_width, bias=config.attention_bias)
+        self.out_proj = Linear(config.num_heads * config.head_width, config.dim, bias=config.output_bias)
+        if config.qk_norm:
+            self.query_norm = Norm("rms", config.head_width, config, runtime)
+            self.key_norm = Norm("rms", config.head_width, config, runtime)
 
-    def forward(self, x_BTD: Tensor, cache: KeyValueCache | None) -> Tensor:
-        B, T, D = x_BTD.shape
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
+        B, T, _ = x_BTD.shape
         # One product for queries, keys and values, then heads as a dimension of the batch.
-        qkv = self.in_proj(x_BTD).view(B, T, 3, self.config.num_heads, self.config.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
+        all_heads = self.in_proj(x_BTD).view(B, T, -1, self.config.head_width).transpose(1, 2)
+        query_BHTK, key_BGTK, value_BGTK = all_heads.split(self.heads, dim=1)
+        if self.config.qk_norm:
+            query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
+        if rotation is not None:
+            query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
         if cache is not None:
-            key, value = cache.append(self.layer, key, value, self.config.context)
+            key_BGTK, value_BGTK = cache.append(self.layer, key_BGTK, value_BGTK)
+        attended_BHTK = self.attend(query_BHTK, key_BGTK, value_BGTK)
+        return cast(Tensor, self.out_proj(attended_BHTK.transpose(1, 2).reshape(B, T, -1)))
+
+    def attend(self, query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor) -> Tensor:
+        """softmax(query · key / √K) · value over the positions up to each query's own."""
+        T, shared_by = query_BHTK.shape[2], self.config.num_heads // self.config.kv_heads
         dropout = self.config.attention_dropout if self.training else 0.0
-        if self.runtime.attention == "explicit":
-            later_TT = torch.ones(T, T, dtype=torch.bool, device=query.device).triu(1)
-            scores_BHTT = ((self.config.head_dim**-0.5 * query) @ key.mT).float().masked_fill(later_TT, -torch.inf)
-            shares_BHTT = F.softmax(scores_BHTT, dim=-1).to(value.dtype)
-            attended_BHTK = F.dropout(shares_BHTT, dropout) @ value
-        else:  # a single position may see all that came before
-            attended_BHTK = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=T > 1)
-        return cast(Tensor, self.out_proj(attended_BHTK.transpose(1, 2).reshape(B, T, D)))
+        if self.runtime.attention == "fused":  # a single position may see all that came before
+            return F.scaled_dot_product_attention(
+                query_BHTK, key_BGTK, value_BGTK, dropout_p=dropout, is_causal=T > 1, enable_gqa=shared_by > 1
+            )
+        key_BHTK, value_BHTK = (heads.repeat_interleave(shared_by, dim=1) for heads in (key_BGTK, value_BGTK))
+        later_TT = torch.ones(T, T, dtype=torch.bool, device=query_BHTK.device).triu(1)
+        scores_BHTT = (self.config.head_width**-0.5 * query_BHTK) @ key_BHTK.mT
+        shares_BHTT = F.softmax(scores_BHTT.float().masked_fill(later_TT, -torch.inf), dim=-1)
+        return F.dropout(shares_BHTT.to(value_BHTK.dtype), dropout) @ value_BHTK
+
+
+def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
+    """Each pair (i, i + K/2) turned by its position's angle; see `faisca.rotation`."""
+    (cos_TJ, sin_TJ), (left, right) = rotation, x_BHTK.chunk(2, dim=-1)
+    turned = torch.cat((left * cos_TJ - right * sin_TJ, right * cos_TJ + left * sin_TJ), dim=-1)
+    return turned.to(x_BHTK.dtype)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Up to the hidden width, an activation there, and down again."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-        self.up = Linear(config.dim, config.hidden_dim)
-        self.down = Linear(config.hidden_dim, config.dim)
+        self.activation = config.activation
+        if config.activation == "swiglu":
+            self.gate = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
+        self.up = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
+        self.down = Linear(config.hidden_dim, config.dim, bias=config.feed_forward_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return cast(Tensor, self.down(F.gelu(self.up(x_BTD), approximate=self.approximate)))
+        up = self.up(x_BTD)
+        match self.activation:
+            case "gelu":
+                active = F.gelu(up)
+            case "gelu_tanh":
+                active = F.gelu(up, approximate="tanh")
+            case "swiglu":
+                active = F.silu(self.gate(x_BTD)) * up
+            case "relu2":
+                active = F.relu(up).square()
+        return cast(Tensor, self.down(active))
 
 
 class TransformerBlock(nn.Module):
@@ -110,14 +154,14 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(config, runtime)
+        self.norm1 = Norm(config.norm, config.dim, config, runtime)
         self.attention = Attention(config, layer, runtime)
-        self.norm2 = LayerNorm(config, runtime)
+        self.norm2 = Norm(config.norm, config.dim, config, runtime)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), cache))
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None = None) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
         return cast(Tensor, x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))))
 
 
@@ -127,12 +171,14 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, runtime: Runtime) -> None:
         super().__init__()
         self.config, self.runtime = config, runtime
+        self.rotation: Rotation | None = None
         # nn.Embedding's own normal_() on the meta device would import all of torch._dynamo: a second
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocabulary_size, config.dim))
-        self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
+        if config.positions == "learned":
+            self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
         self.dropout = nn.Dropout(config.dropout)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i, runtime) for i in range(config.num_layers))
-        self.final_layer_norm = LayerNorm(config, runtime)
+        self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
 
@@ -147,15 +193,19 @@ class GPT(nn.Module):
         end += start
         if end > self.config.context:
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
-        # A token is its meaning plus its place.
-        x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding.weight[start:end]
+        x_BTD, rotation = self.token_embedding(tokens_BT), None
+        # A token is its meaning plus its place; or its place turns its queries and keys.
+        if self.rotation is None:
+            x_BTD = x_BTD + self.positional_embedding.weight[start:end]
+        else:
+            rotation = (self.rotation[0][start:end], self.rotation[1][start:end])
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, rotation, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, cache)
+                x_BTD = block(x_BTD, rotation, cache)
         if cache is not None:
             cache.length = end
         return cast(Tensor, self.final_layer_norm(x_BTD))
@@ -168,6 +218,9 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
         model = GPT(config, runtime)
     tensors = {name: torch.tensor(value, device=runtime.device) for name, value in parameters.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
+    if config.positions == "rope":
+        cos_TJ, sin_TJ = (model.head_VD.new_tensor(table) for table in rotation_table(config))
+        model.rotation = cos_TJ, sin_TJ
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()

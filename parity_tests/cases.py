@@ -105,7 +105,27 @@ OPTIONS = [
     for bias in (False, True)
     for heads in (1, 2, 4)
 ] + [{"norm_epsilon": 0.1}, {"attention_dropout": 1e-9}, {"num_layers": 1, "dim": 9, "num_heads": 3}]
-"""every choice of architecture, together; attention dropout so rare that it only chooses the other path"""
+"""every choice of GPT-2's architecture, together; attention dropout so rare that it only chooses the other path"""
+LLAMA = {"norm": "rms", "positions": "rope", "activation": "swiglu", "feed_forward_bias": False}
+LLAMA |= {"num_heads": 4, "num_kv_heads": 2, "norm_epsilon": 1e-6}
+STRETCHED = {"rope_factor": 8.0, "rope_original_context": 64, "rope_base": 500.0}
+"""Llama 3's scaling, so that of a small head's pairs some are kept, some stretched, and some lie between"""
+MODERN: list[dict[str, Any]] = [
+    LLAMA,
+    LLAMA | {"tie_embeddings": True, "head_dim": 12} | STRETCHED,
+    LLAMA | {"attention_bias": True, "attention_output_bias": "off", "num_kv_heads": 1},
+    LLAMA | {"qk_norm": True, "head_dim": 10},
+    LLAMA | {"norm_epsilon": 0.3, "qk_norm": True, "attention_dropout": 1e-9},
+    {"norm": "rms"},
+    {"positions": "rope"},
+    {"activation": "swiglu"},
+    {"activation": "relu2"},
+    {"num_heads": 6, "num_kv_heads": 3},
+    {"qk_norm": True},
+    {"head_dim": 5, "attention_output_bias": "on"},
+]
+"""what Llama, Qwen and others have, together and one by one"""
+OPTIONS += MODERN
 
 
 def option_id(options: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The model, its losses and gradients, AdamW and GRPO in NumPy float64: independent of both twins.
+"""The model, its losses and gradients in NumPy float64: independent of both twins.
 
 Written from the papers' formulas, for clarity and not for speed. Each layer returns its output
 and a function that takes the gradient with respect to that output to the one with respect to its
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
+from faisca.config import ModelConfig
 
 Array = np.ndarray
 Layer = tuple[Array, Callable[[Array], Array]]
@@ -18,7 +18,7 @@ erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Reference:
-    """A GPT-2-style decoder; `gradients` holds what the last backward pass added up."""
+    """A decoder with any of our options; `gradients` holds what the last backward pass added up."""
 
     def __init__(self, config: ModelConfig, parameters: dict[str, Array]) -> None:
         self.config = config
@@ -60,24 +60,27 @@ class Reference:
         return "token_embedding.weight" if self.config.tie_embeddings else "out_head.weight"
 
     def _forward(self, tokens: Array) -> tuple[list[Array], Callable[[Array], None]]:
-        T = tokens.shape[1]
-        x = self.weights["token_embedding.weight"][tokens] + self.weights["positional_embedding.weight"][:T]
+        T, learned = tokens.shape[1], self.config.positions == "learned"
+        x = self.weights["token_embedding.weight"][tokens]
+        if learned:
+            x = x + self.weights["positional_embedding.weight"][:T]
         states, steps = [], []
         for i in range(self.config.num_layers):
             for half, layer in (("norm1", self._attention), ("norm2", self._feed_forward)):
-                normed, back_norm = self._norm(x, f"transformer_blocks.{i}.{half}")
+                normed, back_norm = self._norm(x, f"transformer_blocks.{i}.{half}", self.config.norm)
                 added, back_layer = layer(normed, f"transformer_blocks.{i}")
                 x = x + added
                 steps.append(lambda d, one=back_layer, two=back_norm: d + two(one(d)))
             states.append(x)
-        final, back_final = self._norm(x, "final_layer_norm")
+        final, back_final = self._norm(x, "final_layer_norm", self.config.norm)
 
         def back(d: Array) -> None:
             d = back_final(d)
             for step in reversed(steps):
                 d = step(d)
             np.add.at(self.gradients["token_embedding.weight"], tokens, d)
-            self.gradients["positional_embedding.weight"][:T] += d.sum(0)
+            if learned:
+                self.gradients["positional_embedding.weight"][:T] += d.sum(0)
 
         return [*states, final], back
 
@@ -92,43 +95,96 @@ class Reference:
 
         return x @ weight.T + (0 if bias is None else bias), back
 
-    def _norm(self, x: Array, name: str) -> Layer:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        centred = x - x.mean(-1, keepdims=True)
+    def _norm(self, x: Array, name: str, kind: str) -> Layer:
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        centred = x - x.mean(-1, keepdims=True) if kind == "layer" else x
         root = np.sqrt((centred**2).mean(-1, keepdims=True) + self.config.norm_epsilon)
         normed = centred / root
 
         def back(d: Array) -> Array:
             self.gradients[f"{name}.weight"] += flat(d * normed).sum(0)
-            self.gradients[f"{name}.bias"] += flat(d).sum(0)
+            if bias is not None:
+                self.gradients[f"{name}.bias"] += flat(d).sum(0)
             d = d * weight
-            return (d - d.mean(-1, keepdims=True) - normed * (d * normed).mean(-1, keepdims=True)) / root
+            through_mean = d.mean(-1, keepdims=True) if kind == "layer" else 0
+            return (d - through_mean - normed * (d * normed).mean(-1, keepdims=True)) / root
 
-        return normed * weight + bias, back
+        return normed * weight + (0 if bias is None else bias), back
 
     def _attention(self, x: Array, block: str) -> Layer:
-        (B, T, D), H = x.shape, self.config.num_heads
-        qkv, back_in = self._linear(x, f"{block}.attention.in_proj")
-        query, key, value = (part.reshape(B, T, H, D // H).swapaxes(1, 2) for part in np.split(qkv, 3, axis=-1))
-        scale = 1 / math.sqrt(D // H)
-        scores = np.where(np.tril(np.ones((T, T), bool)), scale * query @ key.swapaxes(2, 3), -np.inf)
+        name, (H, G) = f"{block}.attention", (self.config.num_heads, self.config.kv_heads)
+        (B, T, _), K = x.shape, self.config.head_width
+        qkv, back_in = self._linear(x, f"{name}.in_proj")
+        parts = np.split(qkv, [H * K, (H + G) * K], axis=-1)
+        query, key, value = (part.reshape(B, T, -1, K).swapaxes(1, 2) for part in parts)
+        query, back_query = self._placed(query, f"{name}.query_norm")
+        key, back_key = self._placed(key, f"{name}.key_norm")
+        key, value = (np.repeat(heads, H // G, axis=1) for heads in (key, value))
+        scores = np.where(np.tril(np.ones((T, T), bool)), query @ key.swapaxes(2, 3) / math.sqrt(K), -np.inf)
         shares = np.exp(log_softmax(scores))
-        out, back_out = self._linear((shares @ value).swapaxes(1, 2).reshape(B, T, D), f"{block}.attention.out_proj")
+        out, back_out = self._linear((shares @ value).swapaxes(1, 2).reshape(B, T, H * K), f"{name}.out_proj")
+
+        def of_groups(d: Array) -> Array:
+            """What all query heads of a group send to their one head of keys or values."""
+            return d.reshape(B, G, H // G, T, K).sum(2)
 
         def back(d: Array) -> Array:
-            d = back_out(d).reshape(B, T, H, D // H).swapaxes(1, 2)
+            d = back_out(d).reshape(B, T, H, K).swapaxes(1, 2)
             d_shares = d @ value.swapaxes(2, 3)
-            d_scores = shares * (d_shares - (d_shares * shares).sum(-1, keepdims=True)) * scale
-            parts = (d_scores @ key, d_scores.swapaxes(2, 3) @ query, shares.swapaxes(2, 3) @ d)
-            return back_in(np.concatenate([part.swapaxes(1, 2).reshape(B, T, D) for part in parts], axis=-1))
+            d_scores = shares * (d_shares - (d_shares * shares).sum(-1, keepdims=True)) / math.sqrt(K)
+            d_query, d_key = back_query(d_scores @ key), back_key(of_groups(d_scores.swapaxes(2, 3) @ query))
+            parts = (d_query, d_key, of_groups(shares.swapaxes(2, 3) @ d))
+            return back_in(np.concatenate([part.swapaxes(1, 2).reshape(B, T, -1) for part in parts], axis=-1))
 
         return out, back
 
+    def _placed(self, x: Array, norm: str) -> Layer:
+        """Queries or keys [B, heads, T, K], normalised and turned, where the model does so."""
+        x, back_norm = self._norm(x, norm, "rms") if self.config.qk_norm else (x, lambda d: d)
+        if self.config.positions == "learned":
+            return x, back_norm
+        turn = np.exp(1j * np.arange(x.shape[2])[:, None] * frequencies(self.config))
+        return turned(x, turn), lambda d: back_norm(turned(d, turn.conj()))
+
     def _feed_forward(self, x: Array, block: str) -> Layer:
-        up, back_up = self._linear(x, f"{block}.feed_forward.up")
-        active, slope = gelu_tanh(up) if self.config.activation == "gelu_tanh" else gelu(up)
-        down, back_down = self._linear(active, f"{block}.feed_forward.down")
+        kind, name = self.config.activation, f"{block}.feed_forward"
+        up, back_up = self._linear(x, f"{name}.up")
+        if kind == "swiglu":
+            gate, back_gate = self._linear(x, f"{name}.gate")
+            opened, slope = silu(gate)
+            down, back_down = self._linear(opened * up, f"{name}.down")
+
+            def back(d: Array) -> Array:
+                d = back_down(d)
+                return back_gate(d * up * slope) + back_up(d * opened)
+
+            return down, back
+        active, slope = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu2": relu2}[kind](up)
+        down, back_down = self._linear(active, f"{name}.down")
         return down, lambda d: back_up(back_down(d) * slope)
+
+
+def turned(x: Array, turn: Array) -> Array:
+    """Pairs (i, i + K/2) as complex numbers, times `turn`."""
+    left, right = np.split(x, 2, axis=-1)
+    product = (left + 1j * right) * turn
+    return np.concatenate([product.real, product.imag], axis=-1)
+
+
+def frequencies(config: ModelConfig) -> Array:
+    """Radians a token, pair by pair; with Llama 3's scaling as its own code has it, by wavelength."""
+    found, old = [], config.rope_original_context
+    for i in range(config.head_width // 2):
+        one = config.rope_base ** (-2 * i / config.head_width)
+        length = 2 * math.pi / one
+        if config.rope_factor != 1 and length > old / config.rope_low_frequency:
+            one /= config.rope_factor
+        elif config.rope_factor != 1 and length >= old / config.rope_high_frequency:
+            span = config.rope_high_frequency - config.rope_low_frequency
+            smooth = (old / length - config.rope_low_frequency) / span
+            one = (1 - smooth) * one / config.rope_factor + smooth * one
+        found.append(one)
+    return np.array(found)
 
 
 def gelu(x: Array) -> tuple[Array, Array]:
@@ -144,6 +200,18 @@ def gelu_tanh(x: Array) -> tuple[Array, Array]:
     return x * (1 + t) / 2, (1 + t) / 2 + x * (1 - t**2) * c * (1 + 3 * 0.044715 * x**2) / 2
 
 
+def silu(x: Array) -> tuple[Array, Array]:
+    """x · σ(x) and its derivative (Shazeer 2020 gates with it)."""
+    share = 1 / (1 + np.exp(-x))
+    return x * share, share * (1 + x * (1 - share))
+
+
+def relu2(x: Array) -> tuple[Array, Array]:
+    """max(x, 0)² and its derivative (So et al. 2021)."""
+    kept = np.maximum(x, 0)
+    return kept**2, 2 * kept
+
+
 def log_softmax(x: Array) -> Array:
     shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -151,65 +219,3 @@ def log_softmax(x: Array) -> Array:
 
 def flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
-
-
-def adamw(
-    weights: dict[str, Array],
-    gradients: list[dict[str, Array]],
-    config: OptimizerConfig,
-    rate: float,
-    decayed: Callable[[str, tuple[int, ...]], bool],
-) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Weights and both moments after a step on each of the gradients (Loshchilov & Hutter 2019, algorithm 2)."""
-    weights = {name: value.astype(np.float64) for name, value in weights.items()}
-    first, second = ({name: np.zeros_like(value) for name, value in weights.items()} for _ in range(2))
-    for step, gradient in enumerate(gradients, start=1):
-        norm = math.sqrt(sum(float((value**2).sum()) for value in gradient.values()))
-        factor = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
-        for name, value in weights.items():
-            g = gradient[name] * factor
-            first[name] = config.beta1 * first[name] + (1 - config.beta1) * g
-            second[name] = config.beta2 * second[name] + (1 - config.beta2) * g**2
-            root = np.sqrt(second[name] / (1 - config.beta2**step)) + config.epsilon
-            decay = config.weight_decay if decayed(name, value.shape) else 0.0
-            weights[name] = value - rate * (first[name] / (1 - config.beta1**step) / root + decay * value)
-    return weights, first, second
-
-
-def policy_loss(
-    log_probs: Array,
-    old: Array,
-    reference: Array,
-    advantages: Array,
-    mask: Array,
-    config: GRPOConfig,
-    step_tokens: float,
-    weighing: Array | None = None,
-) -> float:
-    """GRPO's loss as docs/parity.md's sources state it; `weighing`: CISPO's weights are taken at these log-probs."""
-    at = log_probs if weighing is None or config.objective == "clip" else weighing
-    counts = np.maximum(mask.sum(1), 1)[:, None]
-    log_ratio = np.where(mask > 0, at - old, 0.0)
-    if config.importance == "sequence":
-        log_ratio = np.broadcast_to(log_ratio.sum(1, keepdims=True) / counts, mask.shape)
-    ratio, A = np.exp(log_ratio), advantages[:, None]
-    if config.objective == "cispo":
-        losses = -np.minimum(ratio, config.cispo_cap) * A * log_probs
-    else:
-        losses = -np.minimum(ratio * A, np.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * A)
-    log_rho = np.where(mask > 0, reference - log_probs, 0.0)
-    losses = np.where(mask > 0, losses + config.kl_weight * (np.exp(log_rho) - log_rho - 1), 0.0)
-    if config.loss == "grpo":
-        return float((losses.sum(1, keepdims=True) / counts).mean())
-    divisors = {"bnpo": mask.sum(), "dr_grpo": len(mask) * config.max_new_tokens, "dapo": step_tokens}
-    return float(losses.sum() / max(divisors[config.loss], 1))
-
-
-def slope(function: Callable[[Array], float], at: Array, step: float = 1e-6) -> Array:
-    """The gradient of a function by central differences."""
-    out = np.zeros_like(at)
-    for index in np.ndindex(at.shape):
-        bump = np.zeros_like(at)
-        bump[index] = step
-        out[index] = (function(at + bump) - function(at - bump)) / (2 * step)
-    return out

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import GPT2, OPTIONS, Twin, make_case, option_id
+from cases import GPT2, LLAMA, OPTIONS, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 
@@ -119,7 +119,7 @@ def test_a_position_sees_only_what_came_before(twin: Twin):
 
 def test_explicit_attention_computes_the_same(twin: Twin):
     """Scores, softmax and product one by one: whole windows, and position by position with a cache."""
-    case, backend = make_case(num_heads=4), twin.side.backend
+    case, backend = make_case(**LLAMA), twin.side.backend
     model = case.make_model(twin.side, attention="explicit")
     tokens = case.batch()[0]
     expected = Reference(case.model, case.parameters).logits(tokens)

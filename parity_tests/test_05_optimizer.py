@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cases import Twin, make_case
 from close import require_close
-from reference import Reference, adamw
+from reference import Reference
+from reference_steps import adamw
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays

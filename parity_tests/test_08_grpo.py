@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from cases import TWINS, Twin, make_case, setup_of
 from close import require_close
-from reference import Reference, adamw, policy_loss, slope
+from reference import Reference
+from reference_steps import adamw, policy_loss, slope
 
 from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig

@@ -117,7 +117,7 @@ class TorchTwin:
 
     def attend(self, attention: Any, x: Array) -> Array:
         """What an attention layer makes of [B, T, D]."""
-        return self.numpy(attention(self.array(x), None))
+        return self.numpy(attention(self.array(x), None, None))
 
 
 class MlxTwin:
@@ -218,4 +218,4 @@ class MlxTwin:
 
     def attend(self, attention: Any, x: Array) -> Array:
         """What an attention layer makes of [B, T, D]."""
-        return self.numpy(attention(self.array(x), None))
+        return self.numpy(attention(self.array(x), None, None, None))

@@ -286,7 +286,7 @@ HOSTILE = {
     "run --model.dim 0": "model.dim 0 is out of range",
     "run --model.dim -3": "model.dim -3 is out of range",
     "run --model.dim 130 --model.num-heads 4": "model.dim 130 is not divisible by model.num_heads 4",
-    "run --data.window 512": "larger than model.context 64, the rows of the positional table: use --data.window 64 ",
+    "run --data.window 512": "larger than model.context 64: use --data.window 64 ",
     "run --data.stride 0": "data.stride 0 is out of range",
     "run --tokenizer.vocabulary-size 100": "use at least 257",
     "run --pretrain.learning-rate abc": "--pretrain.learning-rate 'abc' is not a number",

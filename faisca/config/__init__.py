@@ -1,10 +1,11 @@
 """What can be set: the whole configuration, and the names that the rest of the core takes from here.
 
-`sections.py` has every option, `ranges.py` and `rules.py` refuse the impossible, `files.py` reads TOML.
+`model.py` and `sections.py` have every option, `ranges.py` and `rules.py` refuse the impossible, `files.py` reads TOML.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
 
+from faisca.config.model import ModelConfig
 from faisca.config.ranges import check_section
 from faisca.config.rules import check_data, check_grpo, check_model, check_stages, check_training
 from faisca.config.sections import (
@@ -12,7 +13,6 @@ from faisca.config.sections import (
     STAGES,
     DataConfig,
     GRPOConfig,
-    ModelConfig,
     OptimizerConfig,
     RunConfig,
     SampleConfig,

@@ -25,6 +25,14 @@ class Range:
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
 
 
+Count = Annotated[int, Range(least=1)]
+CountOrOff = Annotated[int, Range(least=0)]
+Share = Annotated[float, Range(least=0, below=1)]
+ShareOrAll = Annotated[float, Range(least=0, most=1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+
+
 def check_value(name: str, value: Any, annotation: Any) -> None:
     """Raise a FaiscaError unless `value` fits the type and the range in `annotation`."""
     limits = None

@@ -1,17 +1,27 @@
 """What values may not be together: the rules between options, each with the remedy in its message."""
 
-from faisca.config.sections import STAGES, DataConfig, GRPOConfig, ModelConfig, TokenizerConfig, TrainConfig
+from dataclasses import fields
+
+from faisca.config.model import ModelConfig
+from faisca.config.sections import STAGES, DataConfig, GRPOConfig, TokenizerConfig, TrainConfig
 from faisca.errors import FaiscaError
 
 
 def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
-    """Heads must divide the width, and a byte-level BPE needs its bytes."""
-    if model.dim % model.num_heads:
+    """Heads must divide the width, pairs of numbers turn, and a byte-level BPE needs its bytes."""
+    if model.dim % model.num_heads and not model.head_dim:
         fitting = max(n for n in range(1, model.num_heads + 1) if model.dim % n == 0)
         raise FaiscaError(
             f"model.dim {model.dim} is not divisible by model.num_heads {model.num_heads}: "
             f"try --model.num-heads {fitting}"
         )
+    if model.num_heads % model.kv_heads:
+        fitting = max(n for n in range(1, model.kv_heads + 1) if model.num_heads % n == 0)
+        raise FaiscaError(
+            f"model.num_kv_heads {model.num_kv_heads} does not divide model.num_heads {model.num_heads}: "
+            f"try --model.num-kv-heads {fitting}"
+        )
+    check_positions(model)
     if tokenizer.kind == "bpe" and tokenizer.vocabulary_size < 257:
         raise FaiscaError(
             f"tokenizer.vocabulary_size {tokenizer.vocabulary_size} is too small for a byte-level "
@@ -19,13 +29,34 @@ def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
         )
 
 
+def check_positions(model: ModelConfig) -> None:
+    """Rotation turns pairs of numbers, and its options mean nothing without it."""
+    if model.positions == "rope":
+        if model.head_width % 2:
+            raise FaiscaError(
+                f"model.positions rope turns pairs of numbers, and heads are {model.head_width} wide: "
+                f"try --model.head-dim {model.head_width + 1}"
+            )
+        if model.rope_factor > 1 and model.rope_low_frequency >= model.rope_high_frequency:
+            raise FaiscaError(
+                f"model.rope_low_frequency {model.rope_low_frequency:g} is not below model.rope_high_frequency "
+                f"{model.rope_high_frequency:g}: Llama 3 has 1 and 4"
+            )
+        return
+    for option in fields(model):
+        if option.name.startswith("rope_") and getattr(model, option.name) != option.default:
+            raise FaiscaError(
+                f"model.{option.name} {getattr(model, option.name):g} means nothing with learned positions: "
+                "add --model.positions rope, or leave it out"
+            )
+
+
 def check_data(data: DataConfig, model: ModelConfig) -> None:
-    """Windows must fit the positional table; the source and its title column must be named."""
+    """Windows must fit the context; the source and its title column must be named."""
     if data.window > model.context:
         raise FaiscaError(
-            f"data.window {data.window} is larger than model.context {model.context}, the "
-            f"rows of the positional table: use --data.window {model.context} --data.stride "
-            f"{model.context}, or for a new model at least --model.context {data.window}"
+            f"data.window {data.window} is larger than model.context {model.context}: use --data.window "
+            f"{model.context} --data.stride {model.context}, or for a new model at least --model.context {data.window}"
         )
     for name in ("source", "title_column"):
         if not getattr(data, name):

@@ -8,59 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from faisca.backends import BACKENDS
-from faisca.config.ranges import Range
+from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share, ShareOrAll
 
 COLDEST = 1e-6
 """temperatures below are 0: logits divided by them leave float32, and what they would tell apart is rounding"""
 STAGES = ("pretrain", "sft", "grpo")
 
-Count = Annotated[int, Range(least=1)]
-CountOrOff = Annotated[int, Range(least=0)]
-Share = Annotated[float, Range(least=0, below=1)]
-ShareOrAll = Annotated[float, Range(least=0, most=1)]
-Positive = Annotated[float, Range(above=0)]
-NotNegative = Annotated[float, Range(least=0)]
 if TYPE_CHECKING:
     BackendName = str
     DeviceName = str
 else:  # checked, and listed in the help, as the table of backends has them
     BackendName = Literal[("auto", *BACKENDS)]
     DeviceName = Literal[("auto", "cpu", "gpu", *dict.fromkeys(d for row in BACKENDS.values() for d in row.devices))]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A GPT-2-style decoder: learned positions, pre-norm blocks, GELU feed-forward."""
-
-    context: Count = 64
-    """longest sequence, in tokens (rows of the positional table)"""
-    dim: Count = 128
-    """width of the residual stream"""
-    num_layers: Count = 4
-    """transformer blocks"""
-    num_heads: Count = 2
-    """attention heads; dim / num_heads is the head dimension"""
-    hidden_dim: Count = 512
-    """width of the feed-forward layer"""
-    dropout: Share = 0.0
-    """share of activations dropped in training: embeddings, attention output, feed-forward"""
-    attention_dropout: Share = 0.0
-    """share of attention weights dropped in training; above 0 it disables fused attention"""
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    """exact (erf) GELU, or GPT-2's tanh approximation"""
-    tie_embeddings: bool = False
-    """use the token embedding as the output head"""
-    attention_bias: bool = False
-    """biases in the attention projections, as GPT-2 has"""
-    norm_epsilon: Positive = 1e-5
-    """added to the variance in LayerNorm"""
-    vocabulary_size: CountOrOff = 0
-    """0 takes the tokenizer's; a checkpoint records the real number"""
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.dim // self.num_heads
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""The options of the model: each field states its range beside its meaning."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder with pre-norm blocks: as GPT-2 by default, as Llama or Qwen with other choices (preset modern)."""
+
+    context: Count = 64
+    """longest sequence, in tokens"""
+    dim: Count = 128
+    """width of the residual stream"""
+    num_layers: Count = 4
+    """transformer blocks"""
+    num_heads: Count = 2
+    """attention heads"""
+    num_kv_heads: CountOrOff = 0
+    """heads of keys and values, each shared by as many query heads (grouped-query attention); 0: one a query head"""
+    head_dim: CountOrOff = 0
+    """width of a head; 0: dim / num_heads"""
+    hidden_dim: Count = 512
+    """width of the feed-forward layer"""
+    dropout: Share = 0.0
+    """share of activations dropped in training: embeddings, attention output, feed-forward"""
+    attention_dropout: Share = 0.0
+    """share of attention weights dropped in training; above 0 it disables fused attention"""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm: without the mean and without a bias, as Llama has"""
+    norm_epsilon: Positive = 1e-5
+    """added to the variance, or to the mean square, under the root"""
+    positions: Literal["learned", "rope"] = "learned"
+    """a learned table, added to the tokens; or rotary: queries and keys are turned by their position"""
+    rope_base: Positive = 10_000.0
+    """rotary: wavelengths reach from 2π to nearly 2π times this, in tokens"""
+    rope_factor: Annotated[float, Range(least=1)] = 1.0
+    """rotary, Llama 3's scaling: long wavelengths are stretched by this; 1 stretches none"""
+    rope_low_frequency: Positive = 1.0
+    """wavelengths above rope_original_context / this are stretched wholly"""
+    rope_high_frequency: Positive = 4.0
+    """wavelengths below rope_original_context / this are not stretched"""
+    rope_original_context: Count = 8192
+    """the context before the stretching"""
+    qk_norm: bool = False
+    """RMSNorm of each query and key, before they are turned, as Qwen3 has"""
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "gelu"
+    """exact (erf) GELU; GPT-2's tanh approximation; SiLU of a gate, as Llama has; or the square of ReLU"""
+    tie_embeddings: bool = False
+    """use the token embedding as the output head"""
+    attention_bias: bool = False
+    """biases of queries, keys and values, as GPT-2 and Qwen2.5 have"""
+    attention_output_bias: Literal["auto", "on", "off"] = "auto"
+    """bias of the attention's output; auto: where attention_bias is, as GPT-2 has, and Qwen2.5 has not"""
+    feed_forward_bias: bool = True
+    """biases of the feed-forward layers, as GPT-2 has, and Llama has not"""
+    initial_range: NotNegative = 0.0
+    """initial values of matrices and tables are N(0, this²), as Llama's 0.02; 0: as the original's"""
+    vocabulary_size: CountOrOff = 0
+    """0 takes the tokenizer's; a checkpoint records the real number"""
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head of queries, keys or values."""
+        return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the attention's output has a bias."""
+        return self.attention_bias if self.attention_output_bias == "auto" else self.attention_output_bias == "on"
