@@ -54,7 +54,8 @@ class Norm(nn.Module):
 
     def __init__(self, kind: str, width: int, config: ModelConfig, runtime: Runtime) -> None:
         super().__init__()
-        self.epsilon, self.narrow = config.norm_epsilon, runtime.dtype == "bfloat16"
+        self.epsilon = config.norm_epsilon
+        self.narrow = runtime.dtype == "bfloat16"
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if kind == "layer" else None
 

@@ -49,8 +49,10 @@ def corpus(token_cache: Path) -> tuple[Tokenizer, Windows, Any]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which mutations this run has applied: another commit applies others."""
+    """Say which mutations and which seeds this run has applied: another has others."""
     reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
     names = [r.nodeid.partition("[")[2].rpartition("]")[0] for r in reports if "test_the_ladder_catches[" in r.nodeid]
     if names:
         terminalreporter.write_line(f"mutations applied to a copy of the code: {', '.join(sorted(names))}")
+    for name, value in sorted({said for report in reports for said in report.user_properties}):
+        terminalreporter.write_line(f"{name}: {value}")

@@ -1,8 +1,10 @@
 """Rung 2: the same hidden states after each block, and the same logits, as two independent oracles too."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from cases import GPT2, LLAMA, OPTIONS, Twin, make_case, option_id
+from cases import GPT2, LLAMA, OPTIONS, STRETCHED, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 
@@ -10,6 +12,14 @@ from faisca.backend import Sampling
 from faisca.parity.cases import Case, Side
 from faisca.parity.rungs import logits
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama 2": LLAMA | {"family": "Llama", "num_kv_heads": 0},
+    "Llama 3": LLAMA | STRETCHED | {"family": "Llama"},
+    "tied, with other heads": LLAMA | {"family": "Llama", "tie_embeddings": True, "head_dim": 10},
+    "Mistral": LLAMA | {"family": "Mistral"},
+    "Qwen2.5": LLAMA | {"family": "Qwen2", "attention_bias": True, "attention_output_bias": "off"},
+    "Qwen3": LLAMA | {"family": "Qwen3", "qk_norm": True, "head_dim": 10},
+}
 UNUSED = np.zeros((4, 8), np.float32)
 """what greedy sampling draws nothing from"""
 
@@ -104,6 +114,66 @@ def hugging_face_weights(case: Case) -> dict[str, np.ndarray]:
         theirs[f"transformer.ln_f.{kind}"] = ours[f"final_layer_norm.{kind}"]
     head = "token_embedding.weight" if case.model.tie_embeddings else "out_head.weight"
     return theirs | {"lm_head.weight": ours[head]}
+
+
+@pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
+def test_logits_against_hugging_faces_own_classes(twin: Twin, options: dict):
+    """Llama 3, Qwen2.5 and Qwen3 as `transformers` computes them, with our weights."""
+    transformers = pytest.importorskip("transformers", reason="transformers, the third oracle, is not installed")
+    import torch
+
+    family, options = options["family"], {k: v for k, v in options.items() if k != "family"}
+    case = make_case(**options)
+    config = case.model
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_base}
+    if config.rope_factor > 1:
+        rope |= {"rope_type": "llama3", "factor": config.rope_factor}
+        rope |= {"low_freq_factor": config.rope_low_frequency, "high_freq_factor": config.rope_high_frequency}
+        rope |= {"original_max_position_embeddings": config.rope_original_context}
+    theirs = getattr(transformers, f"{family}Config")(
+        vocab_size=config.vocabulary_size,
+        max_position_embeddings=config.context,
+        hidden_size=config.dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_width,
+        intermediate_size=config.hidden_dim,
+        hidden_act="silu",
+        rms_norm_eps=config.norm_epsilon,
+        attention_bias=config.attention_bias,
+        tie_word_embeddings=config.tie_embeddings,
+        rope_parameters=rope,
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(theirs).eval()
+    values = {name: torch.tensor(value) for name, value in llama_weights(case).items()}
+    missing, unexpected = model.load_state_dict(values, strict=False)
+    assert not unexpected and missing == ["lm_head.weight"] * config.tie_embeddings
+    with torch.no_grad():
+        expected = model(torch.tensor(case.batch()[0].astype(np.int64))).logits.numpy()
+    require_close({"logits": expected}, logits(twin.side, case), 1e-5)
+
+
+def llama_weights(case: Case) -> dict[str, np.ndarray]:
+    """Our weights under Llama's names, which Qwen has too."""
+    config, theirs = case.model, {}
+    names = {"token_embedding": "model.embed_tokens", "final_layer_norm": "model.norm", "out_head": "lm_head"}
+    inner = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attention.out_proj": "self_attn.o_proj"}
+    inner |= {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
+    inner |= {f"feed_forward.{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    for name, value in case.parameters.items():
+        module, _, kind = name.rpartition(".")
+        if module in names:
+            theirs[f"{names[module]}.{kind}"] = value
+            continue
+        _, block, module = module.split(".", 2)
+        there = f"model.layers.{block}"
+        if module == "attention.in_proj":
+            parts = np.split(value, np.cumsum([config.num_heads, config.kv_heads]) * config.head_width)
+            theirs |= {f"{there}.self_attn.{n}_proj.{kind}": part for n, part in zip("qkv", parts, strict=True)}
+        else:
+            theirs[f"{there}.{inner[module]}.{kind}"] = value
+    return theirs
 
 
 def test_a_position_sees_only_what_came_before(twin: Twin):

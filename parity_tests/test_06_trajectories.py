@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import GPT2, Twin, model_config, option_id
+from cases import GPT2, LLAMA, Twin, model_config, option_id
 from close import require_close
 
 from faisca.config import OptimizerConfig
@@ -66,7 +66,7 @@ def trajectory(corpus: tuple[Tokenizer, Windows, Any]) -> Any:
     return functools.cache(lambda twin, options, dtype="float32": Trajectory(twin, corpus, dict(options), dtype))
 
 
-@pytest.mark.parametrize("options", [{}, GPT2], ids=option_id)
+@pytest.mark.parametrize("options", [{}, GPT2, LLAMA], ids=option_id)
 def test_two_hundred_steps_stay_together(trajectory: Any, trained: Twin, options: dict):
     one, two = (trajectory(twin, tuple(options.items())) for twin in (Twin("torch", "cpu"), trained))
     assert one.loss[0] > one.loss[-1] + 0.5, "the model learns something"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import GPT2, Twin, make_case, option_id
+from cases import GPT2, LLAMA, Twin, make_case, option_id
 from close import require_close
 from reference import log_softmax
 
@@ -34,7 +34,9 @@ from faisca.parity.rungs import (
 from faisca.parity.sampling import sample_rows
 from faisca.streams import generator
 
-MODELS = [{}, GPT2, {"attention_dropout": 1e-9}]
+MODERN = LLAMA | {"qk_norm": True}
+MODELS = [{}, GPT2, {"attention_dropout": 1e-9}, MODERN]
+WAYS = [({}, 0), (GPT2, 0), (GPT2, 4), (MODERN, 0)]
 TOKENS = 16_384
 HEAD = 5e-3  # measured: at most 2.9e-3 in norm, whatever the chunks
 GRADIENT = 1.5e-2  # measured: at most 7.7e-3 in norm for the worst parameter of each model
@@ -185,13 +187,13 @@ def long_case(options: tuple[tuple[str, Any], ...]) -> Case:
     return make_case(rows=TOKENS // 32, length=32, num_layers=1, vocabulary_size=13, **dict(options))
 
 
-@pytest.mark.parametrize(("options", "micro"), [({}, 0), (GPT2, 0), (GPT2, 4)], ids=["plain", "GPT-2", "micro-batches"])
+@pytest.mark.parametrize(("options", "micro"), WAYS, ids=["plain", "GPT-2", "micro-batches", "Llama"])
 def test_every_gradient_over_thousands_of_tokens(yardstick: Side, twin: Twin, options: dict[str, Any], micro: int):
     case = long_case(tuple(options.items()))
     require_close(train_gradients(yardstick, case, 0), train_gradients(short(twin), case, micro), GRADIENT, "norm")
 
 
-@pytest.mark.parametrize("options", [{}, GPT2], ids=option_id)
+@pytest.mark.parametrize("options", [{}, GPT2, MODERN], ids=option_id)
 def test_every_policy_gradient_over_thousands_of_tokens(yardstick: Side, twin: Twin, options: dict[str, Any]):
     case = long_case(tuple(options.items()))
     require_close(policy_gradients(yardstick, case), policy_gradients(short(twin), case), GRADIENT, "norm")

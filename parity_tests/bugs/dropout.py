@@ -15,8 +15,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "recomputed blocks drop anew",
         M + "model.py",
-        "partial(block, cache=None, random_key=key)",
-        "partial(block, cache=None)",
+        "partial(block, rotation=rotation, cache=None, random_key=key)",
+        "partial(block, rotation=rotation, cache=None, random_key=None)",
         "04",
     ),
     Mutation("dropout's seed ignored", M + "train.py", "    mx.random.seed(dropout_seed)\n", "", "11"),

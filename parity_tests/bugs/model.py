@@ -4,27 +4,33 @@ from bugs.mutation import Mutation
 
 T, M = "faisca_torch/", "faisca_mlx/"
 BUGS: tuple[Mutation, ...] = (
-    Mutation("tanh GELU for the exact one", M + "model.py", 'config.activation == "gelu_tanh"', "True", "02"),
-    Mutation("exact GELU for tanh", T + "model.py", 'if config.activation == "gelu_tanh"', "if False", "02"),
-    Mutation("key and value swapped", T + "model.py", "query, key, value = qkv", "query, value, key = qkv", "02"),
+    Mutation("tanh GELU for the exact one", M + "model.py", "nn.gelu(up)", "nn.gelu_approx(up)", "02"),
+    Mutation("exact GELU for tanh", T + "model.py", ', approximate="tanh"', "", "02"),
+    Mutation(
+        "key and value swapped",
+        T + "model.py",
+        "key_BGTK, value_BGTK = all_heads",
+        "value_BGTK, key_BGTK = all_heads",
+        "02",
+    ),
     Mutation(
         "heads interleaved with q, k, v",
         M + "model.py",
-        "qkv.transpose(2, 0, 3, 1, 4)",
-        "qkv.reshape(B, T, self.config.num_heads, 3, -1).transpose(3, 0, 2, 1, 4)",
+        "mx.split(all_heads, [H, H + G], axis=1)",
+        "(all_heads[:, i :: 3] for i in range(3)) if H == G else mx.split(all_heads, [H, H + G], axis=1)",
         "02",
     ),
     Mutation(
         "output projection transposed",
         M + "model.py",
-        "self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, D))",
-        "attended_BHTK.swapaxes(1, 2).reshape(B, T, D) @ self.out_proj.weight",
+        "self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, -1))",
+        "attended_BHTK.swapaxes(1, 2).reshape(B, T, -1) @ self.out_proj.weight",
         "02",
     ),
     Mutation(
         "scores scaled by the model's width",
         M + "model.py",
-        "self.config.head_dim**-0.5",
+        "self.config.head_width**-0.5",
         "self.config.dim**-0.5",
         "02",
     ),
@@ -33,8 +39,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "default epsilon in the norms",
         T + "model.py",
-        "super().__init__(config.dim, eps=config.norm_epsilon)",
-        "super().__init__(config.dim)",
+        "self.epsilon = config.norm_epsilon",
+        "self.epsilon = 1e-5",
         "02",
     ),
     Mutation(
@@ -47,8 +53,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "post-norm",
         M + "model.py",
-        "self.attention(self.norm1(x_BTD), cache, keys[0])",
-        "self.norm1(self.attention(x_BTD, cache, keys[0]))",
+        "self.attention(self.norm1(x_BTD), rotation, cache, keys[0])",
+        "self.norm1(self.attention(x_BTD, rotation, cache, keys[0]))",
         "02",
     ),
 )

@@ -52,7 +52,7 @@ BUGS = (
     Mutation(
         "torch: the head stays in float32",
         T + "model.py",
-        "self.final_layer_norm = LayerNorm(config, runtime)",
+        "self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)",
         "self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)",
         "10",
     ),

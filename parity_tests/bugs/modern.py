@@ -1,0 +1,131 @@
+"""Bugs of what Llama's family has: what ports between its implementations get wrong."""
+
+from bugs.mutation import Mutation
+
+T, M, ROTATION = "faisca_torch/model.py", "faisca_mlx/model.py", "faisca/rotation.py"
+TURNED = """        if rotation is not None:
+            query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
+"""
+NORMED = """        if self.config.qk_norm:
+            query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
+"""
+BUGS: tuple[Mutation, ...] = (
+    # rotation
+    Mutation(
+        "torch: neighbours turned, as in the paper, where weights have halves",
+        T,
+        "x_BHTK.chunk(2, dim=-1)",
+        "(x_BHTK[..., 0::2], x_BHTK[..., 1::2])",
+        "02",
+    ),
+    Mutation("MLX: turned the other way", M, "right * cos_TJ + left * sin_TJ", "right * cos_TJ - left * sin_TJ", "02"),
+    Mutation(
+        "torch: keys are not turned",
+        T,
+        "rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)",
+        "rotate(query_BHTK, rotation), key_BGTK",
+        "02",
+    ),
+    Mutation(
+        "torch: rotation begins anew after the cache",
+        T,
+        "(self.rotation[0][start:end], self.rotation[1][start:end])",
+        "(self.rotation[0][: end - start], self.rotation[1][: end - start])",
+        "07",
+    ),
+    Mutation(
+        "MLX: keys are turned again when they leave the cache",
+        M,
+        "cache.append(self.layer, key_BGTK, value_BGTK)\n",
+        "cache.append(self.layer, key_BGTK, value_BGTK)\n"
+        "            if rotation is not None and T == 1:\n"
+        "                key_BGTK = rotate(key_BGTK, rotation)\n",
+        "07",
+    ),
+    Mutation("MLX: queries and keys normalised after they are turned", M, NORMED + TURNED, TURNED + NORMED, "02"),
+    Mutation("rotation's base fixed", ROTATION, "config.rope_base**-pairs", "10_000.0**-pairs", "02"),
+    Mutation(
+        "rotation over the model's width",
+        ROTATION,
+        "np.arange(0, config.head_width, 2) / config.head_width",
+        "np.arange(0, config.head_width, 2) / config.dim",
+        "02",
+    ),
+    Mutation("all wavelengths stretched", ROTATION, "(high - low), 0, 1)", "(high - low), 0, 0)", "02"),
+    Mutation("short wavelengths stretched", ROTATION, "(turns - low) / (high", "(high - turns) / (high", "02"),
+    Mutation(
+        "angles in float32",
+        ROTATION,
+        "np.arange(config.context)[:, None] * frequencies(config)",
+        "np.arange(config.context, dtype=np.float32)[:, None] * frequencies(config).astype(np.float32)",
+        "tests/test_rotation.py",
+    ),
+    # norms
+    Mutation(
+        "torch: epsilon outside the root",
+        T,
+        "normed = F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)",
+        "normed = x / (x.square().mean(-1, keepdim=True).sqrt() + self.epsilon) * self.weight",
+        "02",
+    ),
+    Mutation("MLX: one added to the weight", M, "rms_norm(x, self.weight,", "rms_norm(x, 1 + self.weight,", "02"),
+    Mutation(
+        "torch: queries and keys normalised over all heads",
+        T,
+        "self.query_norm(query_BHTK), self.key_norm(key_BGTK)",
+        "(norm.weight * x * (x.square().mean((1, 3), keepdim=True) + norm.epsilon).rsqrt()\n"
+        "                for norm, x in ((self.query_norm, query_BHTK), (self.key_norm, key_BGTK)))",
+        "02",
+    ),
+    Mutation("MLX: one norm for queries and keys", M, "self.key_norm(key_BGTK)", "self.query_norm(key_BGTK)", "02"),
+    Mutation(
+        "torch: the residual stream rounded before it is normalised",
+        T,
+        "x = x.float() if self.narrow else x",
+        "x = x.bfloat16().float() if self.narrow else x",
+        "10",
+    ),
+    # grouped queries
+    Mutation(
+        "torch: key heads repeated one after the other",
+        T,
+        "heads.repeat_interleave(shared_by, dim=1)",
+        "heads.repeat(1, shared_by, 1, 1)",
+        "02",
+    ),
+    Mutation(
+        "MLX: key heads repeated one after the other",
+        M,
+        "mx.repeat(heads, shared_by, axis=1)",
+        "mx.tile(heads, (1, shared_by, 1, 1))",
+        "02",
+    ),
+    Mutation(
+        "MLX: keys and values before the queries",
+        M,
+        "query_BHTK, key_BGTK, value_BGTK = mx.split(all_heads, [H, H + G], axis=1)",
+        "key_BGTK, value_BGTK, query_BHTK = mx.split(all_heads, [G, 2 * G], axis=1)",
+        "02",
+    ),
+    # feed-forward
+    Mutation("torch: gate and up swapped", T, "F.silu(self.gate(x_BTD)) * up", "F.silu(up) * self.gate(x_BTD)", "02"),
+    Mutation(
+        "MLX: a sigmoid for the gate's SiLU", M, "nn.silu(self.gate(x_BTD))", "mx.sigmoid(self.gate(x_BTD))", "02"
+    ),
+    Mutation("MLX: ReLU without its square", M, "nn.relu(up).square()", "nn.relu(up)", "02"),
+    # heads, and what is recomputed
+    Mutation(
+        "MLX: a tied head that no gradient reaches",
+        M,
+        "return self.token_embedding.weight if self.config.tie_embeddings",
+        "return mx.stop_gradient(self.token_embedding.weight) if self.config.tie_embeddings",
+        "04",
+    ),
+    Mutation(
+        "torch: recomputed blocks are not turned",
+        T,
+        "checkpoint(block, x_BTD, rotation,",
+        "checkpoint(block, x_BTD, None,",
+        "04",
+    ),
+)
