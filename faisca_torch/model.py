@@ -161,7 +161,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
         return cast(Tensor, x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))))
 
@@ -204,7 +204,7 @@ class GPT(nn.Module):
         for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, rotation, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, rotation, None, use_reentrant=False)
             else:
                 x_BTD = block(x_BTD, rotation, cache)
         if cache is not None:

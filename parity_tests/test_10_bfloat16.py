@@ -65,6 +65,17 @@ def test_losses_are_summed_in_float32(twin: Twin):
     assert loss(model=model, inputs=inputs, targets=targets) == pytest.approx(parts, rel=1e-5)
 
 
+def test_norms_take_the_residual_stream_in_float32(twin: Twin):
+    """Rounded to bfloat16, 100 and 100.2 are the same."""
+    case = make_case()
+    x = (100 + generator(0, "residual stream").standard_normal((2, 5, case.model.dim))).astype(np.float32)
+    norm = case.make_model(short(twin)).transformer_blocks[0].norm1
+    wide, name = x.astype(np.float64), "transformer_blocks.0.norm1"
+    normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + case.model.norm_epsilon)
+    expected = normed * case.parameters[f"{name}.weight"] + case.parameters[f"{name}.bias"]
+    require_close({"normed": expected}, {"normed": twin.inside.normalise(norm, x)}, 4e-3)
+
+
 # --- the head, against float64 on the rounded factors ------------------------------------------------
 
 

@@ -115,6 +115,10 @@ class TorchTwin:
         """What the model's first dropout makes of these numbers."""
         return self.numpy(model.dropout(self.array(ones)))
 
+    def normalise(self, norm: Any, x: Array) -> Array:
+        """What a norm makes of [B, T, D]."""
+        return self.numpy(norm(self.array(x)))
+
     def attend(self, attention: Any, x: Array) -> Array:
         """What an attention layer makes of [B, T, D]."""
         return self.numpy(attention(self.array(x), None, None))
@@ -215,6 +219,10 @@ class MlxTwin:
     def dropped(self, model: Any, ones: Array) -> Array:
         """What the model's first dropout makes of these numbers."""
         return self.numpy(model.dropout(self.array(ones)))
+
+    def normalise(self, norm: Any, x: Array) -> Array:
+        """What a norm makes of [B, T, D]."""
+        return self.numpy(norm(self.array(x)))
 
     def attend(self, attention: Any, x: Array) -> Array:
         """What an attention layer makes of [B, T, D]."""

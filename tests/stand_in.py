@@ -1,7 +1,7 @@
 """A backend without a framework, for tests of the core: it notes every call, and what it answers is known exactly.
 
 A stand-in "model" is a dictionary of parameters; every update that was made of it adds 1 to all of
-its `final_layer_norm.bias`, which begins at 0. So each call says how often the weights that it was
+its `final_layer_norm.weight`, which begins at 1. So each call says how often the weights that it was
 made with had been updated (`updates`), checkpoints and resumed runs included.
 """
 
@@ -32,7 +32,7 @@ from faisca.data.tokenizer import Tokenizer
 from faisca.streams import permutation
 from faisca.training import stages
 
-COUNTER = "final_layer_norm.bias"
+COUNTER = "final_layer_norm.weight"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class StandInModel:
 
     @property
     def updates(self) -> int:
-        return int(self.parameters[COUNTER][0])
+        return int(self.parameters[COUNTER][0]) - 1
 
 
 @dataclass

@@ -26,6 +26,7 @@ FLOORS: dict[str, set[str]] = {
     "config": {"backends", *FOUNDATION},
     "backend": {"backends", "config", *FOUNDATION},
     "parameters": {"config", "streams", *FOUNDATION},
+    "rotation": {"config"},
     "data": {"config", "streams", *FOUNDATION},
     "runs": {"backend", "config", "parameters", "system", *FOUNDATION},
     "training": {"backend", "config", "data", "parameters", "runs", "streams", "system", *FOUNDATION},

@@ -133,7 +133,7 @@ def test_apple_differs_from_faisca_only_where_it_says():
         *("model.num_heads", "model.attention_dropout"),
         *("pretrain.schedule", "pretrain.warmup_steps", "sft.schedule", "sft.warmup_steps"),
     }
-    assert load_preset("apple").model.head_dim == 64
+    assert load_preset("apple").model.head_width == 64
 
 
 def test_tiny_is_tiny():

@@ -199,7 +199,7 @@ def loaded(done: Finished, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
 
 
 def test_a_loaded_model_has_the_final_weights(loaded: LoadedModel) -> None:
-    assert int(loaded.model.parameters[COUNTER][0]) == 41
+    assert int(loaded.model.parameters[COUNTER][0]) == 42
 
 
 def test_evaluation_is_of_the_validation_titles_of_the_source_that_is_named(

@@ -16,6 +16,7 @@ from small_models import SMALL, cpu_runtime, open_twin
 from faisca.backend import Backend, Rollouts, Sampling
 from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
 from faisca.errors import FaiscaError
+from faisca.parameters import initial_parameters
 from faisca.parity.cases import uneven_parameters
 
 INPUTS = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32)
@@ -46,13 +47,18 @@ def rows(twin: Backend, config: ModelConfig, sampling: Sampling) -> list[list[in
 
 
 MODEL = {"context": 9, "num_heads": 4, "norm_epsilon": 0.1, "dropout": 0.4, "attention_dropout": 0.4}
-MODEL |= {"dim": 12, "num_layers": 1, "hidden_dim": 20, "vocabulary_size": 14}
+MODEL |= {"dim": 12, "num_layers": 1, "hidden_dim": 20, "vocabulary_size": 14, "num_kv_heads": 1, "head_dim": 6}
+MODEL |= {"rope_base": 50.0, "rope_factor": 3.0, "rope_low_frequency": 0.2, "rope_high_frequency": 9.0}
+MODEL |= {"rope_original_context": 9, "initial_range": 0.5}
+STRETCHED = {"positions": "rope", "rope_base": 20.0, "rope_factor": 2.0, "rope_original_context": 32}
 
 
 def model_effect(twin: Backend, name: str, config: ModelConfig) -> Any:
-    """Logits; the loss in training for dropout; and for the context, how long a row becomes."""
+    """Logits; the loss in training for dropout; for the context, how long a row becomes; else initial values."""
     if name == "context":
         return len(rows(twin, config, Sampling(1.0, 0, 1.0, 20))[0])
+    if name == "initial_range":
+        return b"".join(value.tobytes() for value in initial_parameters(config, 0).values())
     if "dropout" in name:
         return train(twin, twin.make_learner(model=model_of(twin, config), config=OPTIMIZER))["loss"]
     return logits(twin, config)
@@ -60,10 +66,12 @@ def model_effect(twin: Backend, name: str, config: ModelConfig) -> Any:
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
 def test_a_model_option_reaches_the_twins_arithmetic(twin: Backend, name: str) -> None:
-    base = getattr(SMALL, name)
-    effects = [model_effect(twin, name, SMALL)]
-    for value in choices(f"model.{name}", base, MODEL.get(name)):
-        effects.append(model_effect(twin, name, dataclasses.replace(SMALL, **{name: value})))
+    model = dataclasses.replace(SMALL, **STRETCHED) if name.startswith("rope") else SMALL
+    base = getattr(model, name)
+    values = choices(f"model.{name}", base, MODEL.get(name))
+    if name == "attention_output_bias":  # auto, the default, is one of the others
+        base, values = "off", ["on"]
+    effects = [model_effect(twin, name, dataclasses.replace(model, **{name: value})) for value in (base, *values)]
     assert len(set(effects)) == len(effects) > 1
 
 

@@ -146,6 +146,7 @@ GRPO: dict[str, tuple[Any, Look]] = {
     },
     **{name: (None, in_config("grpo_step", name)) for name in ("loss", "objective", "importance")},
 }
+ROTARY = [f"model.rope_{name}" for name in ("base", "factor", "low_frequency", "high_frequency", "original_context")]
 ONE_FILE = {"data.source": "one.jsonl"}
 TONGUES = {"data.language_column": "tongue"}
 OPTIONS: dict[str, tuple[Any, Look]] = {
@@ -153,12 +154,26 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
         f"model.{name}": (value, shapes)
         for name, value in {"context": 20, "dim": 6, "num_layers": 2, "hidden_dim": 5, "vocabulary_size": 310}.items()
     },
-    **{f"model.{name}": (None, shapes) for name in ("tie_embeddings", "attention_bias")},
+    **{
+        f"model.{name}": (None, shapes)
+        for name in ("tie_embeddings", "attention_bias", "feed_forward_bias", "qk_norm", "norm", "positions")
+    },
+    "model.num_kv_heads": (1, shapes),
+    "model.head_dim": (6, shapes),
+    "model.initial_range": (0.3, lambda ran: ran.named("make_model")[0].parameters["token_embedding.weight"].tolist()),
     **{
         f"model.{name}": (value, in_config("make_model", name))
         for name, value in {"num_heads": 2, "dropout": 0.2, "attention_dropout": 0.3, "norm_epsilon": 1e-3}.items()
     },
-    "model.activation": (None, in_config("make_model", "activation")),
+    **{f"model.{name}": (None, in_config("make_model", name)) for name in ("activation", "attention_output_bias")},
+    **{
+        f"model.{name}": (value, in_config("make_model", name))
+        for name, value in {"rope_base": 50.0, "rope_factor": 2.0, "rope_low_frequency": 0.5}.items()
+    },
+    **{
+        f"model.{name}": (value, in_config("make_model", name))
+        for name, value in {"rope_high_frequency": 9.0, "rope_original_context": 7}.items()
+    },
     "tokenizer.kind": (None, shapes),
     "tokenizer.vocabulary_size": (290, shapes),
     "data.source": ("one.jsonl", learnt),
@@ -205,6 +220,8 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
 }
 """what to change each option to (None: to every other choice), and what it governs"""
 BESIDE: dict[str, dict[str, Any]] = {
+    **{name: {"model.positions": "rope"} for name in ROTARY},
+    "model.num_kv_heads": {"model.num_heads": 2},
     "data.language": TONGUES,
     "data.validation_share": ONE_FILE,
     "pretrain.max_steps": {"pretrain.epochs": 2},
