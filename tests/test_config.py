@@ -47,7 +47,7 @@ def complaint(path: Path, base: Config | None = None) -> str:
 
 
 def test_presets_are_there_and_say_what_they_are_for():
-    assert preset_names() == ["apple", "faisca", "spark", "tiny"]
+    assert preset_names() == ["apple", "faisca", "modern", "spark", "tiny"]
     for name in preset_names():
         assert load_preset(name).preset == name
         assert 20 < len(preset_summary(name)) <= 67  # fits in 80 columns of help

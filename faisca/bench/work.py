@@ -146,12 +146,12 @@ def peak_size(work: Work) -> int:
 def training_flops(work: Work) -> float:
     """Operations of the matrix products that a training step needs, forward and backward.
 
-    6 a token and weight, 12 · layers · window · width a token for attention (Chowdhery et al. 2022,
+    6 a token and weight, 12 · layers · window · width of all heads a token for attention (Chowdhery et al. 2022,
     arXiv 2204.02311, appendix B); what a backend computes twice does not count.
     """
     shapes = parameter_shapes(replace(work.model, tie_embeddings=False))
     weights = sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and "embedding" not in name)
-    attention = 12 * work.model.num_layers * work.config.data.window * work.model.dim
+    attention = 12 * work.model.num_layers * work.config.data.window * work.model.num_heads * work.model.head_width
     return training_tokens(work) * (6.0 * weights + attention)
 
 
@@ -159,10 +159,11 @@ def training_products(work: Work, chunk: int) -> list[tuple[int, int, int, int]]
     """The matrix products of one training step as they are computed: (batch, m, k, n), forward and backward."""
     model, T = work.model, work.config.data.window
     rows = work.config.pretrain.micro_batch_size or work.config.pretrain.batch_size
-    N, D, heads = rows * T, model.dim, rows * model.num_heads
-    layers = [(D, 3 * D), (D, D), (D, model.hidden_dim), (model.hidden_dim, D)]
-    block = [product for into, out in layers for product in _linear(N, into, out)]
-    block += [(heads, T, model.head_dim, T), (heads, T, T, model.head_dim)] * 3  # one forward, two backward
+    N, D, heads, width = rows * T, model.dim, rows * model.num_heads, model.head_width
+    shapes = [s for name, s in parameter_shapes(model).items() if name.startswith("transformer_blocks.0.")]
+    layers = [shape for shape in shapes if len(shape) == 2]
+    block = [product for out, into in layers for product in _linear(N, into, out)]
+    block += [(heads, T, width, T), (heads, T, T, width)] * 3  # one forward, two backward
     head = [p for start in range(0, N, chunk) for p in _linear(min(chunk, N - start), D, model.vocabulary_size)]
     return (block * model.num_layers + head) * (work.config.pretrain.batch_size // rows)
 
