@@ -1,7 +1,8 @@
 """Which device, dtype and compilation, chosen once, with the reason in words; arrays there; how fast it multiplies."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -49,6 +50,12 @@ def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
     if reset_peak:
         torch.cuda.reset_peak_memory_stats()
     return numbers
+
+
+@contextmanager
+def training_memory(*, runtime: Runtime) -> Iterator[None]:
+    """Nothing to do: torch has no such setting."""
+    yield
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> Tensor:

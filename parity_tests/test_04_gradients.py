@@ -35,9 +35,9 @@ def float64_gradients(case: Case) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
-def test_against_the_reference(twin: Twin, options: dict):
+def test_against_the_reference(either: Twin, options: dict):
     case = make_case(**options)
-    require_close(trimmed(reference_gradients(case)), trimmed(gradients(twin.side, case)), 1e-5, "norm")
+    require_close(trimmed(reference_gradients(case)), trimmed(gradients(either.side, case)), 1e-5, "norm")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
