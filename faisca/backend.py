@@ -56,12 +56,12 @@ class Runtime:
     """whether the training step is compiled"""
     loss_chunk: int = 512
     """rows of logits alive at a time in the loss"""
+    gradient_checkpointing: bool = False
+    """recompute blocks in the backward pass"""
     fused_loss: bool = False
     """whether cross-entropy is the framework's fused kernel inside each chunk"""
     cache_threshold: int = 0
     """bytes of free buffers above which `tidy_memory` gives them back; 0: never"""
-    gradient_checkpointing: bool = False
-    """recompute blocks in the backward pass"""
     reasons: tuple[str, ...] = ()
     """one line for each choice that the user left open"""
     details: Mapping[str, str] = field(default_factory=dict)
