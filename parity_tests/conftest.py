@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read when MLX starts: products in full float32
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # and by NVIDIA's libraries, under torch
 
 import pytest
 from cases import COMPILED, OTHER_LOSS, PAIRED, TWINS, Twin

@@ -13,7 +13,14 @@ from faisca.system.packages import version_of
 from faisca.text import format_bytes
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
-VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MLX_ENABLE_TF32", "FAISCA_FAST_BLAS")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "MLX_ENABLE_TF32",
+    "NVIDIA_TF32_OVERRIDE",
+    "FAISCA_FAST_BLAS",
+)
 PACKAGES = ("faisca-mlx", "torch", "mlx", "mlx-lm", "transformers", "numpy")
 
 
