@@ -79,6 +79,7 @@ class TwinSubject:
                 dropout_seed=self.seed,
             )
             (read,) = self.backend.read_metrics(metrics=[metrics])  # waits for the device
+            self.backend.tidy_memory(learner=learner)
             assert not read["skipped"], "a step that was skipped is no measurement"
 
         return lambda: timed(step)
