@@ -33,13 +33,9 @@ def project(hidden_nD: mx.array, head_VD: mx.array) -> mx.array:
 
 def summed_loss(model: GPT, hidden_ND: mx.array, targets_BT: mx.array, with_gradients: bool) -> mx.array:
     """Summed -log p(target) in nats of a model's final hidden states; negative targets are left out."""
+    runtime, targets_N = model.runtime, targets_BT.flatten()
     return linear_cross_entropy(
-        hidden_ND,
-        model.head_VD,
-        targets_BT.flatten(),
-        model.runtime.loss_chunk,
-        with_gradients,
-        model.runtime.fused_loss,
+        hidden_ND, model.head_VD, targets_N, runtime.loss_chunk, with_gradients, runtime.fused_loss
     )
 
 
@@ -151,12 +147,9 @@ def _fused_gradients(
     hidden_nD: mx.array, head_VD: mx.array, targets_n: mx.array, d_head_VD: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The same by MLX's kernel, which knows no target that is left out: its upstream gradient there is 0."""
-    target, valid_n = mx.maximum(targets_n, 0), targets_n >= 0
-    (losses_n,), (d_logits_nV,) = mx.vjp(
-        lambda logits: mx.fast.cross_entropy(logits, target),
-        [project(hidden_nD, head_VD)],
-        [valid_n.astype(mx.float32)],
-    )
+    logits, target, valid_n = project(hidden_nD, head_VD), mx.maximum(targets_n, 0), targets_n >= 0
+    upstream_n = valid_n.astype(mx.float32)
+    (losses_n,), (d_logits_nV,) = mx.vjp(lambda x: mx.fast.cross_entropy(x, target), [logits], [upstream_n])
     errors_nV = d_logits_nV.astype(hidden_nD.dtype)
     d_hidden_nD = errors_nV @ head_VD.astype(hidden_nD.dtype)
     d_head_VD = d_head_VD + (errors_nV.T @ hidden_nD).astype(mx.float32)

@@ -25,9 +25,8 @@ class _CompiledStep:
     """A step as one graph for each shape of its arguments; beyond MOST_TRACES all are dropped, and begun anew."""
 
     def __init__(self, step: Callable[..., Any], state: list[Any]) -> None:
-        self.step, self.state, self.notes = step, state, list[str]()
-        self.shapes: set[tuple[Any, ...]] = set()
-        self.dropped = 0
+        self.step, self.state, self.shapes = step, state, set[Any]()
+        self.notes: list[str] | None = None
         self._begin()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -35,12 +34,11 @@ class _CompiledStep:
         shapes = tuple((array.shape, array.dtype) for _, array in tree_flatten(arguments))
         if shapes not in self.shapes and len(self.shapes) >= MOST_TRACES:
             self._begin()
-            self.dropped += 1
-            if self.dropped == 1:
-                self.notes.append(
+            if self.notes is None:  # the first time
+                self.notes = [
                     f"compile: this step came in more than {MOST_TRACES} shapes, and MLX keeps a graph of each: they "
                     "were dropped, and will be whenever there are as many; --run.compile off does without graphs"
-                )
+                ]
         self.shapes.add(shapes)
         return self.compiled(*arguments)
 

@@ -1,15 +1,16 @@
-"""Bugs of what is chosen for the device: the fused loss, memory held and given back."""
+"""Bugs of what is chosen for the device: the fused loss, memory held and given back, the meters of energy."""
 
 from bugs.mutation import Mutation
 
 M = "faisca_mlx/"
 MEMORY = "tests/test_mlx_memory.py"
+SUSTAINED = "tests/test_sustained.py"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "the fused loss counts targets that are left out",
         M + "losses.py",
-        "[valid_n.astype(mx.float32)],",
-        "[mx.ones(len(target))],",
+        "upstream_n = valid_n.astype(mx.float32)",
+        "upstream_n = mx.ones(len(target))",
         "parity_tests/test_03_losses.py::test_cross_entropy_and_its_gradients",
     ),
     Mutation(
@@ -51,8 +52,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "shapes are counted, graphs are not dropped",
         M + "optimizer.py",
-        "            self._begin()\n            self.dropped += 1\n",
-        "            self.shapes.clear()\n            self.dropped += 1\n",
+        "            self._begin()\n            if self.notes",
+        "            self.shapes.clear()\n            if self.notes",
         MEMORY + "::test_dropped_graphs_are_freed",
     ),
     Mutation(
@@ -61,5 +62,33 @@ BUGS: tuple[Mutation, ...] = (
         "if threshold and held > threshold:",
         "if threshold:",
         MEMORY + "::test_the_cache_is_emptied_above_its_threshold_only",
+    ),
+    Mutation(
+        "a RAPL counter that wraps counts backwards",
+        "faisca/bench/energy.py",
+        "self._total += value - last + (most if value < last else 0)",
+        "self._total += value - last",
+        SUSTAINED + "::test_a_rapl_counter_that_wraps_goes_on",
+    ),
+    Mutation(
+        "RAPL's parts count once more",
+        "faisca/bench/energy.py",
+        'if name.startswith("package")]',
+        "if name]",
+        SUSTAINED + "::test_rapl_adds_the_packages_and_neither_their_parts_nor_psys",
+    ),
+    Mutation(
+        "millijoules taken for joules",
+        "faisca/bench/energy.py",
+        "return float(now - self._first) / 1000",
+        "return float(now - self._first)",
+        SUSTAINED + "::test_nvml_counts_millijoules_of_the_gpu_that_cuda_uses",
+    ),
+    Mutation(
+        "the end of a sustained run compared with all of it",
+        "faisca/bench/sustained.py",
+        "[rate for at, rate in points if at <= span] or [points[0][1]]",
+        "[rate for at, rate in points]",
+        SUSTAINED + "::test_both_ends_are_compared_by_their_medians",
     ),
 )
