@@ -1,6 +1,6 @@
 """How the cost of a training step grows: with batch, context, vocabulary, width, and the loss's chunk.
 
-`python benchmarks/scaling.py --out benchmarks/results/scaling` writes a JSON file and a chart.
+`python benchmarks/scaling.py --out benchmarks/scaling` writes a JSON file and a chart.
 Around one base point one number is changed at a time; every point is measured in a process of its
 own, so that its peak memory is its own.
 """

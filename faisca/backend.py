@@ -10,6 +10,7 @@ import importlib
 import math
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, NewType, Protocol, TypeVar, cast
 
@@ -59,6 +60,10 @@ class Runtime:
     """fused, or explicit: scores, softmax and product one after the other"""
     gradient_checkpointing: bool = False
     """recompute blocks in the backward pass"""
+    fused_loss: bool = False
+    """whether cross-entropy is the framework's fused kernel inside each chunk"""
+    cache_threshold: int = 0
+    """bytes of free buffers above which `tidy_memory` gives them back; 0: never"""
     reasons: tuple[str, ...] = ()
     """one line for each choice that the user left open"""
     details: Mapping[str, str] = field(default_factory=dict)
@@ -193,6 +198,12 @@ class Backend(Protocol):
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
         """Bytes on the device: `peak`, `active`, `cache`; empty where only resident memory counts."""
+
+    def training_memory(self, *, runtime: Runtime) -> AbstractContextManager[None]:
+        """What the device's memory needs while something is trained; as it was before, afterwards."""
+
+    def tidy_memory(self, *, learner: Learner) -> list[str]:
+        """Give back what grew over the steps, above a threshold only; what there is to say of it, a line each."""
 
 
 def check_temperature(temperature: float) -> None:

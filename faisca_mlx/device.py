@@ -3,7 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import mlx.core as mx
@@ -17,6 +18,8 @@ from faisca_mlx.model import GPT
 
 LOSS_CHUNK = 128
 """rows of logits in the loss: larger is no faster, and takes more memory"""
+CACHE_SHARE = 0.25
+"""of the memory that the GPU may use: more free buffers than that are given back between steps"""
 
 
 def open_runtime(*, config: RunConfig) -> Runtime:
@@ -27,6 +30,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
     mx.set_default_device(mx.gpu if device == "gpu" else mx.cpu)
     if config.cache_limit_gb:
         mx.set_cache_limit(int(config.cache_limit_gb * 2**30))
+    fused_loss, loss_words = _choose_loss(device)
     warning = load_fast_blas().warning
     return Runtime(
         backend="mlx",
@@ -34,10 +38,12 @@ def open_runtime(*, config: RunConfig) -> Runtime:
         dtype=dtype,
         compile=compiled,
         loss_chunk=config.loss_chunk or LOSS_CHUNK,
+        fused_loss=fused_loss,
+        cache_threshold=_cache_threshold(config.cache_limit_gb, device),
         attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
         reasons=(device_reason, dtype_reason, compile_reason) + ((warning,) if warning else ()),
-        details=_details(device),
+        details=_details(device) | {"loss": loss_words},
     )
 
 
@@ -47,6 +53,20 @@ def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
     if reset_peak:
         mx.reset_peak_memory()
     return numbers
+
+
+@contextmanager
+def training_memory(*, runtime: Runtime) -> Iterator[None]:
+    """Metal keeps what is trained resident, up to the working set that macOS recommends; as before, afterwards."""
+    if runtime.device != "gpu" or not mx.metal.is_available():
+        yield
+        return
+    before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    try:
+        yield
+    finally:
+        mx.synchronize()  # what still computes would lose its memory
+        mx.set_wired_limit(before)
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
@@ -100,6 +120,21 @@ def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
     if device == "cpu":
         return False, "compile off: on the CPU it saves little and the first step waits for g++"
     return True, "compile on: one graph a step, its elementwise operations fused"
+
+
+def _choose_loss(device: str) -> tuple[bool, str]:
+    """Metal and CUDA have a fused cross-entropy; what stands for it on the CPU keeps another copy of the logits."""
+    if device == "cpu":
+        return False, "explicit: no fused cross-entropy on the CPU"
+    return True, "fused cross-entropy in each chunk"
+
+
+def _cache_threshold(limit_gb: float, device: str) -> int:
+    """Clearing costs time at every step of the same shapes, so it waits; a cap of the user's own is MLX's to keep."""
+    if device == "cpu" or limit_gb:
+        return 0
+    info = mx.device_info()  # Metal's word for it, and CUDA's
+    return int(CACHE_SHARE * int(info.get("max_recommended_working_set_size") or info["total_memory"]))
 
 
 def _details(device: str) -> dict[str, str]:

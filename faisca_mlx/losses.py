@@ -5,7 +5,8 @@ several copies. Here only `chunk` rows of logits are alive at a time: `mx.depend
 chunk wait for the one before it. Cross-entropy computes its gradients in the forward pass, chunk
 by chunk, because its upstream gradient is one number; the log-probabilities of GRPO have an
 upstream gradient per token, so they keep their exponentials where these are few, and else compute
-them again.
+them again. On Metal and CUDA the cross-entropy of a chunk is one fused kernel, `mx.fast.cross_entropy`; the
+log-probabilities are explicit everywhere, for the kernel gives no entropy.
 
 In bfloat16 the factors of every product are bfloat16. Logits, softmax, losses and whatever is added
 up over chunks or positions is float32: MLX has no float32 product of bfloat16 factors, so the logits
@@ -32,24 +33,25 @@ def project(hidden_nD: mx.array, head_VD: mx.array) -> mx.array:
 
 def summed_loss(model: GPT, hidden_ND: mx.array, targets_BT: mx.array, with_gradients: bool) -> mx.array:
     """Summed -log p(target) in nats of a model's final hidden states; negative targets are left out."""
+    runtime, targets_N = model.runtime, targets_BT.flatten()
     return linear_cross_entropy(
-        hidden_ND, model.head_VD, targets_BT.flatten(), model.runtime.loss_chunk, with_gradients
+        hidden_ND, model.head_VD, targets_N, runtime.loss_chunk, with_gradients, runtime.fused_loss
     )
 
 
 def linear_cross_entropy(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, with_gradients: bool
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, with_gradients: bool, fused: bool = False
 ) -> mx.array:
     """Summed -log p(target) in nats: float32 scalar. Negative targets are left out.
 
-    Without gradients two thirds of the matrix products fall away.
+    Without gradients two thirds of the matrix products fall away. `fused`: by MLX's kernel within each chunk.
     """
     if not with_gradients:
-        return _loss(hidden_ND, head_VD, targets_N, chunk)
+        return _loss(hidden_ND, head_VD, targets_N, chunk, fused)
 
     @mx.custom_function
     def loss_and_gradients(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        return _loss_and_gradients(hidden_ND, head_VD, targets_N, chunk)
+        return _loss_and_gradients(hidden_ND, head_VD, targets_N, chunk, fused)
 
     @loss_and_gradients.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
@@ -94,40 +96,64 @@ def linear_log_probs(
     return log_probs_N, mx.stop_gradient(entropies_N)
 
 
-def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int) -> mx.array:
+def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, fused: bool) -> mx.array:
     losses: list[mx.array] = []
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], losses[-1:])[0] if losses else hidden_ND[rows]
-        logits, target = project(hidden, head_VD), targets_N[rows]
-        picked = mx.take_along_axis(logits, mx.maximum(target, 0)[:, None], axis=1).squeeze(1)
-        peak = logits.max(axis=1, keepdims=True)
-        log_sums = peak.squeeze(1) + mx.log(row_sums(mx.exp(logits - peak)))  # mx.logsumexp adds one by one
-        losses.append(mx.where(target >= 0, log_sums - picked, 0.0))
+        logits, target = project(hidden, head_VD), mx.maximum(targets_N[rows], 0)
+        if fused:
+            found = mx.fast.cross_entropy(logits, target)
+        else:
+            picked = mx.take_along_axis(logits, target[:, None], axis=1).squeeze(1)
+            peak = logits.max(axis=1, keepdims=True)
+            log_sums = peak.squeeze(1) + mx.log(row_sums(mx.exp(logits - peak)))  # mx.logsumexp adds one by one
+            found = log_sums - picked
+        losses.append(mx.where(targets_N[rows] >= 0, found, 0.0))
     return total(mx.concatenate(losses))
 
 
 def _loss_and_gradients(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int
+    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, fused: bool
 ) -> tuple[mx.array, mx.array, mx.array]:
     losses: list[mx.array] = []
     d_hidden: list[mx.array] = []
-    d_head_VD, valid_N1, target_N = mx.zeros_like(head_VD), targets_N[:, None] >= 0, mx.maximum(targets_N, 0)
+    d_head_VD, chunk_gradients = mx.zeros_like(head_VD), _fused_gradients if fused else _explicit_gradients
     for rows in _chunks(len(targets_N), chunk):
-        hidden, target = hidden_ND[rows], target_N[rows]
+        hidden = hidden_ND[rows]
         if losses:  # all of the last chunk first: what still waited would keep its logits alive
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]
-        logits = project(hidden, head_VD)
-        # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
-        picked = mx.take_along_axis(logits, target[:, None], axis=1)
-        peak = logits.max(axis=1, keepdims=True)
-        exps = mx.exp(logits - peak)  # the one exponential a logit
-        sums = row_sums(exps)[:, None]
-        losses.append((peak + mx.log(sums) - picked) * valid_N1[rows])
-        # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
-        softmax = _Softmax(exps.astype(hidden.dtype), sums, target, valid_N1[rows])
-        d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
+        # The upstream gradient is one number, so the gradient can be made now, while the logits are here.
+        loss_n1, d_rows, d_head_VD = chunk_gradients(hidden, head_VD, targets_N[rows], d_head_VD)
+        losses.append(loss_n1)
         d_hidden.append(d_rows)
     return total(mx.concatenate(losses)), mx.concatenate(d_hidden), d_head_VD
+
+
+def _explicit_gradients(
+    hidden_nD: mx.array, head_VD: mx.array, targets_n: mx.array, d_head_VD: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Losses [n, 1] of a chunk, its gradient of hidden states, and the head's with that of these rows added."""
+    logits, target, valid_n1 = project(hidden_nD, head_VD), mx.maximum(targets_n, 0), targets_n[:, None] >= 0
+    # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
+    picked = mx.take_along_axis(logits, target[:, None], axis=1)
+    peak = logits.max(axis=1, keepdims=True)
+    exps = mx.exp(logits - peak)  # the one exponential a logit
+    sums = row_sums(exps)[:, None]
+    softmax = _Softmax(exps.astype(hidden_nD.dtype), sums, target, valid_n1)
+    return (peak + mx.log(sums) - picked) * valid_n1, *_add_gradients(softmax, hidden_nD, head_VD, d_head_VD)
+
+
+def _fused_gradients(
+    hidden_nD: mx.array, head_VD: mx.array, targets_n: mx.array, d_head_VD: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The same by MLX's kernel, which knows no target that is left out: its upstream gradient there is 0."""
+    logits, target, valid_n = project(hidden_nD, head_VD), mx.maximum(targets_n, 0), targets_n >= 0
+    upstream_n = valid_n.astype(mx.float32)
+    (losses_n,), (d_logits_nV,) = mx.vjp(lambda x: mx.fast.cross_entropy(x, target), [logits], [upstream_n])
+    errors_nV = d_logits_nV.astype(hidden_nD.dtype)
+    d_hidden_nD = errors_nV @ head_VD.astype(hidden_nD.dtype)
+    d_head_VD = d_head_VD + (errors_nV.T @ hidden_nD).astype(mx.float32)
+    return mx.where(valid_n, losses_n, 0.0)[:, None], d_hidden_nD, d_head_VD
 
 
 class _Softmax(NamedTuple):

@@ -1,7 +1,9 @@
 """Which device, dtype and compilation, chosen once, with the reason in words; arrays there; how fast it multiplies."""
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -50,6 +52,12 @@ def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
     if reset_peak:
         torch.cuda.reset_peak_memory_stats()
     return numbers
+
+
+@contextmanager
+def training_memory(*, runtime: Runtime) -> Iterator[None]:
+    """Nothing to do: torch has no such setting."""
+    yield
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> Tensor:
@@ -114,11 +122,18 @@ def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
 def _details(device: str) -> dict[str, str]:
     details = {"torch": torch.__version__, "float32_matmul": torch.get_float32_matmul_precision()}
     if device == "cuda":
-        return details | {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+        return details | {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "tf32": _tf32()}
     if device == "cpu":
         blas = "MKL" if torch.backends.mkl.is_available() else "OpenBLAS or Eigen"
         return details | {"threads": str(torch.get_num_threads()), "blas": blas}
     return details
+
+
+def _tf32() -> str:
+    """Whether float32 products may have 11 bits: by torch, unless the variable of NVIDIA forbids it."""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return "off"
+    return "off" if torch.get_float32_matmul_precision() == "highest" else "allowed"
 
 
 def _wait(runtime: Runtime) -> None:

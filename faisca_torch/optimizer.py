@@ -54,6 +54,11 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     return Learner(model, optimizer, config)
 
 
+def tidy_memory(*, learner: Learner) -> list[str]:
+    """Nothing to give back: torch reuses its free blocks, and bounds the graphs that its compiler keeps."""
+    return []
+
+
 def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
     """Clip the gradients, take the AdamW step unless something is not finite, and clear the gradients.
 

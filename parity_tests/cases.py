@@ -10,7 +10,7 @@ import numpy as np
 import tiktoken
 from twins import MlxTwin, TorchTwin
 
-from faisca.backend import load_backend
+from faisca.backend import Runtime, load_backend
 from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.parity.cases import Case, Side, uneven_parameters
@@ -42,16 +42,31 @@ def mlx_devices() -> list[str]:
 
 
 @dataclass(frozen=True)
+class LossSide(Side):
+    """A side whose cross-entropy is the fused or the explicit one, whatever the device offers."""
+
+    fused: bool
+
+    def open(self, **changes: Any) -> Runtime:
+        return dataclasses.replace(super().open(**changes), fused_loss=self.fused)
+
+
+@dataclass(frozen=True)
 class Twin:
     """A twin on a device: through the boundary as a `side`, and from the inside."""
 
     name: str
     device: str
     compile: str = "off"
+    fused: bool | None = None
+    """MLX's fused cross-entropy, which falls back on the CPU, or not; None takes what the device is for"""
 
     @property
     def side(self) -> Side:
-        return Side(load_backend(self.name), RunConfig(device=self.device, dtype="float32", compile=self.compile))
+        config = RunConfig(device=self.device, dtype="float32", compile=self.compile)
+        if self.fused is None:
+            return Side(load_backend(self.name), config)
+        return LossSide(load_backend(self.name), config, self.fused)
 
     def run(self, config: Config, folder: Path) -> dict[str, Any]:
         """The summary of all stages of a configuration, in float32."""
@@ -60,20 +75,28 @@ class Twin:
 
     @property
     def inside(self) -> Any:
-        return (TorchTwin if self.name == "torch" else MlxTwin)(self.device)
+        return self._opened(narrow=False)
 
     @property
     def narrow(self) -> Any:
         """From the inside, with hidden states in bfloat16."""
-        return (TorchTwin if self.name == "torch" else MlxTwin)(self.device, narrow=True)
+        return self._opened(narrow=True)
+
+    def _opened(self, narrow: bool) -> Any:
+        if self.name == "torch":
+            return TorchTwin(self.device, narrow)
+        return MlxTwin(self.device, narrow, self.device != "cpu" if self.fused is None else self.fused)
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.device}" + ("-compiled" if self.compile == "on" else "")
+        words = [self.name, self.device] + ["compiled"] * (self.compile == "on")
+        return "-".join(words + ([] if self.fused is None else ["fused" if self.fused else "explicit"]))
 
 
 TWINS = [Twin("torch", device) for device in torch_devices()] + [Twin("mlx", device) for device in mlx_devices()]
 PAIRED = [twin for twin in TWINS[1:] if TWINS[0].name == "torch"]
 COMPILED = [Twin("mlx", twin.device, "on") for twin in PAIRED if twin.name == "mlx"]
+OTHER_LOSS = [Twin("mlx", twin.device, fused=twin.device == "cpu") for twin in TWINS if twin.name == "mlx"]
+"""MLX with the cross-entropy that its device does not take by itself"""
 
 
 def model_config(**options: Any) -> ModelConfig:

@@ -1,14 +1,16 @@
 """Fixtures: the sides that are compared, and real windows to train on."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read when MLX starts: products in full float32
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # and by NVIDIA's libraries, under torch
 
 import pytest
-from cases import COMPILED, PAIRED, TWINS, Twin
+from cases import COMPILED, OTHER_LOSS, PAIRED, TWINS, Twin
 
 from faisca.config.files import load_preset
 from faisca.data.headlines import load_headlines, stage_titles
@@ -19,8 +21,13 @@ from faisca.parity.cases import Side
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`twin`: each on its own; `other`: each but the yardstick; `trained`, `stepped`: those, and MLX compiled."""
+    """`twin`: each on its own; `other`: each but the yardstick; `trained`, `stepped`: those, and MLX compiled.
+
+    `either`: each, and MLX with its other cross-entropy; `either_trained`: MLX also compiled, with either.
+    """
     choices = {"twin": TWINS, "other": PAIRED, "trained": PAIRED + COMPILED, "stepped": TWINS + COMPILED}
+    fused = [dataclasses.replace(twin, compile="on") for twin in OTHER_LOSS]
+    choices |= {"either": TWINS + OTHER_LOSS, "either_trained": PAIRED + COMPILED + (OTHER_LOSS + fused) * bool(PAIRED)}
     for name, values in choices.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, [pytest.param(value, marks=marks(value)) for value in values], ids=str)

@@ -36,9 +36,9 @@ def float64_gradients(case: Case) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)
-def test_against_the_reference(twin: Twin, options: dict):
+def test_against_the_reference(either: Twin, options: dict):
     case = make_case(**options)
-    require_same(case, reference_gradients(case), gradients(twin.side, case), 1e-5)
+    require_same(case, reference_gradients(case), gradients(either.side, case), 1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=option_id)

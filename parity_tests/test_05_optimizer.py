@@ -74,9 +74,9 @@ def test_three_steps_between_twins(yardstick: Side, other: Twin, setting: str, m
     compare_three_steps(yardstick, other.side, make_config(setting), micro_batch_size)
 
 
-def test_three_steps_of_compiled_twins(yardstick: Side, trained: Twin):
+def test_three_steps_of_compiled_twins(yardstick: Side, either_trained: Twin):
     """One setting, where each takes seconds to compile."""
-    compare_three_steps(yardstick, trained.side, make_config("other betas"), micro_batch_size=2)
+    compare_three_steps(yardstick, either_trained.side, make_config("other betas"), micro_batch_size=2)
 
 
 def compare_three_steps(one: Side, two: Side, config: OptimizerConfig, micro_batch_size: int) -> None:

@@ -67,8 +67,8 @@ def trajectory(corpus: tuple[Tokenizer, Windows, Any]) -> Any:
 
 
 @pytest.mark.parametrize("options", [{}, GPT2, LLAMA], ids=option_id)
-def test_two_hundred_steps_stay_together(trajectory: Any, trained: Twin, options: dict):
-    one, two = (trajectory(twin, tuple(options.items())) for twin in (Twin("torch", "cpu"), trained))
+def test_two_hundred_steps_stay_together(trajectory: Any, either_trained: Twin, options: dict):
+    one, two = (trajectory(twin, tuple(options.items())) for twin in (Twin("torch", "cpu"), either_trained))
     assert one.loss[0] > one.loss[-1] + 0.5, "the model learns something"
     assert np.all(np.abs(one.loss - two.loss) <= LOSS * one.loss)
     assert np.all(np.abs(one.norm - two.norm) <= NORM * one.norm)
@@ -95,8 +95,8 @@ def test_other_seeds_of_the_same_curve(corpus: Any, other: Twin, seed: int):
 BAND = 1e-2
 
 
-def test_bfloat16_training_follows_float32(trajectory: Any, twin: Twin):
-    plain, short = trajectory(Twin("torch", "cpu"), ()), trajectory(twin, (), "bfloat16")
+def test_bfloat16_training_follows_float32(trajectory: Any, either: Twin):
+    plain, short = trajectory(Twin("torch", "cpu"), ()), trajectory(either, (), "bfloat16")
     assert np.abs(plain.loss - short.loss).max() <= BAND
     assert np.abs(plain.loss - short.loss).max() > 1e-6, "something was computed in bfloat16"
     assert short.validation_loss == pytest.approx(plain.validation_loss, abs=BAND)

@@ -47,20 +47,20 @@ def short(twin: Twin) -> Side:
 
 
 @pytest.mark.parametrize("options", MODELS, ids=option_id)
-def test_forward_and_losses(yardstick: Side, twin: Twin, options: dict[str, Any]):
+def test_forward_and_losses(yardstick: Side, either: Twin, options: dict[str, Any]):
     case = make_case(**options)
-    found = require_close(logits(yardstick, case), logits(short(twin), case), 3e-2)
+    found = require_close(logits(yardstick, case), logits(short(either), case), 3e-2)
     assert found[0].scaled > 1e-5, "something was computed in bfloat16"
-    require_close(losses(yardstick, case), losses(short(twin), case), 1e-2)
-    require_close(log_probabilities(yardstick, case), log_probabilities(short(twin), case), 3e-2)
+    require_close(losses(yardstick, case), losses(short(either), case), 1e-2)
+    require_close(log_probabilities(yardstick, case), log_probabilities(short(either), case), 3e-2)
 
 
-def test_losses_are_summed_in_float32(twin: Twin):
+def test_losses_are_summed_in_float32(either: Twin):
     """1,000 equal losses: summed in bfloat16, they would be off by percents."""
     case = make_case(rows=50, length=20)
-    loss = twin.side.backend.evaluate
+    loss = either.side.backend.evaluate
     inputs, targets = case.batch()
-    model = case.make_model(short(twin))
+    model = case.make_model(short(either))
     parts = sum(loss(model=model, inputs=inputs[i : i + 1], targets=targets[i : i + 1]) for i in range(50))
     assert loss(model=model, inputs=inputs, targets=targets) == pytest.approx(parts, rel=1e-5)
 
@@ -106,9 +106,9 @@ def exact_head(temperature: float, upstream: np.ndarray) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("chunk", [64, 1000, TOKENS])
-def test_cross_entropy_of_thousands_of_tokens(twin: Twin, chunk: int):
+def test_cross_entropy_of_thousands_of_tokens(either: Twin, chunk: int):
     hidden, head, targets = head_fixture()
-    loss, d_hidden, d_head = twin.narrow.cross_entropy(hidden, head, targets, chunk)
+    loss, d_hidden, d_head = either.narrow.cross_entropy(hidden, head, targets, chunk)
     log_p, expected_hidden, expected_head = exact_head(1.0, -np.ones(TOKENS))
     assert loss == pytest.approx(-log_p.sum(), rel=1e-5)
     require_close(
@@ -116,11 +116,11 @@ def test_cross_entropy_of_thousands_of_tokens(twin: Twin, chunk: int):
     )
 
 
-def test_cross_entropy_of_single_tokens(twin: Twin):
+def test_cross_entropy_of_single_tokens(either: Twin):
     """Neither logits nor exponentials are rounded: in bfloat16, each loss would be off by 1e-3."""
     hidden, head, targets = head_fixture()
     expected = -exact_head(1.0, np.ones(TOKENS))[0][:20]
-    found = [twin.narrow.cross_entropy(hidden[i : i + 1], head, targets[i : i + 1], 8)[0] for i in range(20)]
+    found = [either.narrow.cross_entropy(hidden[i : i + 1], head, targets[i : i + 1], 8)[0] for i in range(20)]
     assert np.array(found) == pytest.approx(expected, rel=1e-5)
 
 
@@ -199,9 +199,9 @@ def long_case(options: tuple[tuple[str, Any], ...]) -> Case:
 
 
 @pytest.mark.parametrize(("options", "micro"), WAYS, ids=["plain", "GPT-2", "micro-batches", "Llama"])
-def test_every_gradient_over_thousands_of_tokens(yardstick: Side, twin: Twin, options: dict[str, Any], micro: int):
+def test_every_gradient_over_thousands_of_tokens(yardstick: Side, either: Twin, options: dict[str, Any], micro: int):
     case = long_case(tuple(options.items()))
-    require_close(train_gradients(yardstick, case, 0), train_gradients(short(twin), case, micro), GRADIENT, "norm")
+    require_close(train_gradients(yardstick, case, 0), train_gradients(short(either), case, micro), GRADIENT, "norm")
 
 
 @pytest.mark.parametrize("options", [{}, GPT2, MODERN], ids=option_id)

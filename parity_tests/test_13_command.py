@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from cases import PAIRED, Twin
 from faisca import backends
 from faisca.cli import main
 from faisca.config.files import load_preset
+from faisca.errors import FaiscaError
 from faisca.parity import command
 from faisca.parity.cases import Arrays, Case, Side
 from faisca.parity.rungs import Rung
@@ -26,6 +28,24 @@ def test_a_table_and_exit_status_0(capsys: pytest.CaptureFixture[str], monkeypat
     printed = capsys.readouterr().out
     assert "compared with torch cpu, on a model of 169,344 parameters" in printed
     assert "FAIL" not in printed and "…" not in printed and "comparisons pass" in printed
+
+
+def test_tf32_is_off_before_a_framework_starts(monkeypatch: pytest.MonkeyPatch):
+    """Unless somebody has set it: MLX and NVIDIA's libraries read it once."""
+    seen: list[tuple[str | None, str | None]] = []
+
+    def look() -> None:
+        seen.append((os.environ.get("MLX_ENABLE_TF32"), os.environ.get("NVIDIA_TF32_OVERRIDE")))
+        raise FaiscaError("enough")
+
+    monkeypatch.setattr("faisca.parity.command.find_sides", look)
+    for given in (None, "1"):
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+        monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+        if given:
+            monkeypatch.setenv("MLX_ENABLE_TF32", given)
+        assert main(["parity"]) == 2
+    assert seen == [("0", "0"), ("1", "0")]
 
 
 def test_json_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -51,7 +51,7 @@ def far_apart(rows: int = 40, width: int = 12, vocabulary: int = 53) -> tuple[np
 
 
 @pytest.mark.parametrize("chunk", [7, 40, 100])
-def test_losses_of_large_logits(twin: Twin, chunk: int):
+def test_losses_of_large_logits(either: Twin, chunk: int):
     """Each row has its own largest logit: that of the chunk, or none, would overflow or leave nothing."""
     hidden, head, targets = far_apart()
     log_p = log_softmax(hidden.astype(np.float64) @ head.T.astype(np.float64))
@@ -59,7 +59,7 @@ def test_losses_of_large_logits(twin: Twin, chunk: int):
     d_logits[np.arange(len(targets)), targets] -= 1
     expected = {"loss": -log_p[np.arange(len(targets)), targets].sum(), "d hidden": d_logits @ head}
     expected["d head"] = d_logits.T @ hidden
-    found = dict(zip(expected, twin.inside.cross_entropy(hidden, head, targets, chunk), strict=True))
+    found = dict(zip(expected, either.inside.cross_entropy(hidden, head, targets, chunk), strict=True))
     require_close(expected, found, 1e-4)
 
 
@@ -85,7 +85,7 @@ def test_log_probabilities_of_large_logits(twin: Twin, chunk: int, kept: bool, m
 
 
 @pytest.mark.parametrize("options", [{}, GPT2], ids=option_id)
-def test_a_model_of_large_logits(twin: Twin, options: dict[str, Any]):
+def test_a_model_of_large_logits(either: Twin, options: dict[str, Any]):
     """Through the boundary: evaluation, log-probabilities, a training step and samples."""
     case = make_case(**options)
     inputs, targets = case.batch()
@@ -94,13 +94,13 @@ def test_a_model_of_large_logits(twin: Twin, options: dict[str, Any]):
         case.parameters[f"final_layer_norm.{name}"][...] *= factor
     reference = Reference(case.model, case.parameters)
     assert np.abs(reference.logits(inputs)).max() > 100
-    backend, model = twin.side.backend, case.make_model(twin.side)
+    backend, model = either.side.backend, case.make_model(either.side)
     losses = reference.losses(inputs, targets)
     assert backend.evaluate(model=model, inputs=inputs, targets=targets) == pytest.approx(losses.sum(), rel=1e-5)
     found = backend.token_log_probs(model=model, tokens=inputs, temperature=COLD, places=None)
     require_close({"log p": reference.token_log_probs(inputs, COLD)}, {"log p": found}, 1e-5)
     learner = backend.make_learner(model=model, config=OptimizerConfig())
-    (metrics,) = train_steps(twin, learner, [(inputs, targets, 0.0)])
+    (metrics,) = train_steps(either, learner, [(inputs, targets, 0.0)])
     assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5) and metrics["skipped"] == 0
 
 
@@ -208,7 +208,7 @@ def test_a_row_without_tokens_has_no_say(twin: Twin, loss: Any, importance: Any)
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 2])
-def test_a_micro_batch_of_targets_that_are_left_out(twin: Twin, micro_batch_size: int):
+def test_a_micro_batch_of_targets_that_are_left_out(either: Twin, micro_batch_size: int):
     """The loss is summed over the others, and divided by the number of places, whatever stands together."""
     case = make_case()
     inputs, targets = case.batch()
@@ -217,14 +217,14 @@ def test_a_micro_batch_of_targets_that_are_left_out(twin: Twin, micro_batch_size
     reference = Reference(case.model, case.parameters)
     gradient = reference.backward(inputs, targets, np.full(targets.shape, -1 / targets.size))
     config = OptimizerConfig(beta1=0.0, clip_norm=0.0)
-    learner = twin.side.backend.make_learner(model=case.make_model(twin.side), config=config)
-    (metrics,) = train_steps(twin, learner, [(inputs, targets, 1e-3)], micro_batch_size)
+    learner = either.side.backend.make_learner(model=case.make_model(either.side), config=config)
+    (metrics,) = train_steps(either, learner, [(inputs, targets, 1e-3)], micro_batch_size)
     assert metrics["loss"] == pytest.approx(reference.losses(inputs, targets).sum() / targets.size, rel=1e-6)
-    state = twin.side.backend.get_optimizer_state(learner=learner)
+    state = either.side.backend.get_optimizer_state(learner=learner)
     found = {name: state[f"first_moment.{name}"] for name in gradient}
     require_close(gradient, found, 1e-5, "norm")
     nothing = np.full_like(targets, -1)
-    (metrics,) = train_steps(twin, learner, [(inputs, nothing, 0.0)], micro_batch_size)
+    (metrics,) = train_steps(either, learner, [(inputs, nothing, 0.0)], micro_batch_size)
     assert metrics == {"loss": 0.0, "grad_norm": 0.0, "skipped": 0.0}
 
 
@@ -233,11 +233,11 @@ def test_a_micro_batch_of_targets_that_are_left_out(twin: Twin, micro_batch_size
 
 @pytest.mark.parametrize("chunk", [1, 2, 10**6])
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 2), (3, 1), (1, 32), (2, 32)])
-def test_smallest_and_fullest_batches(twin: Twin, rows: int, length: int, chunk: int):
+def test_smallest_and_fullest_batches(either: Twin, rows: int, length: int, chunk: int):
     """One row, one position, the whole context; the loss in chunks of one row, and in one chunk."""
     case = make_case(rows=rows, length=length)
     reference, (inputs, targets) = Reference(case.model, case.parameters), case.batch()
-    backend, model = twin.side.backend, case.make_model(twin.side, loss_chunk=chunk)
+    backend, model = either.side.backend, case.make_model(either.side, loss_chunk=chunk)
     require_close({"logits": reference.logits(inputs)}, {"logits": backend.logits(model=model, tokens=inputs)}, 1e-5)
     losses = reference.losses(inputs, targets)
     assert backend.evaluate(model=model, inputs=inputs, targets=targets) == pytest.approx(losses.sum(), rel=1e-5)
@@ -246,7 +246,7 @@ def test_smallest_and_fullest_batches(twin: Twin, rows: int, length: int, chunk:
     if length > 1:
         require_close({"log p": reference.token_log_probs(inputs, 0.8)}, {"log p": found}, 1e-5)
     learner = backend.make_learner(model=model, config=OptimizerConfig(beta1=0.0, clip_norm=0.0))
-    (metrics,) = train_steps(twin, learner, [(inputs, targets, 1e-3)])
+    (metrics,) = train_steps(either, learner, [(inputs, targets, 1e-3)])
     assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     gradient = reference.backward(inputs, targets, np.full(targets.shape, -1 / targets.size))
     norm = np.sqrt(sum((value**2).sum() for value in gradient.values()))

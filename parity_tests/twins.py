@@ -78,6 +78,11 @@ class TorchTwin:
         loss.backward()
         return self.numpy(loss), self.numpy(hidden.grad), self.numpy(head.grad)
 
+    def loss(self, hidden: Array, head: Array, targets: Array, chunk: int) -> float:
+        """Loss without gradients."""
+        arrays = self.hidden(hidden), self.array(head), self.array(targets.astype(np.int64))
+        return self.losses.linear_cross_entropy(*arrays, chunk, False).item()
+
     def log_probs(
         self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
     ) -> tuple[Array, ...]:
@@ -125,12 +130,12 @@ class TorchTwin:
 
 
 class MlxTwin:
-    """The MLX twin on a device; `narrow`: losses take hidden states in bfloat16."""
+    """The MLX twin on a device; `narrow`: losses take hidden states in bfloat16; `fused`: with MLX's cross-entropy."""
 
-    def __init__(self, device: str = "cpu", narrow: bool = False) -> None:
+    def __init__(self, device: str = "cpu", narrow: bool = False, fused: bool = False) -> None:
         import mlx.core as mx
 
-        self.mx, self.device, self.narrow = mx, device, narrow
+        self.mx, self.device, self.narrow, self.fused = mx, device, narrow, fused
         self.losses, self.optimizer, self.generate, self.grpo, self.sums = (
             import_module(f"faisca_mlx.{name}") for name in ("losses", "optimizer", "generate", "grpo", "sums")
         )
@@ -171,10 +176,15 @@ class MlxTwin:
         targets = self.array(targets.astype(np.int32))
 
         def loss_of(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_cross_entropy(hidden, head, targets, chunk, True)
+            return self.losses.linear_cross_entropy(hidden, head, targets, chunk, True, self.fused)
 
         loss, found = self.mx.value_and_grad(loss_of, argnums=(0, 1))(self.hidden(hidden), self.array(head))
         return tuple(map(self.numpy, (loss, *found)))
+
+    def loss(self, hidden: Array, head: Array, targets: Array, chunk: int) -> float:
+        """Loss without gradients."""
+        arrays = self.hidden(hidden), self.array(head), self.array(targets.astype(np.int32))
+        return self.losses.linear_cross_entropy(*arrays, chunk, False, self.fused).item()
 
     def log_probs(
         self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array

@@ -8,6 +8,7 @@ made with had been updated (`updates`), checkpoints and resumed runs included.
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class StandIn:
         self.losses: Callable[[int, np.ndarray], float] = nats
         self.skipped: Callable[[int], float] = lambda updates: 0.0
         self.clock, self.costs = 0.0, dict[str, float]()
+        self.tidied: tuple[str, ...] = ()
 
     def named(self, *names: str) -> list[Call]:
         return [call for call in self.calls if call.name in names]
@@ -184,6 +186,17 @@ class StandIn:
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
         return self._note("memory", 0, {"peak": 1000, "active": 10, "cache": 1}, reset_peak=reset_peak)
+
+    @contextmanager
+    def training_memory(self, *, runtime: Runtime) -> Iterator[None]:
+        self._note("training memory begins", 0)
+        try:
+            yield
+        finally:
+            self._note("training memory ends", 0)
+
+    def tidy_memory(self, *, learner: StandInLearner) -> list[str]:
+        return self._note("tidy_memory", learner.model.updates, list(self.tidied))
 
 
 def install(patch: pytest.MonkeyPatch, stand_in: StandIn) -> StandIn:

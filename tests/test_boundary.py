@@ -54,6 +54,29 @@ def same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+# --- memory -------------------------------------------------------------------------------------
+
+
+def test_every_step_is_made_while_memory_is_held_for_training(done: Finished) -> None:
+    held, stages_held, outside = False, 0, []
+    for call in done.backend.calls:
+        if call.name.startswith("training memory"):
+            assert held != (call.name == "training memory begins")
+            held, stages_held = not held, stages_held + held
+        elif call.name in ("train_step", "grpo_step") and not held:
+            outside.append(call)
+    assert not held and stages_held == 3 and not outside
+
+
+def test_memory_is_tidied_at_each_reading_and_what_it_says_is_logged(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tidied = finish(small_config(material), material, tmp_path / "run", tidied=("the attic was full",)).backend
+    times = len(tidied.named("tidy_memory"))
+    assert times >= len(tidied.named("train_step")) // 10 + 4  # at least every `log_every` steps, and each round
+    assert capsys.readouterr().out.count(": the attic was full") == times
+
+
 # --- training -----------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,9 @@ def strict(text: str) -> dict:
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
+RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "faisca-cpu-sampling.json"
+
+
 def test_parity_says_in_json_what_is_not_finite(monkeypatch, capsys):
     rows = [
         RungResult(2, "logits", "mlx cpu", math.inf, 1e-6, "nan instead of 1"),
@@ -127,14 +131,10 @@ def test_parity_says_in_json_what_is_not_finite(monkeypatch, capsys):
 @pytest.mark.parametrize(("median", "word"), [(math.nan, "not a number"), (math.inf, "infinite"), (None, None)])
 def test_bench_compare_takes_files_with_numbers_that_are_none(median, word, tmp_path, capsys):
     measured = {"pretrain": {"median": median, "low": 1.0, "high": 2.0, "rounds": [1.0]}, "peak": {"median": 2.0}}
-    results = {
-        **{
-            "format": "faisca bench 1",
-            "work": {"preset": "tiny", "quick": True},
-            "machine": describe_machine(),
-        },
-        "subjects": {name: {"computed_with": {"gpu": "[red]"}, "measured": measured} for name in ("torch", "mlx")},
-    }
+    results = json.loads(RESULT.read_text(encoding="utf-8"))
+    chosen = {"gpu": "[red]", "device": "cuda", "dtype": "float32"}
+    results["machine"] = describe_machine()
+    results["subjects"] = {name: {"computed_with": chosen, "measured": measured} for name in ("torch", "mlx")}
     file = tmp_path / "[red]a.json"
     file.write_text(json.dumps(results))  # Python writes NaN, and reads it
     assert cli.main(["bench", "compare", str(file), "--json"]) == 0

@@ -20,9 +20,9 @@ LESSON = ("model", "losses", "optimizer", "train", "score", "generate", "grpo")
 HELPERS = ("sums", "device", "weights", "interop")
 FILES = LESSON + HELPERS
 """a twin's files, in the order of reading"""
-ONLY_IN_MLX = {"random_key", "gradients"}
+ONLY_IN_MLX = {"random_key", "gradients", "fused"}
 """torch's checkpointing restores the random state of a block itself, and its gradients stand beside the weights; MLX's
-functions have to be handed a key and the gradients"""
+functions have to be handed a key and the gradients. Only MLX has a fused cross-entropy of logits"""
 
 Parameter = tuple[str, str, str]
 Signature = tuple[str, tuple[Parameter, ...]]

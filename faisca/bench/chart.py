@@ -1,26 +1,32 @@
 """One picture of a benchmark: training, sampling, GRPO and memory, a bar for each backend and baseline."""
 
+import statistics
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from faisca.bench.results import LESS_IS_BETTER, Results, Row, format_value, rows, work_line
 from faisca.runs.plots import BLUE, GREEN, ORANGE, PURPLE, STYLE, save_figure
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#999999")
+SMOOTHED = 9
+"""points whose median makes one of the thick line"""
 SHOWN = ("pretrain", "peak_resident", "rollout", "grpo_full", "generate_1", "generate_64")
 
 
-def draw_chart(results: Results, path: Path) -> None:
-    """Write a PNG of the measures in SHOWN that were taken."""
+def draw_chart(results: Results, path: Path) -> Path | None:
+    """Write a PNG of the measures in SHOWN that were taken; None, and no file, where none was."""
     columns = list(results["subjects"])
     table = {row.key: row for row in rows({name: results["subjects"][name]["measured"] for name in columns})}
     shown = [table[key] for key in SHOWN if key in table]
     if not shown:
-        return
+        return None
     style: Any = STYLE | {"font.size": 10, "axes.titlesize": 10}
     with matplotlib.rc_context(style):
         lines = -(-len(shown) // 2)
@@ -34,6 +40,32 @@ def draw_chart(results: Results, path: Path) -> None:
             f"{results['machine']['processor']} · {work_line(results)}", x=0.01, ha="left", size=13, weight="bold"
         )
         save_figure(figure, path)
+    return path
+
+
+def draw_sustained(results: Results, path: Path) -> Path:
+    """Write a PNG of training's tokens/s over time: thin what each second had, thick the median of SMOOTHED points."""
+    style: Any = STYLE | {"font.size": 10}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        axes = figure.subplots()
+        for (name, subject), colour in zip(results["subjects"].items(), cycle(COLOURS), strict=False):
+            times, rates = zip(*subject["sustained"]["points"], strict=True)
+            axes.plot(times, rates, color=colour, alpha=0.3, linewidth=1)
+            drop = subject["sustained"]["drop_percent"]
+            axes.plot(times, _smooth(rates), color=colour, label=f"{name}, drop {drop:.1f} %")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds")
+        axes.yaxis.set_major_formatter(EngFormatter())
+        axes.set_title(f"training tokens/s · {results['machine']['processor']} · {work_line(results)}")
+        axes.legend(loc="lower right")
+        save_figure(figure, path)
+    return path
+
+
+def _smooth(rates: Sequence[float]) -> list[float]:
+    half = SMOOTHED // 2
+    return [statistics.median(rates[max(0, i - half) : i + half + 1]) for i in range(len(rates))]
 
 
 def _bars(axes: Axes, row: Row, columns: list[str]) -> None:

@@ -5,6 +5,10 @@ times one case in each process after the other, and the table has medians over t
 baseline is timed only where it computes the same loss from the same weights.
 """
 
+import errno
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +18,12 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.backend import load_backend
 from faisca.backends import BACKENDS
-from faisca.bench.chart import draw_chart
+from faisca.bench.chart import draw_chart, draw_sustained
 from faisca.bench.machine import machine_line
 from faisca.bench.measure import ALL, run_benchmark
+from faisca.bench.power import power_words
 from faisca.bench.results import Results, merge, read_comparable, rows, short_names, work_line
+from faisca.bench.sustained import sustained_line
 from faisca.bench.table import markdown_table, print_table
 from faisca.bench.work import make_work
 from faisca.bench.worker import BASELINES, find_baseline
@@ -48,6 +54,8 @@ class BenchOptions:
     """smaller batches and fewer rounds: a minute or so for spark on two idle cores, several on busy ones"""
     rounds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 5, with --quick 3)")] = None
     """times that each case is timed"""
+    sustained: Annotated[float, arg(metavar="SECONDS", help_behavior_hint="(default: not at all)")] = 0.0
+    """after that, train for so long: tokens/s over time, which heat lowers, and energy where it can be read"""
     cases: str = ""
     """measure only these, as in pretrain,rollout; empty takes all"""
     device: DeviceName = "auto"
@@ -79,6 +87,7 @@ def bench(argv: list[str]) -> int:
     examples:
       faisca bench --quick
       faisca bench --preset faisca --json mine.json
+      faisca bench --sustained 300 --cases pretrain
       faisca bench --peers reference,transformers --cases pretrain,rollout
       faisca bench compare mine.json yours.json
     """
@@ -88,18 +97,23 @@ def bench(argv: list[str]) -> int:
     _check(options)
     work = make_work(options.preset, quick=options.quick)
     path = options.json or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}.json")
+    _check_writable(path)  # before minutes of measuring
     names = [*_backends(options.backends), *_listed(options.peers)]
     run = RunConfig(device=options.device, dtype=options.dtype, compile=options.compile)
     rounds = options.rounds or (3 if options.quick else 5)
-    results = run_benchmark(work, names, run, rounds, _listed(options.cases) or ALL)
+    results = run_benchmark(work, names, run, rounds, _listed(options.cases) or ALL, options.sustained)
     _write(path, (json_text(explained(results), indent=2) + "\n").encode())
-    columns = {name: subject["measured"] for name, subject in results["subjects"].items()}
+    subjects = results["subjects"].items()
+    columns = {name: subject["measured"] for name, subject in subjects}
     table = rows(columns)
     console = PlainConsole()
     _print_header(results, console)
     print_table(table, list(columns), console)
-    draw_chart(results, path.with_suffix(".png"))
-    print(f"\nresults: {path}, chart: {path.with_suffix('.png')}")
+    charts = [draw_chart(results, path.with_suffix(".png"))]
+    if options.sustained:
+        console.print("\n".join(sustained_line(name, subject["sustained"]) for name, subject in subjects))
+        charts.append(draw_sustained(results, path.with_name(f"{path.stem}-sustained.png")))
+    print(f"\nresults: {path}, chart: {', '.join(str(chart) for chart in charts if chart)}")
     return 0
 
 
@@ -137,6 +151,8 @@ def compare(argv: list[str]) -> int:
 def _check(options: BenchOptions) -> None:
     if options.rounds is not None and options.rounds < 1:
         raise FaiscaError(f"--rounds {options.rounds} is out of range: use a number at least 1")
+    if not 0 <= options.sustained < math.inf:
+        raise FaiscaError(f"--sustained {options.sustained:g} is out of range: use seconds, as in --sustained 300")
     for case in _listed(options.cases):
         if case not in ALL:
             raise FaiscaError(f"--cases {case!r} is unknown: choose among {', '.join(ALL)}")
@@ -166,9 +182,18 @@ def _write(path: Path, content: bytes) -> None:
         raise FaiscaError(f"--json {path} cannot be written ({error.strerror}): name another file") from error
 
 
+def _check_writable(path: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise FaiscaError(f"--json {path} cannot be written ({error.strerror}): name another file") from error
+
+
 def _print_header(results: Results, console: PlainConsole) -> None:
     machine = results["machine"]
-    lines = [f"{machine_line(machine)}; power: {machine['power']}; load before: {machine['load_average']}"]
+    lines = [f"{machine_line(machine)}; power: {power_words(machine)}; load before: {machine['load_average']}"]
     for name, subject in results["subjects"].items():
         lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in subject["computed_with"].items()))
     if prepared := results["data_preparation"]:

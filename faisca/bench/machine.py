@@ -3,17 +3,23 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from faisca.bench.power import describe_power, output_of
 from faisca.system.packages import version_of
 from faisca.text import format_bytes
 
-POWER_SUPPLIES = Path("/sys/class/power_supply")
-VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MLX_ENABLE_TF32", "FAISCA_FAST_BLAS")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "MLX_ENABLE_TF32",
+    "NVIDIA_TF32_OVERRIDE",
+    "FAISCA_FAST_BLAS",
+)
 PACKAGES = ("faisca-mlx", "torch", "mlx", "mlx-lm", "transformers", "numpy")
 
 
@@ -25,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": _system(),
-        "power": _power_source(),
+        **describe_power(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := version_of(name))},
@@ -48,7 +54,7 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 def _processor() -> str:
     if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string")
+        return output_of("sysctl", "-n", "machdep.cpu.brand_string")
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
@@ -64,27 +70,10 @@ def _apple_gpu() -> dict[str, int | None]:
     """On a Mac, what tells results of one chip apart: None where macOS does not say; limit 0 is its default."""
     if sys.platform != "darwin":
         return {}
-    displays = json.loads(_output("system_profiler", "SPDisplaysDataType", "-json") or "{}")
+    displays = json.loads(output_of("system_profiler", "SPDisplaysDataType", "-json") or "{}")
     cores = [gpu["sppci_cores"] for gpu in displays.get("SPDisplaysDataType", []) if "sppci_cores" in gpu]
-    limit = _output("sysctl", "-n", "iogpu.wired_limit_mb")
+    limit = output_of("sysctl", "-n", "iogpu.wired_limit_mb")
     return {
         "gpu_cores": int(cores[0]) if cores else None,
         "wired_limit_bytes": int(limit) * 2**20 if limit else None,
     }
-
-
-def _power_source() -> str:
-    """mains, battery, or unknown: on battery, laptops compute slower."""
-    if sys.platform == "darwin":
-        said = _output("pmset", "-g", "batt")
-        return "battery" if "Battery Power" in said else "mains"
-    online = [path.read_text().strip() for path in POWER_SUPPLIES.glob("*/online")]
-    if online:
-        return "mains" if "1" in online else "battery"
-    batteries = [path.read_text().strip() for path in POWER_SUPPLIES.glob("BAT*/status")]
-    return "battery" if "Discharging" in batteries else "unknown"
-
-
-def _output(*command: str) -> str:
-    """What a command of macOS prints; nothing where it fails, as for a setting that this version lacks."""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

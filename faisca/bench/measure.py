@@ -9,6 +9,7 @@ from typing import Any
 from faisca.bench.machine import describe_machine
 from faisca.bench.preparation import measure_preparation
 from faisca.bench.results import FORMAT, Results, summarise
+from faisca.bench.sustained import derived_measures, measure_sustained, pause_before
 from faisca.bench.work import CASES, Work
 from faisca.bench.worker import SubjectSpec, Worker
 from faisca.config import RunConfig
@@ -27,8 +28,10 @@ Turns = dict[str, list[Worker]]
 """each case, and who does it"""
 
 
-def run_benchmark(work: Work, names: list[str], run: RunConfig, rounds: int, wanted: Sequence[str]) -> Results:
-    """Measure all subjects in turns; VerificationError where a baseline computes another loss."""
+def run_benchmark(
+    work: Work, names: list[str], run: RunConfig, rounds: int, wanted: Sequence[str], sustained: float = 0.0
+) -> Results:
+    """Measure all subjects in turns, then each for `sustained` seconds; VerificationError where a baseline differs."""
     machine = describe_machine()  # first: the load average should be the machine's, not ours
     specs = [SubjectSpec(name, work, run) for name in names]
     with contextlib.ExitStack() as stack:
@@ -46,12 +49,21 @@ def run_benchmark(work: Work, names: list[str], run: RunConfig, rounds: int, wan
         _say("memory and the first step, each in a process of its own")
         for spec in specs:
             measured[spec.name] |= _fresh(spec)
+    subjects = {name: {"computed_with": described[name], "measured": measured[name]} for name in names}
+    if sustained:
+        pause = pause_before(sustained)
+        _say(
+            f"sustained: {len(specs)} × {_duration(sustained)}, one after another, before each a pause of {pause:.0f} s"
+        )
+        for spec in specs:
+            subjects[spec.name]["sustained"] = found = measure_sustained(spec, sustained)
+            measured[spec.name] |= derived_measures(found)
     return {
         "format": FORMAT,
         "machine": machine,
         "work": work.describe(),
         "rounds": rounds,
-        "subjects": {name: {"computed_with": described[name], "measured": measured[name]} for name in names},
+        "subjects": subjects,
         "data_preparation": measure_preparation(rounds) if "data" in wanted else None,
     }
 

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
 from faisca.bench.work import CASES, Work, training_flops
 from faisca.errors import FaiscaError
-from faisca.text import format_bytes
+from faisca.text import format_bytes, one_line
 
 FORMAT = "faisca bench 1"
+SCHEMA = Path(__file__).with_name("schema.json")
+MOST_WORDS = 160
+"""characters of what the schema's validator says, for it quotes what it finds wrong"""
 Results = dict[str, Any]
 
-LESS_IS_BETTER = ("s", "bytes")
+LESS_IS_BETTER = ("s", "bytes", "J")
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,15 @@ FRESH = {
     "peak_resident": ("training's peak memory, resident", "bytes"),
     "peak_device": ("training's peak memory, device", "bytes"),
 }
+SUSTAINED = {
+    "sustained": ("training, sustained: its end", "tokens/s"),
+    "energy": ("energy of 1,000 tokens", "J"),
+}
 DERIVED = {
     "utilisation": ("model FLOPs utilisation", "%"),
     "products_share": ("matrix products' share of step", "%"),
 }
-TITLES = {key: (case.title, case.unit) for key, case in CASES.items()} | FRESH | DERIVED
+TITLES = {key: (case.title, case.unit) for key, case in CASES.items()} | FRESH | DERIVED | SUSTAINED
 
 
 def summarise(work: Work, seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -82,7 +92,7 @@ def rows(columns: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def read_results(path: Path) -> Results:
-    """The JSON file of a benchmark, or a FaiscaError."""
+    """The JSON file of a benchmark; FaiscaError where it cannot be read or does not fit the schema."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -91,7 +101,19 @@ def read_results(path: Path) -> Results:
         ) from error
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise FaiscaError(f"{path} is no result of this version's faisca bench: it lacks format {FORMAT!r}")
+    if misfit := find_misfit(results):
+        raise FaiscaError(f"{path} does not fit: {misfit}; mend it as faisca/bench/schema.json says, or measure again")
     return results
+
+
+def find_misfit(results: Results) -> str:
+    """Where a benchmark does not fit the schema, and what is wrong there; empty where it fits."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(results))
+    if error is None:
+        return ""
+    place = ".".join(map(str, error.absolute_path))
+    return f"{place + ': ' if place else ''}{one_line(error.message)[:MOST_WORDS]}"
 
 
 def read_comparable(paths: list[Path]) -> list[Results]:
@@ -142,6 +164,8 @@ def format_value(value: float, unit: str) -> str:
         return f"{value / 1e9:,.0f} GFLOP/s" if value < 1e13 else f"{value / 1e12:,.0f} TFLOP/s"
     if unit == "s":
         return f"{1000 * value:.1f} ms" if value < 1 else f"{value:.2f} s"
+    if unit == "J":
+        return f"{value:.3g} J"
     if unit == "%":
         return f"{value:.0f} %"
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0

@@ -3,6 +3,7 @@
 The cases call what training, GRPO and generation call; nothing is rebuilt for the benchmark.
 """
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ class TwinSubject:
         self.work = work
         self.backend: Backend = load_backend(name)
         self.runtime = self.backend.open_runtime(config=options)
+        self._held = contextlib.ExitStack()  # as while training, until this process ends
+        self._held.enter_context(self.backend.training_memory(runtime=self.runtime))
         self.setup = Setup(work.config, self.backend, self.runtime, work.tokenizer(), work.model)
         self.seed = 0
 
@@ -76,6 +79,7 @@ class TwinSubject:
                 dropout_seed=self.seed,
             )
             (read,) = self.backend.read_metrics(metrics=[metrics])  # waits for the device
+            self.backend.tidy_memory(learner=learner)
             assert not read["skipped"], "a step that was skipped is no measurement"
 
         return lambda: timed(step)

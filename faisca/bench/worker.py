@@ -174,6 +174,14 @@ class _Server:
         """Seconds of another training step, after `fresh`."""
         return self._training()
 
+    def train_for(self, seconds: float) -> tuple[int, float]:
+        """Training steps until so many seconds are over: how many, and the seconds that they took."""
+        steps, spent = 0, 0.0
+        while spent < seconds:
+            spent += self._training()
+            steps += 1
+        return steps, spent
+
     @cached_property
     def _training(self) -> CaseFunction:
         return self.subject.training()

@@ -35,7 +35,8 @@ LARGE = 3_000_000
 """parameters above which there are fewer rows and steps, to stay within a minute"""
 
 ENVIRONMENT = {
-    "MLX_ENABLE_TF32": "0",  # products in full float32
+    "MLX_ENABLE_TF32": "0",  # products in full float32, and in NVIDIA's libraries under torch as well
+    "NVIDIA_TF32_OVERRIDE": "0",
     "OMP_NUM_THREADS": "1",  # on a busy machine, threads spend minutes waiting for one another over small products
 }
 """what the frameworks read when they start, unless it is set already"""

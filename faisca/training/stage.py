@@ -95,6 +95,7 @@ class Stage:
         self._count_bad(failed, progress.step)
         shown = {"reward": measured["reward_mean"], "kl": measured["kl"]}
         rate = progress.tokens / progress.seconds
+        self._tidy_memory()
         self._tracker.update(progress.step, notes(measured["best"], measured["worst"]), **shown, tokens_per_second=rate)
 
     def evaluate(self) -> None:
@@ -203,9 +204,14 @@ class Stage:
             self._count_bad(bool(measured["skipped"]), step)
         progress.seconds += seconds
         self._pending.clear()
+        self._tidy_memory()
         memory = setup.backend.memory(runtime=setup.runtime, reset_peak=False).get("peak")
         self._tracker.update(self.step, loss=read[-1]["loss"], tokens_per_second=rate, memory_bytes=memory)
         self._since = time.perf_counter()
+
+    def _tidy_memory(self) -> None:
+        for line in self.run.setup.backend.tidy_memory(learner=self.learner):
+            self.run.log.say(f"{self.progress.stage} step {self.step}: {line}")
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:

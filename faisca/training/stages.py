@@ -90,7 +90,8 @@ def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoin
     for stage in stages:
         progress = Progress(stage) if checkpoint is None else deepcopy(checkpoint.state.progress)
         perform = reinforce if stage == "grpo" else train
-        perform(run, progress, model, checkpoint)
+        with run.setup.backend.training_memory(runtime=run.setup.runtime):
+            perform(run, progress, model, checkpoint)
         checkpoint = None
         _show_stages(run)
         if run.stop and stage != stages[-1]:

@@ -58,8 +58,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "cross-entropy by the chunk's largest logit (MLX)",
         M + "losses.py",
-        "peak = logits.max(axis=1, keepdims=True)\n        exps",
-        "peak = logits.max()\n        exps",
+        "peak = logits.max(axis=1, keepdims=True)\n    exps",
+        "peak = logits.max()\n    exps",
         EDGES + "::test_losses_of_large_logits",
     ),
     Mutation(

@@ -66,8 +66,8 @@ BUGS = (
     Mutation(
         "MLX: exponentials rounded before they are summed",
         M + "losses.py",
-        "        exps = mx.exp(logits - peak)  # the one exponential a logit\n",
-        "        exps = mx.exp(logits - peak).astype(hidden.dtype)\n",
+        "    exps = mx.exp(logits - peak)  # the one exponential a logit\n",
+        "    exps = mx.exp(logits - peak).astype(hidden_nD.dtype)\n",
         "10",
     ),
     Mutation(

@@ -39,8 +39,8 @@ BUGS = (
     Mutation(
         "exponentials of the loss added one by one",
         M + "losses.py",
-        "sums = row_sums(exps)[:, None]\n        losses",
-        "sums = exps.sum(axis=1, keepdims=True)\n        losses",
+        "sums = row_sums(exps)[:, None]\n    softmax",
+        "sums = exps.sum(axis=1, keepdims=True)\n    softmax",
         "03",
     ),
     Mutation(
