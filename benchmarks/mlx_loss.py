@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from faisca.config import RunConfig
-from faisca_mlx.losses import linear_cross_entropy
+from faisca_mlx.losses import Head, linear_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def measure(arrays: tuple[mx.array, ...], chunk: int, fused: bool) -> tuple[floa
     hidden, head, targets = arrays
 
     def loss_of(hidden: mx.array, head: mx.array) -> mx.array:
-        return linear_cross_entropy(hidden, head, targets, chunk, True, fused)
+        return linear_cross_entropy(hidden, Head(head), targets, chunk, True, fused)
 
     held = mx.get_active_memory()
     mx.reset_peak_memory()

@@ -85,7 +85,7 @@ def generate(
     def next_column(tokens: mx.array, position: int) -> mx.array:
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
-        logits_RV = project(model(tokens, cache)[:, -1], model.head_VD)
+        logits_RV = project(model(tokens, cache)[:, -1], model.head)
         chosen = sample(logits_RV, mx.array(uniforms_R), sampling)
         # A row that still reads its prompt takes the token given there, and not the one drawn.
         if (nth_new < 0).any():

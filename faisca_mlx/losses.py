@@ -22,12 +22,16 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from faisca.backend import KEPT_EXPONENTIALS
-from faisca_mlx.model import GPT
+from faisca_mlx.model import GPT, Head
 from faisca_mlx.sums import row_sums, total
 
 
-def project(hidden_nD: mx.array, head_VD: mx.array) -> mx.array:
+def project(hidden_nD: mx.array, head: Head) -> mx.array:
     """Logits [n, V], in float32: of hidden states and of the head rounded to their dtype."""
+    return _squeeze(_project(hidden_nD, head.weight_VD), head.soft_cap)[0]
+
+
+def _project(hidden_nD: mx.array, head_VD: mx.array) -> mx.array:
     return hidden_nD.astype(mx.float32) @ head_VD.astype(hidden_nD.dtype).astype(mx.float32).T
 
 
@@ -35,46 +39,49 @@ def summed_loss(model: GPT, hidden_ND: mx.array, targets_BT: mx.array, with_grad
     """Summed -log p(target) in nats of a model's final hidden states; negative targets are left out."""
     runtime, targets_N = model.runtime, targets_BT.flatten()
     return linear_cross_entropy(
-        hidden_ND, model.head_VD, targets_N, runtime.loss_chunk, with_gradients, runtime.fused_loss
+        hidden_ND, model.head, targets_N, runtime.loss_chunk, with_gradients, runtime.fused_loss
     )
 
 
 def linear_cross_entropy(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, with_gradients: bool, fused: bool = False
+    hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, with_gradients: bool, fused: bool = False
 ) -> mx.array:
     """Summed -log p(target) in nats: float32 scalar. Negative targets are left out.
 
     Without gradients two thirds of the matrix products fall away. `fused`: by MLX's kernel within each chunk.
     """
     if not with_gradients:
-        return _loss(hidden_ND, head_VD, targets_N, chunk, fused)
+        return _loss(hidden_ND, head, targets_N, chunk, fused)
 
     @mx.custom_function
     def loss_and_gradients(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        return _loss_and_gradients(hidden_ND, head_VD, targets_N, chunk, fused)
+        return _loss_and_gradients(hidden_ND, Head(head_VD, head.soft_cap), targets_N, chunk, fused)
 
     @loss_and_gradients.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
         upstream, (_, d_hidden_ND, d_head_VD) = cotangents[0], outputs
         return (upstream * d_hidden_ND).astype(hidden_ND.dtype), upstream * d_head_VD
 
-    return loss_and_gradients(hidden_ND, head_VD)[0]
+    return loss_and_gradients(hidden_ND, head.weight_VD)[0]
 
 
 def linear_log_probs(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int, with_gradients: bool
+    hidden_ND: mx.array, head: Head, targets_N: mx.array, temperature: float, chunk: int, with_gradients: bool
 ) -> tuple[mx.array, mx.array]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
     Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
     if not with_gradients:
-        log_probs_N, entropies_N, *_ = _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk, 0)
+        log_probs_N, entropies_N, *_ = _log_probs_and_entropies(hidden_ND, head, targets_N, temperature, chunk, 0)
         return log_probs_N, entropies_N
 
     @mx.custom_function
     def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
-        return _log_probs_and_entropies(hidden_ND, head_VD, targets_N, temperature, chunk, KEPT_EXPONENTIALS)
+        most_kept = 0 if head.soft_cap else KEPT_EXPONENTIALS
+        return _log_probs_and_entropies(
+            hidden_ND, Head(head_VD, head.soft_cap), targets_N, temperature, chunk, most_kept
+        )
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
@@ -85,22 +92,24 @@ def linear_log_probs(
             hidden = hidden_ND[rows]
             if d_hidden:
                 hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
-            # Kept from the forward pass, or computed again, chunk by chunk.
-            exps = kept[i] if kept else mx.exp(project(hidden, head_VD) / temperature - peaks_N1[rows])
-            softmax = _Softmax(exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows], weights_N1[rows])
+            exps, slope = kept[i] if kept else None, None
+            if exps is None:  # not kept from the forward pass: computed again, chunk by chunk
+                logits, slope = _squeeze(_project(hidden, head_VD), head.soft_cap)
+                exps = mx.exp(logits / temperature - peaks_N1[rows])
+            softmax = _Softmax(exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows], weights_N1[rows], slope)
             d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
             d_hidden.append(d_rows)
         return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
 
-    log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head_VD)
+    log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head.weight_VD)
     return log_probs_N, mx.stop_gradient(entropies_N)
 
 
-def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, fused: bool) -> mx.array:
+def _loss(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, fused: bool) -> mx.array:
     losses: list[mx.array] = []
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], losses[-1:])[0] if losses else hidden_ND[rows]
-        logits, target = project(hidden, head_VD), mx.maximum(targets_N[rows], 0)
+        logits, target = project(hidden, head), mx.maximum(targets_N[rows], 0)
         if fused:
             found = mx.fast.cross_entropy(logits, target)
         else:
@@ -113,45 +122,51 @@ def _loss(hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: in
 
 
 def _loss_and_gradients(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, chunk: int, fused: bool
+    hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, fused: bool
 ) -> tuple[mx.array, mx.array, mx.array]:
     losses: list[mx.array] = []
     d_hidden: list[mx.array] = []
-    d_head_VD, chunk_gradients = mx.zeros_like(head_VD), _fused_gradients if fused else _explicit_gradients
+    d_head_VD, chunk_gradients = mx.zeros_like(head.weight_VD), _fused_gradients if fused else _explicit_gradients
     for rows in _chunks(len(targets_N), chunk):
         hidden = hidden_ND[rows]
         if losses:  # all of the last chunk first: what still waited would keep its logits alive
             hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]
         # The upstream gradient is one number, so the gradient can be made now, while the logits are here.
-        loss_n1, d_rows, d_head_VD = chunk_gradients(hidden, head_VD, targets_N[rows], d_head_VD)
+        loss_n1, d_rows, d_head_VD = chunk_gradients(hidden, head, targets_N[rows], d_head_VD)
         losses.append(loss_n1)
         d_hidden.append(d_rows)
     return total(mx.concatenate(losses)), mx.concatenate(d_hidden), d_head_VD
 
 
 def _explicit_gradients(
-    hidden_nD: mx.array, head_VD: mx.array, targets_n: mx.array, d_head_VD: mx.array
+    hidden_nD: mx.array, head: Head, targets_n: mx.array, d_head_VD: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Losses [n, 1] of a chunk, its gradient of hidden states, and the head's with that of these rows added."""
-    logits, target, valid_n1 = project(hidden_nD, head_VD), mx.maximum(targets_n, 0), targets_n[:, None] >= 0
+    logits, slope = _squeeze(_project(hidden_nD, head.weight_VD), head.soft_cap)
+    target, valid_n1 = mx.maximum(targets_n, 0), targets_n[:, None] >= 0
     # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
     picked = mx.take_along_axis(logits, target[:, None], axis=1)
     peak = logits.max(axis=1, keepdims=True)
     exps = mx.exp(logits - peak)  # the one exponential a logit
     sums = row_sums(exps)[:, None]
-    softmax = _Softmax(exps.astype(hidden_nD.dtype), sums, target, valid_n1)
-    return (peak + mx.log(sums) - picked) * valid_n1, *_add_gradients(softmax, hidden_nD, head_VD, d_head_VD)
+    softmax = _Softmax(exps.astype(hidden_nD.dtype), sums, target, valid_n1, slope)
+    return (peak + mx.log(sums) - picked) * valid_n1, *_add_gradients(softmax, hidden_nD, head.weight_VD, d_head_VD)
 
 
 def _fused_gradients(
-    hidden_nD: mx.array, head_VD: mx.array, targets_n: mx.array, d_head_VD: mx.array
+    hidden_nD: mx.array, head: Head, targets_n: mx.array, d_head_VD: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The same by MLX's kernel, which knows no target that is left out: its upstream gradient there is 0."""
-    logits, target, valid_n = project(hidden_nD, head_VD), mx.maximum(targets_n, 0), targets_n >= 0
+    target, valid_n = mx.maximum(targets_n, 0), targets_n >= 0
+
+    def losses_of(logits_nV: mx.array) -> mx.array:
+        return mx.fast.cross_entropy(_squeeze(logits_nV, head.soft_cap)[0], target)
+
+    logits_nV = _project(hidden_nD, head.weight_VD)
     upstream_n = valid_n.astype(mx.float32)
-    (losses_n,), (d_logits_nV,) = mx.vjp(lambda x: mx.fast.cross_entropy(x, target), [logits], [upstream_n])
+    (losses_n,), (d_logits_nV,) = mx.vjp(losses_of, [logits_nV], [upstream_n])
     errors_nV = d_logits_nV.astype(hidden_nD.dtype)
-    d_hidden_nD = errors_nV @ head_VD.astype(hidden_nD.dtype)
+    d_hidden_nD = errors_nV @ head.weight_VD.astype(hidden_nD.dtype)
     d_head_VD = d_head_VD + (errors_nV.T @ hidden_nD).astype(mx.float32)
     return mx.where(valid_n, losses_n, 0.0)[:, None], d_hidden_nD, d_head_VD
 
@@ -163,6 +178,8 @@ class _Softmax(NamedTuple):
     sums_n1: mx.array
     target_n: mx.array
     weight_n1: mx.array
+    slope_nV: mx.array | None
+    """of the logits' soft cap"""
 
 
 def _add_gradients(
@@ -175,29 +192,33 @@ def _add_gradients(
     product rounds: the exponentials become (p - one_hot) · sums. In float32 it is subtracted afterwards,
     which spares a copy of the chunk: a seventh of the loss's time at a vocabulary of 50,257.
     """
-    exps_nV, sums_n1, target_n, weight_n1 = softmax
+    exps_nV, sums_n1, target_n, weight_n1, slope_nV = softmax
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     narrow_VD = head_VD.astype(exps_nV.dtype)
-    d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * weight_n1
     shared_hidden_nD = (hidden_nD * share_n1).astype(exps_nV.dtype)
-    if exps_nV.dtype == mx.float32:
-        d_head_VD = d_head_VD + exps_nV.T @ shared_hidden_nD
-        return d_hidden_nD, d_head_VD.at[target_n].add(-hidden_nD * weight_n1)
+    if slope_nV is None:
+        d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * weight_n1
+        if exps_nV.dtype == mx.float32:
+            d_head_VD = d_head_VD + exps_nV.T @ shared_hidden_nD
+            return d_hidden_nD, d_head_VD.at[target_n].add(-hidden_nD * weight_n1)
     error_n1 = mx.take_along_axis(exps_nV, picked_n1, axis=1) - sums_n1
     errors_nV = mx.put_along_axis(exps_nV, picked_n1, error_n1.astype(exps_nV.dtype), axis=1)
+    if slope_nV is not None:
+        errors_nV = (errors_nV * slope_nV).astype(exps_nV.dtype)
+        d_hidden_nD = (errors_nV @ narrow_VD) * share_n1
     return d_hidden_nD, d_head_VD + (errors_nV.T @ shared_hidden_nD).astype(mx.float32)
 
 
 def _log_probs_and_entropies(
-    hidden_ND: mx.array, head_VD: mx.array, targets_N: mx.array, temperature: float, chunk: int, most_kept: int
+    hidden_ND: mx.array, head: Head, targets_N: mx.array, temperature: float, chunk: int, most_kept: int
 ) -> tuple[mx.array, ...]:
     """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
     found: list[list[mx.array]] = []
     kept: list[mx.array] = []
-    keep = len(targets_N) * len(head_VD) <= most_kept
+    keep = len(targets_N) * len(head.weight_VD) <= most_kept
     for rows in _chunks(len(targets_N), chunk):
         hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
-        logits = project(hidden, head_VD) / temperature
+        logits = project(hidden, head) / temperature
         peak = logits.max(axis=1, keepdims=True)
         scores = logits - peak
         exps = mx.exp(scores)  # the one exponential a logit
@@ -210,6 +231,14 @@ def _log_probs_and_entropies(
             kept.append(exps.astype(hidden.dtype))
     log_probs_N1, entropies_N1, peaks_N1, sums_N1 = (mx.concatenate(parts) for parts in zip(*found, strict=True))
     return log_probs_N1.squeeze(1), entropies_N1.squeeze(1), peaks_N1, sums_N1, *kept
+
+
+def _squeeze(logits_nV: mx.array, soft_cap: float) -> tuple[mx.array, mx.array | None]:
+    """Logits in ± soft_cap, and how steep the squeezing was there: 1 - tanh²; where it is 0, as they are."""
+    if not soft_cap:
+        return logits_nV, None
+    tanh_nV = mx.tanh(logits_nV / soft_cap)
+    return soft_cap * tanh_nV, 1 - tanh_nV.square()
 
 
 def _chunks(size: int, chunk: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ J = K/2, V vocabulary. Modules are named so that `parameters()` has the names of
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +25,13 @@ Rotation = tuple[mx.array, mx.array]
 """cosine and sine of the positions' angles, [T, J] each"""
 RandomKey: TypeAlias = mx.array | None
 """of dropout; None draws from MLX's own generator"""
+
+
+class Head(NamedTuple):
+    """Logits are hidden · weightᵀ, squeezed into ± soft_cap by tanh where that is not 0."""
+
+    weight_VD: mx.array
+    soft_cap: float = 0.0
 
 
 class KeyValueCache:
@@ -209,9 +216,10 @@ class GPT(nn.Module):
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
 
     @property
-    def head_VD(self) -> mx.array:
-        """Weight of the output head."""
-        return self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
+    def head(self) -> Head:
+        """What makes logits of final hidden states."""
+        weight_VD = self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
+        return Head(weight_VD, self.config.logit_soft_cap)
 
     def __call__(self, tokens_BT: mx.array, cache: Cache = None) -> mx.array:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""

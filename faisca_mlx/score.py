@@ -21,7 +21,7 @@ def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
 def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     """Token ids [B, T] -> logits, float32 [B, T, V]."""
     model.eval()
-    return np.array(project(model(to_device(model, tokens)), model.head_VD))
+    return np.array(project(model(to_device(model, tokens)), model.head))
 
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
@@ -42,7 +42,7 @@ def shifted_log_probs(
     targets = tokens_BT[:, 1:]
     hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1)[places_N]
     log_probs_N, entropies_N = linear_log_probs(
-        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk, with_gradients
+        hidden_ND, model.head, targets.flatten()[places_N], temperature, model.runtime.loss_chunk, with_gradients
     )
     zeros = mx.zeros(targets.size)
     log_probs, entropies = (zeros.at[places_N].add(found) for found in (log_probs_N, entropies_N))

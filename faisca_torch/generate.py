@@ -83,7 +83,7 @@ def generate(
     while len(rows):
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
-        logits_RV = project(model(to_device(model, tokens), cache)[:, -1], model.head_VD)
+        logits_RV = project(model(to_device(model, tokens), cache)[:, -1], model.head)
         chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
         # A row that still reads its prompt takes the token given there, and not the one drawn.
         for i in np.flatnonzero(nth_new < 0):

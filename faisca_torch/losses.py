@@ -21,47 +21,50 @@ import torch
 from torch import Tensor
 
 from faisca.backend import KEPT_EXPONENTIALS
-from faisca_torch.model import GPT
+from faisca_torch.model import GPT, Head
 
 
-def project(hidden_nD: Tensor, head_VD: Tensor) -> Tensor:
+def project(hidden_nD: Tensor, head: Head) -> Tensor:
     """Logits [n, V], in float32: of hidden states and of the head rounded to their dtype."""
-    return _project(hidden_nD, head_VD, hidden_nD.new_empty(len(hidden_nD), len(head_VD), dtype=_wide(hidden_nD)))
+    logits_nV = hidden_nD.new_empty(len(hidden_nD), len(head.weight_VD), dtype=_wide(hidden_nD))
+    return _squeeze(_project(hidden_nD, head.weight_VD, logits_nV), head.soft_cap)[0]
 
 
 def summed_loss(model: GPT, hidden_ND: Tensor, targets_BT: Tensor, with_gradients: bool) -> Tensor:
     """Summed -log p(target) in nats of a model's final hidden states; negative targets are left out."""
-    return linear_cross_entropy(
-        hidden_ND, model.head_VD, targets_BT.flatten(), model.runtime.loss_chunk, with_gradients
-    )
+    return linear_cross_entropy(hidden_ND, model.head, targets_BT.flatten(), model.runtime.loss_chunk, with_gradients)
 
 
-def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
-) -> Tensor:
+def linear_cross_entropy(hidden_ND: Tensor, head: Head, targets_N: Tensor, chunk: int, with_gradients: bool) -> Tensor:
     """Summed -log p(target) in nats: float32 scalar. Negative targets are left out.
 
     Without gradients two thirds of the matrix products fall away.
     """
-    return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, chunk, with_gradients))
+    return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, *head, targets_N, chunk, with_gradients))
 
 
 def linear_log_probs(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int, with_gradients: bool
+    hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float, chunk: int, with_gradients: bool
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
     Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
-    most_kept = KEPT_EXPONENTIALS if with_gradients else 0
-    found = _LinearLogProbs.apply(hidden_ND, head_VD, targets_N, temperature, chunk, most_kept)
+    most_kept = KEPT_EXPONENTIALS if with_gradients and not head.soft_cap else 0
+    found = _LinearLogProbs.apply(hidden_ND, *head, targets_N, temperature, chunk, most_kept)
     return cast(tuple[Tensor, Tensor], found)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, with_gradients: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        soft_cap: float,
+        targets_N: Tensor,
+        chunk: int,
+        with_gradients: bool,
     ) -> Tensor:
         N, V = len(hidden_ND), len(head_VD)
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
@@ -72,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_head_VD = torch.zeros_like(head_VD) if with_gradients else None
         for rows in _chunks(N, chunk):
             hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
-            logits = _project(hidden, narrow_head_VD, buffer[: len(hidden)])
+            logits, slope = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), soft_cap)
             # Cross-entropy is log Σ exp(logits) - logits[target]; the largest is taken out first, or exp overflows.
             picked = logits.gather(1, target[:, None])
             peak = logits.amax(1, keepdim=True)
@@ -81,21 +84,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
             # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
             if d_hidden_ND is not None and d_head_VD is not None:
-                softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid)
+                softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid, slope)
                 d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
         ctx.save_for_backward(d_hidden_ND, d_head_VD)
         return losses_N.sum()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden_ND, d_head_VD = ctx.saved_tensors
-        return d_hidden_ND * upstream, d_head_VD * upstream, None, None, None
+        return d_hidden_ND * upstream, d_head_VD * upstream, None, None, None, None
 
 
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int, most_kept: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        soft_cap: float,
+        targets_N: Tensor,
+        temperature: float,
+        chunk: int,
+        most_kept: int,
     ) -> tuple[Tensor, Tensor]:
         (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
@@ -107,7 +117,9 @@ class _LinearLogProbs(torch.autograd.Function):
         kept_NV = hidden_ND.new_empty(N, V) if most_kept >= N * V else None
         for rows in _chunks(N, chunk):
             hidden, target = hidden_ND[rows], targets_N[rows]
-            scores, peaks_N[rows] = _scores(hidden, narrow_head_VD, temperature, buffer)
+            logits, _ = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), soft_cap)
+            peaks_N[rows] = logits.amax(1) / temperature
+            scores = _scores(logits, temperature, peaks_N[rows])
             exps = torch.exp(scores, out=exps_buffer[: len(scores)])
             sums_N[rows] = sums = exps.sum(1)
             log_probs_N[rows] = scores.gather(1, target[:, None]).squeeze(1) - sums.log()
@@ -116,7 +128,7 @@ class _LinearLogProbs(torch.autograd.Function):
             if kept_NV is not None:
                 kept_NV[rows] = exps
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.soft_cap, ctx.temperature, ctx.chunk = soft_cap, temperature, chunk
         ctx.mark_non_differentiable(entropies_N)
         return log_probs_N, entropies_N
 
@@ -128,14 +140,16 @@ class _LinearLogProbs(torch.autograd.Function):
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
         buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
+            hidden, slope = hidden_ND[rows], None
             # Kept from the forward pass, or computed again, chunk by chunk.
             if buffer is None:
                 exps = kept_NV[rows].clone()  # what is kept stays as it is
             else:
-                exps = _scores(hidden_ND[rows], narrow_head_VD, ctx.temperature, buffer, peaks_N[rows])[0].exp_()
-            softmax = _Softmax(exps.to(hidden_ND.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows])
-            d_hidden_ND[rows] = _add_gradients(softmax, hidden_ND[rows], narrow_head_VD, d_head_VD)
-        return d_hidden_ND, d_head_VD, None, None, None, None
+                logits, slope = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), ctx.soft_cap)
+                exps = _scores(logits, ctx.temperature, peaks_N[rows]).exp_()
+            softmax = _Softmax(exps.to(hidden.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows], slope)
+            d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
+        return d_hidden_ND, d_head_VD, None, None, None, None, None
 
 
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
@@ -149,13 +163,17 @@ def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
     return torch.mm(hidden_nD.to(out_nV.dtype), head_VD.to(out_nV.dtype).T, out=out_nV)
 
 
-def _scores(
-    hidden_nD: Tensor, head_VD: Tensor, temperature: float, buffer_nV: Tensor, peaks_n: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits over the temperature, the largest of each row 0, in the buffer; and what was the largest."""
-    logits = _project(hidden_nD, head_VD, buffer_nV[: len(hidden_nD)])
-    peaks_n = logits.amax(1) / temperature if peaks_n is None else peaks_n
-    return torch.add(-peaks_n[:, None], logits, alpha=1 / temperature, out=logits), peaks_n
+def _squeeze(logits_nV: Tensor, soft_cap: float) -> tuple[Tensor, Tensor | None]:
+    """Logits in ± soft_cap, in place, and how steep the squeezing was there: 1 - tanh²; where it is 0, as they are."""
+    if not soft_cap:
+        return logits_nV, None
+    logits_nV.div_(soft_cap).tanh_()
+    return logits_nV.mul_(soft_cap), 1 - (logits_nV / soft_cap).square_()
+
+
+def _scores(logits_nV: Tensor, temperature: float, peaks_n: Tensor) -> Tensor:
+    """Logits over the temperature, the largest of each row 0, in place."""
+    return torch.add(-peaks_n[:, None], logits_nV, alpha=1 / temperature, out=logits_nV)
 
 
 class _Softmax(NamedTuple):
@@ -165,6 +183,8 @@ class _Softmax(NamedTuple):
     sums_n1: Tensor
     target_n: Tensor
     weight_n1: Tensor
+    slope_nV: Tensor | None
+    """of the logits' soft cap"""
 
 
 def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head_VD: Tensor) -> Tensor:
@@ -174,10 +194,13 @@ def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head
     difference of two large sums over positions, so the one-hot is subtracted before the product
     rounds: the exponentials become (p - one_hot) · sums.
     """
-    exps_nV, sums_n1, target_n, weight_n1 = softmax
+    exps_nV, sums_n1, target_n, weight_n1, slope_nV = softmax
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
-    d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * weight_n1
+    if slope_nV is None:
+        d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * weight_n1
     errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1).to(exps_nV.dtype))
+    if slope_nV is not None:
+        d_hidden_nD = (errors_nV.mul_(slope_nV) @ head_VD) * share_n1
     shared_hidden_nD = (hidden_nD * share_n1).to(exps_nV.dtype)
     if d_head_VD.dtype == exps_nV.dtype:
         d_head_VD.addmm_(errors_nV.T, shared_hidden_nD)

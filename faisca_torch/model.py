@@ -8,7 +8,7 @@ J = K/2, V vocabulary. Modules are named so that `state_dict()` has the names of
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ from faisca.rotation import rotation_table
 
 Rotation = tuple[Tensor, Tensor]
 """cosine and sine of the positions' angles, [T, J] each"""
+
+
+class Head(NamedTuple):
+    """Logits are hidden · weightᵀ, squeezed into ± soft_cap by tanh where that is not 0."""
+
+    weight_VD: Tensor
+    soft_cap: float = 0.0
 
 
 class KeyValueCache:
@@ -184,9 +191,10 @@ class GPT(nn.Module):
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
 
     @property
-    def head_VD(self) -> Tensor:
-        """Weight of the output head."""
-        return self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
+    def head(self) -> Head:
+        """What makes logits of final hidden states."""
+        weight_VD = self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
+        return Head(weight_VD, self.config.logit_soft_cap)
 
     def forward(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
@@ -220,7 +228,7 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     tensors = {name: torch.tensor(value, device=runtime.device) for name, value in parameters.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     if config.positions == "rope":
-        cos_TJ, sin_TJ = (model.head_VD.new_tensor(table) for table in rotation_table(config))
+        cos_TJ, sin_TJ = (model.head.weight_VD.new_tensor(table) for table in rotation_table(config))
         model.rotation = cos_TJ, sin_TJ
     for parameter in model.parameters():
         parameter.requires_grad_(True)

@@ -23,7 +23,7 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     model.eval()
     with torch.inference_mode():
         hidden_ND = model(to_device(model, tokens)).flatten(0, 1)
-        return project(hidden_ND, model.head_VD).view(*tokens.shape, len(model.head_VD)).cpu().numpy()
+        return project(hidden_ND, model.head).view(*tokens.shape, model.config.vocabulary_size).cpu().numpy()
 
 
 def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, places: np.ndarray | None) -> np.ndarray:
@@ -45,7 +45,7 @@ def shifted_log_probs(
     targets = tokens_BT[:, 1:]
     hidden_ND = model(tokens_BT[:, :-1]).flatten(0, 1).index_select(0, places_N)
     log_probs_N, entropies_N = linear_log_probs(
-        hidden_ND, model.head_VD, targets.flatten()[places_N], temperature, model.runtime.loss_chunk, with_gradients
+        hidden_ND, model.head, targets.flatten()[places_N], temperature, model.runtime.loss_chunk, with_gradients
     )
     zeros = log_probs_N.new_zeros(targets.numel())
     log_probs, entropies = (zeros.index_copy(0, places_N, found) for found in (log_probs_N, entropies_N))

@@ -30,7 +30,7 @@ class Reference:
         return self._forward(tokens)[0]
 
     def logits(self, tokens: Array) -> Array:
-        return self.hidden_states(tokens)[-1] @ self.weights[self._head].T
+        return self._squeezed(self.hidden_states(tokens)[-1])[0]
 
     def losses(self, inputs: Array, targets: Array) -> Array:
         """-log p(target) of each place, [B, T]; 0 where the target is negative."""
@@ -47,13 +47,19 @@ class Reference:
         self.gradients = {name: np.zeros_like(value) for name, value in self.weights.items()}
         states, back = self._forward(inputs)
         hidden, head = states[-1], self.weights[self._head]
-        d_logits = -np.exp(log_softmax(hidden @ head.T / temperature))
+        logits, slope = self._squeezed(hidden)
+        d_logits = -np.exp(log_softmax(logits / temperature))
         rows, columns = np.indices(targets.shape)
         d_logits[rows, columns, np.maximum(targets, 0)] += 1
-        d_logits *= (np.where(targets >= 0, upstream, 0.0) / temperature)[..., None]
+        d_logits *= (np.where(targets >= 0, upstream, 0.0) / temperature)[..., None] * slope
         self.gradients[self._head] += flat(d_logits).T @ flat(hidden)
         back(d_logits @ head)
         return self.gradients
+
+    def _squeezed(self, hidden: Array) -> tuple[Array, Array | float]:
+        """Logits of final hidden states, and the slope of their soft cap."""
+        logits, cap = hidden @ self.weights[self._head].T, self.config.logit_soft_cap
+        return (cap * np.tanh(logits / cap), 1 / np.cosh(logits / cap) ** 2) if cap else (logits, 1.0)
 
     @property
     def _head(self) -> str:

@@ -74,13 +74,15 @@ class TorchTwin:
     def cross_entropy(self, hidden: Array, head: Array, targets: Array, chunk: int) -> tuple[Array, Array, Array]:
         """Loss, and its gradients with respect to hidden states and head."""
         hidden, head = self.hidden(hidden), self.array(head, True)
-        loss = self.losses.linear_cross_entropy(hidden, head, self.array(targets.astype(np.int64)), chunk, True)
+        loss = self.losses.linear_cross_entropy(
+            hidden, self.losses.Head(head), self.array(targets.astype(np.int64)), chunk, True
+        )
         loss.backward()
         return self.numpy(loss), self.numpy(hidden.grad), self.numpy(head.grad)
 
     def loss(self, hidden: Array, head: Array, targets: Array, chunk: int) -> float:
         """Loss without gradients."""
-        arrays = self.hidden(hidden), self.array(head), self.array(targets.astype(np.int64))
+        arrays = self.hidden(hidden), self.losses.Head(self.array(head)), self.array(targets.astype(np.int64))
         return self.losses.linear_cross_entropy(*arrays, chunk, False).item()
 
     def log_probs(
@@ -89,7 +91,9 @@ class TorchTwin:
         """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
         hidden, head = self.hidden(hidden), self.array(head, True)
         targets = self.array(targets.astype(np.int64))
-        log_probs, entropies = self.losses.linear_log_probs(hidden, head, targets, temperature, chunk, True)
+        log_probs, entropies = self.losses.linear_log_probs(
+            hidden, self.losses.Head(head), targets, temperature, chunk, True
+        )
         log_probs.backward(self.array(upstream))
         return tuple(map(self.numpy, (log_probs, entropies, hidden.grad, head.grad)))
 
@@ -103,7 +107,7 @@ class TorchTwin:
 
     def project(self, hidden: Array, head: Array) -> Array:
         """Logits of hidden states."""
-        return self.numpy(self.losses.project(self.hidden(hidden).detach(), self.array(head)))
+        return self.numpy(self.losses.project(self.hidden(hidden).detach(), self.losses.Head(self.array(head))))
 
     def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         """Probabilities and ids that `filter_logits` leaves."""
@@ -176,14 +180,14 @@ class MlxTwin:
         targets = self.array(targets.astype(np.int32))
 
         def loss_of(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_cross_entropy(hidden, head, targets, chunk, True, self.fused)
+            return self.losses.linear_cross_entropy(hidden, self.losses.Head(head), targets, chunk, True, self.fused)
 
         loss, found = self.mx.value_and_grad(loss_of, argnums=(0, 1))(self.hidden(hidden), self.array(head))
         return tuple(map(self.numpy, (loss, *found)))
 
     def loss(self, hidden: Array, head: Array, targets: Array, chunk: int) -> float:
         """Loss without gradients."""
-        arrays = self.hidden(hidden), self.array(head), self.array(targets.astype(np.int32))
+        arrays = self.hidden(hidden), self.losses.Head(self.array(head)), self.array(targets.astype(np.int32))
         return self.losses.linear_cross_entropy(*arrays, chunk, False, self.fused).item()
 
     def log_probs(
@@ -193,7 +197,7 @@ class MlxTwin:
         targets = self.array(targets.astype(np.int32))
 
         def both(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_log_probs(hidden, head, targets, temperature, chunk, True)
+            return self.losses.linear_log_probs(hidden, self.losses.Head(head), targets, temperature, chunk, True)
 
         primals = [self.hidden(hidden), self.array(head)]
         values, found = self.mx.vjp(both, primals, [self.array(upstream), self.mx.zeros(len(upstream))])
@@ -213,7 +217,7 @@ class MlxTwin:
 
     def project(self, hidden: Array, head: Array) -> Array:
         """Logits of hidden states."""
-        return self.numpy(self.losses.project(self.hidden(hidden), self.array(head)))
+        return self.numpy(self.losses.project(self.hidden(hidden), self.losses.Head(self.array(head))))
 
     def candidates(self, logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         """Probabilities and ids that `filter_logits` leaves."""

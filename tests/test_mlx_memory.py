@@ -144,7 +144,7 @@ def test_one_chunk_of_logits_is_alive_at_a_time(fresh_memory: None, fused: bool)
     mx.eval(hidden, head, targets)
 
     def loss_of(hidden: mx.array, head: mx.array) -> mx.array:
-        return losses.linear_cross_entropy(hidden, head, targets, 64, True, fused)
+        return losses.linear_cross_entropy(hidden, losses.Head(head), targets, 64, True, fused)
 
     held = mx.get_active_memory()
     mx.reset_peak_memory()

@@ -49,7 +49,7 @@ def rows(twin: Backend, config: ModelConfig, sampling: Sampling) -> list[list[in
 MODEL = {"context": 9, "num_heads": 4, "norm_epsilon": 0.1, "dropout": 0.4, "attention_dropout": 0.4}
 MODEL |= {"dim": 12, "num_layers": 1, "hidden_dim": 20, "vocabulary_size": 14, "num_kv_heads": 1, "head_dim": 6}
 MODEL |= {"rope_base": 50.0, "rope_factor": 3.0, "rope_low_frequency": 0.2, "rope_high_frequency": 9.0}
-MODEL |= {"rope_original_context": 9, "initial_range": 0.5}
+MODEL |= {"rope_original_context": 9, "initial_range": 0.5, "logit_soft_cap": 0.7}
 STRETCHED = {"positions": "rope", "rope_base": 20.0, "rope_factor": 2.0, "rope_original_context": 32}
 
 

@@ -172,7 +172,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     },
     **{
         f"model.{name}": (value, in_config("make_model", name))
-        for name, value in {"rope_high_frequency": 9.0, "rope_original_context": 7}.items()
+        for name, value in {"rope_high_frequency": 9.0, "rope_original_context": 7, "logit_soft_cap": 3.0}.items()
     },
     "tokenizer.kind": (None, shapes),
     "tokenizer.vocabulary_size": (290, shapes),

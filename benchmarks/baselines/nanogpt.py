@@ -68,7 +68,7 @@ class NanoGPT:
     def sample(self, rows: int, new_tokens: int) -> None:
         tokens = torch.tensor(self.work.prompts(rows), device=self.device)
         for _ in range(new_tokens):
-            logits = self.model(tokens)[:, -1] @ self.model.head_VD.T
+            logits = self.model(tokens)[:, -1] @ self.model.head.weight_VD.T
             tokens = torch.cat([tokens, torch.multinomial(logits.softmax(1), 1)], 1)
         tokens.cpu()
 
@@ -78,7 +78,7 @@ class NanoGPT:
 
 def full_loss(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of all logits at once."""
-    return F.cross_entropy((model(inputs) @ model.head_VD.T).flatten(0, 1), targets.flatten())
+    return F.cross_entropy((model(inputs) @ model.head.weight_VD.T).flatten(0, 1), targets.flatten())
 
 
 def open_nanogpt(work: Work, device: str) -> NanoGPT:

@@ -50,6 +50,8 @@ class ModelConfig:
     """exact (erf) GELU; GPT-2's tanh approximation; SiLU of a gate, as Llama has; or the square of ReLU"""
     tie_embeddings: bool = False
     """use the token embedding as the output head"""
+    logit_soft_cap: NotNegative = 0.0
+    """logits are squeezed into ± this, by tanh, as Gemma 2's; 0: not"""
     attention_bias: bool = False
     """biases of queries, keys and values, as GPT-2 and Qwen2.5 have"""
     attention_output_bias: Literal["auto", "on", "off"] = "auto"

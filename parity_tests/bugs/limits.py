@@ -72,8 +72,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "exponentials computed again without the temperature",
         T + "losses.py",
-        "_scores(hidden_ND[rows], narrow_head_VD, ctx.temperature, buffer, peaks_N[rows])",
-        "_scores(hidden_ND[rows], narrow_head_VD, 1.0, buffer, peaks_N[rows])",
+        "_scores(logits, ctx.temperature, peaks_N[rows])",
+        "_scores(logits, 1.0, peaks_N[rows])",
         EDGES + "::test_log_probabilities_of_large_logits",
     ),
     Mutation(

@@ -17,8 +17,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "temperature forgotten in log-probabilities",
         M + "losses.py",
-        "logits = project(hidden, head_VD) / temperature",
-        "logits = project(hidden, head_VD)",
+        "logits = project(hidden, head) / temperature",
+        "logits = project(hidden, head)",
         "03",
     ),
     Mutation(

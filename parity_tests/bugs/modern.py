@@ -3,6 +3,7 @@
 from bugs.mutation import Mutation
 
 T, M, ROTATION = "faisca_torch/model.py", "faisca_mlx/model.py", "faisca/rotation.py"
+L, K = "faisca_torch/losses.py", "faisca_mlx/losses.py"
 TURNED = """        if rotation is not None:
             query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
 """
@@ -113,12 +114,23 @@ BUGS: tuple[Mutation, ...] = (
         "MLX: a sigmoid for the gate's SiLU", M, "nn.silu(self.gate(x_BTD))", "mx.sigmoid(self.gate(x_BTD))", "02"
     ),
     Mutation("MLX: ReLU without its square", M, "nn.relu(up).square()", "nn.relu(up)", "02"),
+    # the soft cap
+    Mutation("torch: a soft cap that is not scaled back", L, "logits_nV.mul_(soft_cap), 1 -", "logits_nV, 1 -", "02"),
+    Mutation("torch: a soft cap without a slope", L, "1 - (logits_nV / soft_cap).square_()", "None", "04"),
+    Mutation("MLX: a soft cap without a slope", K, "1 - tanh_nV.square()", "None", "04"),
+    Mutation(
+        "MLX: samplers pass over the soft cap",
+        K,
+        "head.weight_VD), head.soft_cap)[0]",
+        "head.weight_VD), 0.0)[0]",
+        "02",
+    ),
     # heads, and what is recomputed
     Mutation(
         "MLX: a tied head that no gradient reaches",
         M,
-        "return self.token_embedding.weight if self.config.tie_embeddings",
-        "return mx.stop_gradient(self.token_embedding.weight) if self.config.tie_embeddings",
+        "self.token_embedding.weight if self.config.tie_embeddings",
+        "mx.stop_gradient(self.token_embedding.weight) if self.config.tie_embeddings",
         "04",
     ),
     Mutation(
