@@ -19,7 +19,7 @@ from test_05_optimizer import compare_moments
 from faisca.backend import Sampling
 from faisca.config import OptimizerConfig
 from faisca.parity.cases import Case
-from faisca.parity.rungs import gradients, learner_parameters, logits, train
+from faisca.parity.rungs import gradients, learner_parameters, logits, policy_steps, train
 from faisca.parity.sampling import agreement
 
 SEED = int(os.environ.get("ARCHITECTURES_SEED") or int.from_bytes(os.urandom(3)))
@@ -80,7 +80,7 @@ def compare_with_the_reference(twin: Any, case: Case) -> None:
 
 
 def compare_twins(twin: Any, case: Case) -> None:
-    """One optimiser step, clipped and decayed; and samples: with a cache, against draws from whole rows without."""
+    """A step, clipped and decayed; GRPO's updates; and samples: with a cache, against draws from rows without."""
     config = OptimizerConfig(epsilon=1e-4, warmup_steps=0, schedule="constant", clip_norm=0.1)
     found = []
     for side in (TWINS[0].side, twin.side):
@@ -92,6 +92,7 @@ def compare_twins(twin: Any, case: Case) -> None:
     if not (case.model.attention_bias and case.model.positions == "learned"):  # else keys' biases have only noise
         compare_moments(one_state, two_state)
     require_close(one_change, two_change, 1e-3, "norm")
+    require_close(policy_steps(TWINS[0].side, case), policy_steps(twin.side, case), 1e-4)
     for sampling in WAYS:
         outcome = agreement(TWINS[0].side, twin.side, case, sampling, rows=6)
         assert not outcome.wrong, (sampling, outcome.wrong)
