@@ -55,7 +55,7 @@ class BenchOptions:
     rounds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 5, with --quick 3)")] = None
     """times that each case is timed"""
     sustained: Annotated[float, arg(metavar="SECONDS", help_behavior_hint="(default: not at all)")] = 0.0
-    """after that, train for so long: tokens/s over time, which heat lowers, and energy where it can be read"""
+    """after the rounds, train for so long: tokens/s over time, which heat lowers, and energy where it can be read"""
     cases: str = ""
     """measure only these, as in pretrain,rollout; empty takes all"""
     device: DeviceName = "auto"
