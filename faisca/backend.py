@@ -51,11 +51,13 @@ class Runtime:
     device: str
     """the framework's name for the device: cpu, cuda, mps, gpu"""
     dtype: str
-    """float32 or bfloat16 (see BFLOAT16); weights and optimiser state are float32 in both"""
+    """of products, float32 or bfloat16 (see BFLOAT16); the optimiser's state is float32 in both"""
     compile: bool
     """whether the training step is compiled"""
     loss_chunk: int = 512
     """rows of logits alive at a time in the loss"""
+    weights: str = "float32"
+    """float32, or bfloat16: what the blocks' matrices are kept in; a model that is trained needs float32"""
     attention: str = "fused"
     """fused, or explicit: scores, softmax and product one after the other"""
     gradient_checkpointing: bool = False

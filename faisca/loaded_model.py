@@ -165,20 +165,23 @@ class LoadedModel:
         return ids
 
 
-def load(path: str | Path, backend: str = "auto", device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(
+    path: str | Path, backend: str = "auto", device: str = "auto", dtype: str = "auto", weights: str = "float32"
+) -> LoadedModel:
     """Load a checkpoint folder, or a run folder's newest checkpoint, on any backend.
 
-    `backend`: auto, torch, mlx; `device`: auto, cpu, gpu, cuda, mps; `dtype`: auto, float32,
-    bfloat16. FaiscaError for what is no checkpoint, VerificationError where it is damaged.
+    `backend`: auto, torch, mlx; `device`: auto, cpu, gpu, cuda, mps; `dtype`: auto, float32, bfloat16;
+    `weights`: float32, or bfloat16, which halves the memory of the blocks.
+    FaiscaError for what is no checkpoint, VerificationError where it is damaged.
     """
     checkpoint = load_checkpoint(_path(path))
     config = checkpoint.state.config
-    run = RunConfig(backend=backend, device=device, dtype=dtype)  # type: ignore[arg-type]
+    run = RunConfig(backend=backend, device=device, dtype=dtype, weights=weights)  # type: ignore[arg-type]
     dataclasses.replace(config, run=run)  # checks the values
     twin = load_backend(choose_backend(backend)[0])
     runtime = twin.open_runtime(config=run)
     setup = Setup(config, twin, runtime, checkpoint_tokenizer(checkpoint), checkpoint.state.model)
-    return LoadedModel(checkpoint, setup, setup.make_model(checkpoint.parameters))
+    return LoadedModel(checkpoint, setup, setup.make_model(checkpoint.parameters, frozen=True))
 
 
 def train(

@@ -74,6 +74,11 @@ def decays(name: str, shape: Shape, decay: str) -> bool:
     return decay == "all" or len(shape) >= 2
 
 
+def in_block(name: str, shape: Shape) -> bool:
+    """Whether a parameter is a matrix of a block: what `run.weights` may keep in bfloat16. Tables and vectors stay."""
+    return name.startswith("transformer_blocks.") and len(shape) == 2
+
+
 def check_parameters(parameters: Parameters, config: ModelConfig) -> None:
     """Raise a FaiscaError unless names and shapes are exactly those of `config`."""
     shapes = parameter_shapes(config)

@@ -40,6 +40,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
         loss_chunk=config.loss_chunk or LOSS_CHUNK,
         fused_loss=fused_loss,
         cache_threshold=_cache_threshold(config.cache_limit_gb, device),
+        weights=config.weights,
         attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
         reasons=(device_reason, dtype_reason, compile_reason) + ((warning,) if warning else ()),

@@ -18,7 +18,7 @@ from mlx.utils import tree_unflatten
 
 from faisca.backend import Runtime
 from faisca.config import ModelConfig
-from faisca.parameters import check_parameters
+from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 
 Rotation = tuple[mx.array, mx.array]
@@ -100,7 +100,7 @@ class Linear(nn.Linear):
     """Multiplies in the dtype of its input; the weights are float32, and so is what adds up their gradients."""
 
     def __call__(self, x_BTD: mx.array) -> mx.array:
-        if x_BTD.dtype == self.weight.dtype:
+        if x_BTD.dtype == self.weight.dtype == mx.float32:
             return super().__call__(x_BTD)
         y_BTD = x_BTD @ self.weight.astype(x_BTD.dtype).T
         # a bias in bfloat16 would have a gradient that is summed over all positions in bfloat16
@@ -251,7 +251,10 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
     check_parameters(dict(parameters), config)
     model = GPT(config, runtime)  # its own initial values are lazy, and never computed
-    model.update(tree_unflatten([(name, mx.array(value)) for name, value in parameters.items()]))
+    arrays = {name: mx.array(value) for name, value in parameters.items()}
+    if runtime.weights == "bfloat16":
+        arrays = {name: a.astype(mx.bfloat16) if in_block(name, a.shape) else a for name, a in arrays.items()}
+    model.update(tree_unflatten(list(arrays.items())))
     if config.positions == "rope":
         cos_TJ, sin_TJ = (mx.array(table.astype(np.float32)) for table in rotation_table(config))
         model._rotation = cos_TJ, sin_TJ

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from faisca.backend import Runtime
 from faisca.config import ModelConfig
-from faisca.parameters import check_parameters
+from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 
 Rotation = tuple[Tensor, Tensor]
@@ -226,6 +226,8 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     with torch.device("meta"):  # no memory and no random numbers: every value comes from `parameters`
         model = GPT(config, runtime)
     tensors = {name: torch.tensor(value, device=runtime.device) for name, value in parameters.items()}
+    if runtime.weights == "bfloat16":
+        tensors = {name: value.bfloat16() if in_block(name, value.shape) else value for name, value in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     if config.positions == "rope":
         cos_TJ, sin_TJ = (model.head.weight_VD.new_tensor(table) for table in rotation_table(config))

@@ -14,10 +14,11 @@ from every_option import choices
 from small_models import SMALL, cpu_runtime, open_twin
 
 from faisca.backend import Backend, Rollouts, Sampling
-from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
+from faisca.config import Config, GRPOConfig, ModelConfig, OptimizerConfig
 from faisca.errors import FaiscaError
-from faisca.parameters import initial_parameters
+from faisca.parameters import in_block, initial_parameters
 from faisca.parity.cases import uneven_parameters
+from faisca.training.setup import Setup
 
 INPUTS = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32)
 OPTIMIZER = OptimizerConfig(weight_decay=0.1, clip_norm=0.01)
@@ -257,6 +258,32 @@ def test_gradient_checkpointing_keeps_less(twin: Backend) -> None:
     deep = dataclasses.replace(SMALL, context=64, num_layers=6, hidden_dim=128)
     kept, recomputed = (footprint(twin, deep, gradient_checkpointing=choice)[1] for choice in (False, True))
     assert kept > 1.5 * recomputed
+
+
+def test_frozen_weights_in_bfloat16_are_their_rounded_selves(twin: Backend) -> None:
+    """Matrices of blocks alone; products stay in the runtime's dtype, so nothing else is rounded."""
+    parameters = uneven_parameters(SMALL, 0)
+    kept = twin.make_model(config=SMALL, parameters=parameters, runtime=cpu_runtime(twin, weights="bfloat16"))
+    found = twin.get_parameters(model=kept)
+    for name, value in parameters.items():
+        rounded = (value.view(np.uint32) + 0x7FFF + (value.view(np.uint32) >> 16 & 1)) & 0xFFFF0000
+        expected = rounded.astype(np.uint32).view(np.float32) if in_block(name, value.shape) else value
+        assert np.array_equal(found[name], expected), name
+    assert sum(in_block(name, value.shape) for name, value in parameters.items()) == 8
+    plain = twin.make_model(config=SMALL, parameters=found, runtime=cpu_runtime(twin))
+    one, two = (twin.logits(model=model, tokens=INPUTS) for model in (kept, plain))
+    assert np.abs(one - two).max() < 1e-5
+
+
+def test_only_what_is_frozen_is_kept_in_bfloat16(twin: Backend) -> None:
+    runtime = cpu_runtime(twin, weights="bfloat16")
+    setup = Setup(Config(), twin, runtime, None, SMALL)  # type: ignore[arg-type]
+    parameters = uneven_parameters(SMALL, 0)
+    name = "transformer_blocks.0.attention.in_proj.weight"
+    trained, frozen = (
+        twin.get_parameters(model=setup.make_model(parameters, frozen=frozen))[name] for frozen in (False, True)
+    )
+    assert np.array_equal(trained, parameters[name]) and not np.array_equal(frozen, parameters[name])
 
 
 def test_explicit_attention_leaves_the_fused_kernel_alone(twin: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def learnt(ran: Ran) -> Any:
 
 def measured(ran: Ran) -> Any:
     """The first evaluation: the titles that a model is measured on."""
-    return [call.targets.tolist() for call in ran.named("evaluate") if call.updates == ran.calls[-1].updates]
+    evaluated = ran.named("evaluate")
+    return [call.targets.tolist() for call in evaluated if call.updates == evaluated[-1].updates]
 
 
 def kept(ran: Ran) -> Any:
@@ -211,7 +212,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     },
     **{
         f"run.{name}": (None, in_config("open_runtime", name))
-        for name in ("device", "dtype", "compile", "attention", "gradient_checkpointing")
+        for name in ("device", "dtype", "weights", "compile", "attention", "gradient_checkpointing")
     },
     "run.log_every": (2, lambda ran: [len(call.answer) for call in ran.named("read_metrics")]),
     "run.checkpoint_every": (5, lambda ran: len(ran.named("get_optimizer_state"))),

@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
@@ -49,6 +49,8 @@ class GenerateOptions:
     """print one JSON object instead: settings, and each prompt with its headlines"""
     backend: BackendName = "auto"
     device: DeviceName = "auto"
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """what the blocks' weights are kept in: bfloat16 halves their memory, and rounds them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class EvaluateOptions:
     """print one JSON object instead of a table"""
     backend: BackendName = "auto"
     device: DeviceName = "auto"
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """what the blocks' weights are kept in: bfloat16 halves their memory, and rounds them"""
     data: HeadlineOptions = field(default_factory=HeadlineOptions)
     pretrain: AddressOptions = field(default_factory=AddressOptions)
     sft: AddressOptions = field(default_factory=AddressOptions)
@@ -80,7 +84,7 @@ def generate(argv: list[str]) -> int:
     prompts = _prompts(options)
     from faisca.loaded_model import load
 
-    model = load(options.checkpoint, backend=options.backend, device=options.device)
+    model = load(options.checkpoint, backend=options.backend, device=options.device, weights=options.weights)
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
     prompts = prompts or [model.config.sample.prompt]
     streams = [model.stream(prompt, options.n, seed=options.seed, **settings) for prompt in prompts]
@@ -129,7 +133,7 @@ def evaluate(argv: list[str]) -> int:
     options = parse(EvaluateOptions, argv, command="evaluate", help=evaluate.__doc__)
     from faisca.loaded_model import load
 
-    model = load(options.checkpoint, backend=options.backend, device=options.device)
+    model = load(options.checkpoint, backend=options.backend, device=options.device, weights=options.weights)
     sections = {name: given(getattr(options, name)) for name in ("data", "pretrain", "sft")}
     measured = model.evaluate(options.source, **sections)
     if options.json:

@@ -188,6 +188,8 @@ class RunConfig:
     """auto: the fastest that the backend finds; gpu: whichever GPU there is"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """what activations are computed in; weights and optimiser state stay float32"""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """what the blocks' matrices are kept in where nothing trains them: GRPO's reference; what is trained is float32"""
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the training step; auto does so where it pays"""
     loss_chunk: CountOrOff = 0

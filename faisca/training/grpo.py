@@ -48,7 +48,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     # The reference is the model as the stage began, also where a checkpoint resumes it.
     frozen = checkpoint.reference if checkpoint is not None else backend.get_parameters(model=model)
     assert frozen is not None, "a checkpoint of GRPO has its reference"
-    reference = setup.make_model(frozen)
+    reference = setup.make_model(frozen, frozen=True)
     progress.total_steps = config.steps
     stage = Stage(run, progress, model, backend.make_learner(model=model, config=config), frozen)
     stage.begin(checkpoint)

@@ -1,6 +1,6 @@
 """What sampling, measuring and GRPO need besides a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from faisca.backend import Backend, Model, Runtime
 from faisca.config import Config, ModelConfig
@@ -27,6 +27,7 @@ class Setup:
         """The seed of the run, from which every random stream derives."""
         return self.config.run.seed
 
-    def make_model(self, parameters: Parameters) -> Model:
-        """A model with these weights on the setup's backend."""
-        return self.backend.make_model(config=self.model_config, parameters=parameters, runtime=self.runtime)
+    def make_model(self, parameters: Parameters, *, frozen: bool = False) -> Model:
+        """A model with these weights on the setup's backend; one that nothing trains may keep them in bfloat16."""
+        runtime = self.runtime if frozen else replace(self.runtime, weights="float32")
+        return self.backend.make_model(config=self.model_config, parameters=parameters, runtime=runtime)
