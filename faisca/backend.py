@@ -55,6 +55,8 @@ class Runtime:
     """whether the training step is compiled"""
     loss_chunk: int = 512
     """rows of logits alive at a time in the loss"""
+    attention: str = "fused"
+    """fused, or explicit: scores, softmax and product one after the other"""
     gradient_checkpointing: bool = False
     """recompute blocks in the backward pass"""
     reasons: tuple[str, ...] = ()

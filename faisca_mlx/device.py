@@ -34,6 +34,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
         dtype=dtype,
         compile=compiled,
         loss_chunk=config.loss_chunk or LOSS_CHUNK,
+        attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
         reasons=(device_reason, dtype_reason, compile_reason) + ((warning,) if warning else ()),
         details=_details(device),

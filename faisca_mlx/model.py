@@ -86,9 +86,9 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection to queries, keys and values."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer, self.runtime = config, layer, runtime
         self.in_proj = Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
         self.out_proj = Linear(config.dim, config.dim, bias=config.attention_bias)
         self.dropout = _Dropout(config.attention_dropout)
@@ -101,7 +101,8 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.append(self.layer, key, value, self.config.context)
         scale, mask = self.config.head_dim**-0.5, "causal" if T > 1 else None
-        if self.training and self.config.attention_dropout:  # the fused kernel has no dropout
+        dropped = self.training and self.config.attention_dropout > 0  # the fused kernel has no dropout
+        if dropped or self.runtime.attention == "explicit":
             scores_BHTT = ((scale * query) @ key.swapaxes(2, 3)).astype(mx.float32) + _causal_bias(T)
             shares_BHTT = mx.softmax(scores_BHTT, axis=-1).astype(value.dtype)
             attended_BHTK = self.dropout(shares_BHTT, random_key) @ value
@@ -129,7 +130,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
         self.norm1 = LayerNorm(config, runtime)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, runtime)
         self.norm2 = LayerNorm(config, runtime)
         self.feed_forward = FeedForward(config)
         self.dropout = _Dropout(config.dropout)

@@ -68,9 +68,9 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection to queries, keys and values."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer, self.runtime = config, layer, runtime
         self.in_proj = Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
         self.out_proj = Linear(config.dim, config.dim, bias=config.attention_bias)
 
@@ -81,13 +81,14 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         if cache is not None:
             key, value = cache.append(self.layer, key, value, self.config.context)
-        attended_BHTK = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=self.config.attention_dropout if self.training else 0.0,
-            is_causal=T > 1,  # a single position may see all that came before
-        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if self.runtime.attention == "explicit":
+            later_TT = torch.ones(T, T, dtype=torch.bool, device=query.device).triu(1)
+            scores_BHTT = ((self.config.head_dim**-0.5 * query) @ key.mT).float().masked_fill(later_TT, -torch.inf)
+            shares_BHTT = F.softmax(scores_BHTT, dim=-1).to(value.dtype)
+            attended_BHTK = F.dropout(shares_BHTT, dropout) @ value
+        else:  # a single position may see all that came before
+            attended_BHTK = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=T > 1)
         return cast(Tensor, self.out_proj(attended_BHTK.transpose(1, 2).reshape(B, T, D)))
 
 
@@ -110,7 +111,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, runtime: Runtime) -> None:
         super().__init__()
         self.norm1 = LayerNorm(config, runtime)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, runtime)
         self.norm2 = LayerNorm(config, runtime)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)

@@ -6,8 +6,12 @@ from cases import GPT2, OPTIONS, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 
+from faisca.backend import Sampling
 from faisca.parity.cases import Case, Side
 from faisca.parity.rungs import logits
+
+UNUSED = np.zeros((4, 8), np.float32)
+"""what greedy sampling draws nothing from"""
 
 
 def states(twin: Twin, case: Case) -> dict[str, np.ndarray]:
@@ -111,6 +115,21 @@ def test_a_position_sees_only_what_came_before(twin: Twin):
     one, two = (twin.side.backend.logits(model=model, tokens=t) for t in (tokens, changed))
     assert np.allclose(one[:, :10], two[:, :10], atol=1e-5)
     assert np.abs(one[:, 10:] - two[:, 10:]).max() > 0.1
+
+
+def test_explicit_attention_computes_the_same(twin: Twin):
+    """Scores, softmax and product one by one: whole windows, and position by position with a cache."""
+    case, backend = make_case(num_heads=4), twin.side.backend
+    model = case.make_model(twin.side, attention="explicit")
+    tokens = case.batch()[0]
+    expected = Reference(case.model, case.parameters).logits(tokens)
+    require_close({"logits": expected}, {"logits": backend.logits(model=model, tokens=tokens)}, 1e-5)
+    prompts, greedy = tokens[:, :5].tolist(), Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=8)
+    written = [
+        np.stack(list(backend.generate(model=one, prompts=prompts, uniforms=UNUSED, sampling=greedy, end_of_text=0)))
+        for one in (model, case.make_model(twin.side))
+    ]
+    assert (written[0] == written[1]).all()
 
 
 def test_more_tokens_than_the_context_are_refused(twin: Twin):

@@ -1,6 +1,7 @@
 """Rung 4: the gradient of every parameter, by name."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,15 @@ def test_recomputing_blocks_changes_no_gradient(twin: Twin):
     require_close(*(train_once(twin, case, gradient_checkpointing=on) for on in (False, True)), 1e-6, "norm")
 
 
+def test_explicit_attention_has_the_same_gradients(twin: Twin):
+    case = make_case(attention_bias=True)
+    fused, explicit = (train_once(twin, case, attention=way) for way in ("fused", "explicit"))
+    assert fused.keys() == explicit.keys()
+    for name in fused:
+        if not name.endswith("in_proj.bias"):  # a key's bias has a gradient of rounding noise alone
+            require_close({name: fused[name]}, {name: explicit[name]}, 1e-5, "norm")
+
+
 @pytest.mark.parametrize("dropouts", [{"dropout": 0.5}, {"attention_dropout": 0.5}], ids=option_id)
 def test_recomputed_blocks_drop_the_same_again(twin: Twin, dropouts: dict):
     """With dropout, a gradient is that of the loss of the same step: it predicts the loss a small step away."""
@@ -119,7 +129,7 @@ def test_recomputed_blocks_drop_the_same_again(twin: Twin, dropouts: dict):
     assert (moved[0] - moved[1]) / 2e-2 == pytest.approx(length, rel=1e-2)
 
 
-def train_once(twin: Twin, case: Case, **changes: bool) -> dict[str, np.ndarray]:
+def train_once(twin: Twin, case: Case, **changes: Any) -> dict[str, np.ndarray]:
     """Gradients of one step, through Adam's first moment."""
     config = OptimizerConfig(beta1=0.0, clip_norm=0.0)
     learner, _ = train(twin.side, case, config, steps=1, **changes)

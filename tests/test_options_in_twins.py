@@ -251,6 +251,18 @@ def test_gradient_checkpointing_keeps_less(twin: Backend) -> None:
     assert kept > 1.5 * recomputed
 
 
+def test_explicit_attention_leaves_the_fused_kernel_alone(twin: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the fused kernel was called")
+
+    fused, explicit = (model_of(twin, SMALL, attention=choice) for choice in ("fused", "explicit"))
+    name = "torch.nn.functional" if fused.runtime.backend == "torch" else "mlx.core.fast"
+    monkeypatch.setattr(f"{name}.scaled_dot_product_attention", refuse)
+    twin.logits(model=explicit, tokens=np.zeros((1, 3), np.int32))
+    with pytest.raises(AssertionError, match="fused"):
+        twin.logits(model=fused, tokens=np.zeros((1, 3), np.int32))
+
+
 def test_the_cache_limit_reaches_mlx() -> None:
     mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
     twin = open_twin("mlx")

@@ -196,7 +196,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     },
     **{
         f"run.{name}": (None, in_config("open_runtime", name))
-        for name in ("device", "dtype", "compile", "gradient_checkpointing")
+        for name in ("device", "dtype", "compile", "attention", "gradient_checkpointing")
     },
     "run.log_every": (2, lambda ran: [len(call.answer) for call in ran.named("read_metrics")]),
     "run.checkpoint_every": (5, lambda ran: len(ran.named("get_optimizer_state"))),

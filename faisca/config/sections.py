@@ -233,6 +233,8 @@ class RunConfig:
     """compile the training step; auto does so where it pays"""
     loss_chunk: CountOrOff = 0
     """rows of logits alive at a time in the loss; 0 takes what was fastest: 512 for torch, 128 for MLX"""
+    attention: Literal["fused", "explicit"] = "fused"
+    """one fused kernel, or scores, softmax and product one after the other: slower, and the scores take memory"""
     gradient_checkpointing: bool = False
     """recompute each block in the backward pass: less memory, more time"""
     cache_limit_gb: NotNegative = 0.0

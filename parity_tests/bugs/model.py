@@ -28,6 +28,7 @@ BUGS: tuple[Mutation, ...] = (
         "self.config.dim**-0.5",
         "02",
     ),
+    Mutation("no mask in explicit attention", T + "model.py", ".triu(1)", ".triu(99)", "02"),
     Mutation("no causal mask", T + "model.py", "is_causal=T > 1", "is_causal=False", "02"),
     Mutation(
         "default epsilon in the norms",

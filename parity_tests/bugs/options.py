@@ -98,6 +98,13 @@ BUGS = (
         TWIN + "test_compile_reaches_the_step",
     ),
     Mutation(
+        "explicit attention ignored",
+        M + "device.py",
+        "attention=config.attention,",
+        'attention="fused",',
+        TWIN + "test_explicit_attention_leaves_the_fused_kernel_alone",
+    ),
+    Mutation(
         "the cap of the cache ignored",
         M + "device.py",
         "if config.cache_limit_gb:",
