@@ -47,14 +47,14 @@ class Work:
     @property
     def still_model(self) -> ModelConfig:
         """The model with its dropout's path, but nothing dropped: what two sides can be compared with."""
-        rates = {name: NO_DROPOUT for name in ("dropout", "attention_dropout") if getattr(self.model, name)}
-        return dataclasses.replace(self.model, **rates)
+        rate, attention = (NO_DROPOUT if x else 0.0 for x in (self.model.dropout, self.model.attention_dropout))
+        return dataclasses.replace(self.model, dropout=rate, attention_dropout=attention)
 
     @property
     def distinct(self) -> int:
         """Rows of a batch that differ; it is made of copies of these."""
         divisors = [n for n in range(1, self.rows + 1) if self.rows % n == 0]
-        return next(n for n in divisors if n == self.rows or n * self.length >= ENOUGH_TOKENS and n > 1)
+        return next(n for n in divisors if n == self.rows or (n > 1 and n * self.length >= ENOUGH_TOKENS))
 
     @property
     def rate(self) -> float:
