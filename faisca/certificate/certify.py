@@ -12,7 +12,7 @@ from faisca.backend import Backend, Rollouts, Runtime
 from faisca.backends import BACKENDS
 from faisca.certificate.alternatives import alternatives
 from faisca.certificate.compare import Finding, compare, judge_alone
-from faisca.certificate.observe import STEPS, Observation, Side, has_dropout, observe, observe_dropout, rollouts_of
+from faisca.certificate.observe import STEPS, Observation, Side, has_dropout, observe, observe_dropout
 from faisca.certificate.rollout import observe_rollout, roll_out
 from faisca.certificate.work import Work
 from faisca.config import RunConfig
@@ -76,7 +76,7 @@ class Reference:
         self.side = Side(backend, config, exact=exact, whole=False)
         self.words = f"{runtime.backend} on the CPU in float{64 if exact else 32}"
         self.work, self.tick = work, tick
-        self.given: list[Rollouts[np.ndarray]] | None = rollouts_of(self.side, work) if work.grpo else None
+        self.given: list[Rollouts[np.ndarray]] = []
         self.observations = list(self._ticked(observe(self.side, work, self.given)))
 
     def certify(self, config: RunConfig) -> Certificate:

@@ -17,6 +17,7 @@ from faisca.config import GRPOConfig, OptimizerConfig, RunConfig
 
 Arrays = dict[str, np.ndarray]
 STEPS = 3
+LOSSES: tuple[str, ...] = ("loss", "kl", "entropy", "ratio_mean")
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,9 @@ class Side:
         return self.backend.make_model(config=config, parameters=parameters, runtime=self.open())
 
 
-def observe(side: Side, work: Work, given: list[Rollouts[np.ndarray]] | None = None) -> Iterator[Observation]:
-    """Everything that is compared, one after another; GRPO learns from `given`, which `rollouts_of` made."""
-    if work.grpo is None:
-        yield from observe_training(side, work)
-    else:
-        assert given is not None, "both sides learn from the same rollouts"
-        yield from observe_policy(side, work, given)
+def observe(side: Side, work: Work, given: list[Rollouts[np.ndarray]]) -> Iterator[Observation]:
+    """Everything that is compared, one after another; the rollouts that GRPO learns from are as in `observe_policy`."""
+    yield from observe_training(side, work) if work.grpo is None else observe_policy(side, work, given)
 
 
 def observe_training(side: Side, work: Work) -> Iterator[Observation]:
@@ -85,39 +82,36 @@ def observe_training(side: Side, work: Work) -> Iterator[Observation]:
 
 
 def observe_policy(side: Side, work: Work, given: list[Rollouts[np.ndarray]]) -> Iterator[Observation]:
-    """Log-probabilities of completions, and three updates of the policy."""
+    """Log-probabilities of completions, and three updates of the policy.
+
+    It learns from the rollouts that are `given`; the side that comes first finds none, and makes them.
+    """
     assert work.grpo is not None
-    model, first = side.make_model(work), given[0]
-    found = side.backend.token_log_probs(
-        model=model, tokens=first.tokens, temperature=work.grpo.temperature, places=first.places
-    )
-    what = f"scoring {_shape(first.mask)}"
-    yield Observation("log-probabilities", what, {"log-probabilities": found * first.mask})
-    config = _policy_config(work)
+    model, config = side.make_model(work), _policy_config(work)
     learner = side.backend.make_learner(model=model, config=config)
-    for step, rollouts in enumerate(given):
+    for step in range(STEPS):
+        if step == len(given):
+            given.append(make_rollouts(side, work, learner.model, step))
+        rollouts = given[step]
+        shape = f"{rollouts.mask.shape[0]} × {rollouts.mask.shape[1]} tokens"
+        if step == 0:
+            found = side.backend.token_log_probs(
+                model=model, tokens=rollouts.tokens, temperature=config.temperature, places=rollouts.places
+            )
+            yield Observation("log-probabilities", f"scoring {shape}", {"log-probabilities": found * rollouts.mask})
         metrics = side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=work.rate)
-        yield from _after_step(side, work, learner, metrics, f"GRPO update {step + 1}, {_shape(rollouts.mask)}")
+        yield from _after_step(side, work, learner, metrics, f"GRPO update {step + 1}, {shape}")
 
 
-def rollouts_of(side: Side, work: Work) -> list[Rollouts[np.ndarray]]:
-    """Completions for each update, with log-probabilities that put the ratio far from where it is clipped."""
-    assert work.grpo is not None
-    config, model = _policy_config(work), side.make_model(work)
-    learner, made = side.backend.make_learner(model=model, config=config), []
-    for step, length in enumerate((work.length, max(1, work.length // 2), work.length)):
-        empty = work.completions(step, length)
-        now = side.backend.token_log_probs(
-            model=learner.model, tokens=empty.tokens, temperature=config.temperature, places=None
-        ).astype(np.float32)
-        rollouts = replace(
-            empty,
-            old_log_probs=now - np.float32(np.log(safe_ratio(config))),
-            reference_log_probs=now + work.reference_noise(step, now.shape),
-        )
-        side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=work.rate)
-        made.append(rollouts)
-    return made
+def make_rollouts(side: Side, work: Work, model: Model, step: int) -> Rollouts[np.ndarray]:
+    """Completions for an update, with log-probabilities that put the ratio far from where it is clipped."""
+    config = _policy_config(work)
+    empty = work.completions(step, max(1, work.length // 2) if step == 1 else work.length)
+    now = side.backend.token_log_probs(
+        model=model, tokens=empty.tokens, temperature=config.temperature, places=empty.places
+    ).astype(np.float32)
+    old = now - np.float32(np.log(safe_ratio(config)))
+    return replace(empty, old_log_probs=old, reference_log_probs=now + work.reference_noise(step, now.shape))
 
 
 def safe_ratio(config: GRPOConfig) -> float:
@@ -137,7 +131,7 @@ def observe_dropout(side: Side, work: Work) -> Iterator[Observation]:
         return
     model = side.make_model(work, dropout=True)
     learner = side.backend.make_learner(model=model, config=work.optimizer(OptimizerConfig()))
-    inputs, targets, _, what = _batch(work, 0, side.whole)
+    inputs, targets = work.batch(0, work.distinct)
     metrics = [
         side.backend.train_step(
             learner=learner,
@@ -154,7 +148,7 @@ def observe_dropout(side: Side, work: Work) -> Iterator[Observation]:
         "other losses with the same dropout": np.array(abs(again / one - 1)),
         "equal losses with another dropout": np.array(float(other == one)),
     }
-    yield Observation("dropout", f"dropout in training, {what}", arrays)
+    yield Observation("dropout", f"dropout in training, {_shape(inputs)}", arrays)
 
 
 def _batch(work: Work, step: int, whole: bool) -> tuple[np.ndarray, np.ndarray, int, str]:

@@ -1,6 +1,6 @@
 """What a stage will compute: its model and the shapes of its steps, with random tokens that both sides are given.
 
-The device computes every shape in full. The CPU need not: a batch in which a few rows stand again and
+A GPU computes every shape in full. The CPU need not: a batch in which a few rows stand again and
 again has the loss and the gradients of these few, so the device gets each row several times, in a
 random order, and the CPU gets it once.
 """
@@ -19,8 +19,8 @@ NO_DROPOUT = 1e-12
 """a rate at which the path with dropout is taken, and in float32 nothing is dropped"""
 ENOUGH_TOKENS = 512
 """different tokens in a batch; the other rows of a larger one are copies"""
-MOST_LOGITS = 2**25
-"""logits that the CPU keeps to check rollouts with: 0.13 GB"""
+MOST_LOGITS = 2**23
+"""logits that the CPU keeps to check rollouts with: 34 MB"""
 EPSILON = 1e-3
 """Adam's, about as large as a gradient: at 1e-8 a weight whose gradient is rounding noise moves at random"""
 
@@ -55,6 +55,14 @@ class Work:
         """Rows of a batch that differ; it is made of copies of these."""
         divisors = [n for n in range(1, self.rows + 1) if self.rows % n == 0]
         return next(n for n in divisors if n == self.rows or (n > 1 and n * self.length >= ENOUGH_TOKENS))
+
+    def on(self, device: str) -> "Work":
+        """The work as a device computes it: the CPU takes fewer rows of a large micro-batch, still several chunks."""
+        if device != "cpu" or self.grpo:
+            return self
+        fitting = [n for n in range(self.distinct, self.rows + 1, self.distinct) if self.rows % n == 0]
+        rows = next(n for n in fitting if n == self.rows or (n > self.distinct and n * self.length > ENOUGH_TOKENS))
+        return dataclasses.replace(self, rows=rows)
 
     @property
     def rate(self) -> float:

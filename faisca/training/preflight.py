@@ -30,7 +30,7 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
         return model
     longest = max(len(encode_prompt(setup.tokenizer, p, setup.model_config.context)) for p in setup.config.grpo.prompts)
     parameters = setup.backend.get_parameters(model=model)
-    work = stage_work(setup.config, setup.model_config, stage, parameters, longest)
+    work = stage_work(setup.config, setup.model_config, stage, parameters, longest).on(setup.runtime.device)
     done, total = count(1), units(work)
     with run.log.track(f"preflight of {stage}", total) as tracker:
         verdict = find_safe(
@@ -54,7 +54,7 @@ def stage_work(config: Config, model: ModelConfig, stage: str, parameters: Param
     if stage != "grpo":
         training = getattr(config, stage)
         rows = training.micro_batch_size or training.batch_size
-        return Work(stage, model, weights, rows, config.data.window, seed)
+        return Work(stage, model, weights, rows, min(config.data.window, model.context), seed)
     prompt = min(prompt, model.context)
     new = min(config.grpo.max_new_tokens, model.context + 1 - prompt)
     length = min(-(-(prompt + new - 1) // LENGTH_STEP) * LENGTH_STEP, model.context)  # padded as in training
