@@ -9,6 +9,8 @@ from faisca.certificate.observe import Observation
 
 SMALL = 1e-4
 """a gradient that is a smaller share of all together is measured against that share: it may be rounding alone"""
+SENSITIVITY_TIMES = 8
+"""a sensitive model may be off by this many times what moving its weights by a last place changes"""
 ROUNDING = 2.0**-23
 """how far float32 moves a weight, as a share of it, over the steps of a certificate"""
 
@@ -48,10 +50,16 @@ class Finding:
     distance: float
     zero: bool
     """whether it is zero throughout where the CPU's is not"""
+    sensitivity: float = 0.0
+    """the distance that moving the weights by a last place makes in this step; measured where something is off"""
+
+    def allowed(self, dtype: str) -> float:
+        """The largest distance that passes, in float32, tf32 or bfloat16."""
+        return max(float(getattr(TOLERANCES[self.kind], dtype)), SENSITIVITY_TIMES * self.sensitivity)
 
     def passes(self, dtype: str) -> bool:
-        """Whether the distance is allowed, in float32, tf32 or bfloat16."""
-        return bool(self.distance <= getattr(TOLERANCES[self.kind], dtype))
+        """Whether the distance is allowed."""
+        return not self.zero and self.distance <= self.allowed(dtype)
 
     def words(self, dtype: str) -> str:
         """As in `gradient of out_head.weight [512, 32] in training step 1, 8 × 32 tokens: off by 0.8 in norm; …`."""
@@ -59,7 +67,7 @@ class Finding:
         name = f"{self.kind} of {self.array}" if self.kind in ("gradient", "weights") else self.array
         shape = f" [{', '.join(map(str, self.shape))}]" if self.shape else ""
         far = "zero throughout" if self.zero else f"off by {self.distance:.2g} {tolerance.measure}"
-        return f"{name}{shape} in {self.what}: {far}; allowed {getattr(tolerance, dtype):.0e}"
+        return f"{name}{shape} in {self.what}: {far}; allowed {self.allowed(dtype):.0e}"
 
 
 def compare(expected: Observation, found: Observation) -> Iterator[Finding]:
@@ -68,11 +76,14 @@ def compare(expected: Observation, found: Observation) -> Iterator[Finding]:
     assert expected.arrays.keys() == found.arrays.keys(), "and have the same arrays"
     everything = sum(_norm(value) ** 2 for value in expected.arrays.values()) ** 0.5
     for name, value in expected.arrays.items():
-        other = found.arrays[name]
-        before = None if expected.before is None else expected.before[name]
-        distance = _distance(expected.kind, value, other, SMALL * everything, before)
-        zero = expected.kind == "gradient" and not other.any() and bool(value.any())
-        yield Finding(expected.kind, expected.what, name, other.shape, distance, zero)
+        other, shape = found.arrays[name], found.arrays[name].shape
+        zero = expected.kind == "gradient" and not other.any() and _norm(value) > SMALL * everything
+        least, rounding = SMALL * everything, 0.0
+        if expected.before is not None and found.before is not None:  # what counts is how they were moved
+            least, rounding = 0.0, ROUNDING * _norm(value)
+            value, other = value - expected.before[name], other - found.before[name]
+        distance = _distance(expected.kind, value, other, least, rounding)
+        yield Finding(expected.kind, expected.what, name, shape, distance, zero)
 
 
 def judge_alone(found: Observation) -> Iterator[Finding]:
@@ -82,8 +93,8 @@ def judge_alone(found: Observation) -> Iterator[Finding]:
         yield Finding(found.kind, found.what, name, (), distance if np.isfinite(distance) else np.inf, False)
 
 
-def _distance(kind: str, expected: np.ndarray, found: np.ndarray, least: float, before: np.ndarray | None) -> float:
-    """In the measure of the kind; infinite where shapes differ, or a number is not finite on one side only."""
+def _distance(kind: str, expected: np.ndarray, found: np.ndarray, least: float, rounding: float) -> float:
+    """In the measure of the kind; infinite where shapes differ, or a number is not finite."""
     if expected.shape != found.shape:
         return np.inf
     gap = found.astype(np.float64) - expected
@@ -94,12 +105,8 @@ def _distance(kind: str, expected: np.ndarray, found: np.ndarray, least: float, 
             return float(np.abs(gap).max() / max(float(np.abs(expected).max()), 1.0))
         case "log-probabilities":
             return _ratio(float(np.abs(gap).max()), float(np.abs(expected).max()))
-        case "gradient":
-            return _ratio(_norm(gap), max(_norm(expected), least))
-        case "weights":
-            assert before is not None, "weights are measured by their change"
-            beyond = max(0.0, _norm(gap) - ROUNDING * _norm(expected))
-            return _ratio(beyond, _norm(expected - before))
+        case "gradient" | "weights":
+            return _ratio(max(0.0, _norm(gap) - rounding), max(_norm(expected), least))
         case other:
             raise ValueError(f"{other} has no counterpart: judge it alone")
 

@@ -21,6 +21,8 @@ ENOUGH_TOKENS = 512
 """different tokens in a batch; the other rows of a larger one are copies"""
 MOST_LOGITS = 2**23
 """logits that the CPU keeps to check rollouts with: 34 MB"""
+LAST_PLACE = {"float32": 2.0**-23, "bfloat16": 2.0**-9}
+"""how far a dtype rounds a number, as a share of it"""
 EPSILON = 1e-3
 """Adam's, about as large as a gradient: at 1e-8 a weight whose gradient is rounding noise moves at random"""
 
@@ -117,9 +119,10 @@ class Work:
         }
 
     def checked_rows(self, rows: int, length: int) -> np.ndarray:
-        """Which rows of a rollout the CPU looks at: a few, as it needs all of their logits."""
+        """Which rows of a rollout the CPU looks at: the last, the first and two more, with all of their logits."""
         most = max(1, min(4, MOST_LOGITS // (length * self.model.vocabulary_size)))
-        return np.sort(permutation(self.seed, "certificate rollouts", rows)[:most])
+        order = [rows - 1, 0, *permutation(self.seed, "certificate rollouts", rows).tolist()]
+        return np.array(list(dict.fromkeys(order))[:most])
 
     def _tokens(self, purpose: str, step: int, rows: int, length: int | None = None) -> np.ndarray:
         """int32 [rows, length + 1]."""
@@ -138,3 +141,12 @@ def uneven(parameters: Parameters, seed: int) -> Parameters:
 
 def _noise(seed: int, name: str, value: np.ndarray) -> np.ndarray:
     return generator(seed, f"certificate noise on {name}").normal(0, 0.1, value.shape).astype(np.float32)
+
+
+def nudged(parameters: Parameters, dtype: str, seed: int) -> Parameters:
+    """Weights moved by a last place of the dtype, up or down at random: float64."""
+    moved = {}
+    for name, value in parameters.items():
+        up = generator(seed, f"certificate nudge of {name}").random(value.shape) < 0.5
+        moved[name] = value.astype(np.float64) * (1 + np.where(up, LAST_PLACE[dtype], -LAST_PLACE[dtype]))
+    return moved
