@@ -101,13 +101,13 @@ def parity(argv: list[str]) -> int:
     if not options.json:
         _print_table(rows, runtimes, case)
     found = [] if subject is None else certify_all(subject, PlainConsole(stderr=options.json))
+    passed = all(row.passed for row in rows) and all(one.certificate.passed for one in found)
     if options.json:
-        passed = all(one.certificate.passed for one in found)
-        report = _report(rows, runtimes, case)
-        print_json(report | {"passed": report["passed"] and passed, "certificates": [one.to_json() for one in found]})
+        certificates = [one.to_json() for one in found]
+        print_json({"passed": passed, **_report(rows, runtimes, case), "certificates": certificates})
     elif subject is not None:
         print_certificates(subject, found, PlainConsole())
-    return 0 if all(row.passed for row in rows) and all(one.certificate.passed for one in found) else 1
+    return 0 if passed else 1
 
 
 def find_sides() -> dict[str, Side]:
@@ -182,7 +182,6 @@ def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[R
 
 def _report(rows: list[RungResult], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
     return {
-        "passed": all(row.passed for row in rows),
         "model": dataclasses.asdict(case.model),
         "parameters": count_parameters(case.model),
         "yardstick": next(iter(runtimes)),
