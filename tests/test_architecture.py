@@ -28,7 +28,8 @@ FLOORS: dict[str, set[str]] = {
     "parameters": {"config", "streams", *FOUNDATION},
     "data": {"config", "streams", *FOUNDATION},
     "runs": {"backend", "config", "parameters", "system", *FOUNDATION},
-    "training": {"backend", "config", "data", "parameters", "runs", "streams", "system", *FOUNDATION},
+    "certificate": {"backend", "backends", "config", "parameters", "streams"},
+    "training": {"backend", "certificate", "config", "data", "parameters", "runs", "streams", "system", *FOUNDATION},
     "commands": {"config", "data", "loaded_model", "porting", "runs", "system", "training", *FOUNDATION},
 }
 """what each room of the core may import; the rooms that are not here (parity, porting, bench, …) are above all these"""

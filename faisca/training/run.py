@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Run:
     """those of the training titles, by stage"""
     data_report: str
     """how many titles there are, and what of the source was left out"""
+    certificates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """verdicts of `preflight.py`, by stage, where it ran"""
 
     @property
     def config(self) -> Config:
