@@ -42,11 +42,11 @@ def open_runtime(*, config: RunConfig) -> Runtime:
 
 
 def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
-    """Bytes that MLX holds: `peak`, `active`, `cache`; its peak leaves the buffer cache out."""
+    """Bytes that MLX holds: `peak`, `active`, `cache`; its peak leaves the cache out. `limit` is what a GPU may use."""
     numbers = {"peak": mx.get_peak_memory(), "active": mx.get_active_memory(), "cache": mx.get_cache_memory()}
     if reset_peak:
         mx.reset_peak_memory()
-    return numbers
+    return numbers | _limit(runtime.device)
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
@@ -100,6 +100,13 @@ def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
     if device == "cpu":
         return False, "compile off: on the CPU it saves little and the first step waits for g++"
     return True, "compile on: one graph a step, its elementwise operations fused"
+
+
+def _limit(device: str) -> dict[str, int]:
+    """What the GPU may use: Metal's recommended working set, or all that a CUDA device has."""
+    info = mx.device_info() if device == "gpu" else {}
+    found = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
+    return {"limit": int(found)} if found else {}
 
 
 def _details(device: str) -> dict[str, str]:
