@@ -192,7 +192,7 @@ class Backend(Protocol):
         """
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
-        """Bytes on the device: `peak`, `active`, `cache`, `limit` (what may be used); absent where it keeps no count."""
+        """Bytes on the device: `peak`, `active`, `cache`, and `limit`, what may be used; those that it counts."""
 
 
 def check_temperature(temperature: float) -> None:

@@ -39,7 +39,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
 
 
 def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
-    """Bytes that CUDA holds: `peak`, `active`, `cache`, and `limit`, what there is; empty on CPU and MPS, without a peak."""
+    """Bytes that CUDA holds: `peak`, `active`, `cache`; `limit` is all it has. Empty on CPU and MPS, without a peak."""
     if runtime.device != "cuda":
         return {}
     numbers = {

@@ -9,9 +9,9 @@ from faisca.planning.load import FLOAT, Load
 MLX_STREAM = 2
 """arrays [N, D] in float32 that MLX keeps of a block: what both norms read"""
 MLX_BETWEEN = 8.3
-"""and as wide as a product's factor: both norms' results, queries, keys and values and their copies, what attention gives"""
+"""and as wide as a product's factor: both norms' results, queries, keys, values, their copies, and the result"""
 MLX_SCORES = 1.1
-"""arrays [N, H·T]: the softmax, for MLX's fused kernel has no backward pass on the CPU; with dropout mask and product too"""
+"""arrays [N, H·T]: the softmax, for on the CPU MLX's fused kernel has no backward pass; with dropout three"""
 
 
 def torch_block(load: Load) -> float:
@@ -25,7 +25,7 @@ def torch_block(load: Load) -> float:
 
 
 def _torch_attention(load: Load) -> float:
-    """Bytes a token: queries, keys, values and the result; and what is kept of the scores, none of it by a fused kernel."""
+    """Bytes a token: queries, keys, values, the result, and the scores, of which a fused kernel keeps none."""
     D, H, T, width = load.model.dim, load.model.num_heads, load.length, load.width
     if load.explicit:
         shares = FLOAT + (width if load.narrow else 0)  # the softmax, and its copy in bfloat16

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from faisca.backend import Backend, Runtime
 from faisca.config import Config, ModelConfig
+from faisca.planning.load import rows_of
 from faisca.planning.plan import plan
 from faisca.system.memory import physical_memory
 from faisca.text import format_bytes
@@ -16,14 +17,6 @@ SMALLEST_CHUNK = 32
 def batch_option(stage: str) -> str:
     """The option that says how much a stage computes at a time."""
     return "grpo.minibatch_size" if stage == "grpo" else f"{stage}.micro_batch_size"
-
-
-def rows_of(config: Config, stage: str) -> int:
-    """Windows or completions that a stage computes at a time."""
-    if stage == "grpo":
-        return config.grpo.minibatch_size
-    train = getattr(config, stage)
-    return int(train.micro_batch_size or train.batch_size)
 
 
 def with_rows(config: Config, stage: str, rows: int) -> Config:

@@ -1,7 +1,7 @@
 """What a stage computes at a time: the numbers that its memory follows from."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from faisca.backend import PLACES_MULTIPLE, Runtime
@@ -94,26 +94,28 @@ class Load:
 
 def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) -> Load:
     """What a stage of `config` computes at a time; `model` has its real vocabulary size."""
-    common = {
-        "model": model,
-        "backend": runtime.backend,
-        "chunk": runtime.loss_chunk,
-        "narrow": runtime.dtype == "bfloat16",
-        "explicit": runtime.attention == "explicit",
-    }
+    load = Load(
+        model=model,
+        backend=runtime.backend,
+        rows=rows_of(config, stage),
+        length=config.data.window,
+        chunk=runtime.loss_chunk,
+        narrow=runtime.dtype == "bfloat16",
+        explicit=runtime.attention == "explicit",
+    )
     if stage == "grpo":
-        rows = config.grpo.minibatch_size
         new = min(config.grpo.max_new_tokens, model.context)
-        places = -(-rows * new // PLACES_MULTIPLE) * PLACES_MULTIPLE
+        places = -(-load.rows * new // PLACES_MULTIPLE) * PLACES_MULTIPLE
         # a prompt is short beside a completion: a row is as long as the longest completion, in steps of 16
         length = min(-(-new // 16) * 16, model.context)
-        return Load(**common, rows=rows, length=length, policy=True, scored=min(places, rows * length))
+        return replace(load, length=length, policy=True, scored=min(places, load.rows * length))
+    accumulates = load.rows < getattr(config, stage).batch_size
+    return replace(load, accumulates=accumulates, checkpointing=runtime.gradient_checkpointing)
+
+
+def rows_of(config: Config, stage: str) -> int:
+    """Windows or completions that a stage computes at a time."""
+    if stage == "grpo":
+        return config.grpo.minibatch_size
     train = getattr(config, stage)
-    rows = train.micro_batch_size or train.batch_size
-    return Load(
-        **common,
-        rows=rows,
-        length=config.data.window,
-        accumulates=rows < train.batch_size,
-        checkpointing=runtime.gradient_checkpointing,
-    )
+    return int(train.micro_batch_size or train.batch_size)

@@ -38,9 +38,11 @@ def torch_moments(load: Load) -> Moments:
 
 
 def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
-    """The loss, which makes the head's gradient in the forward pass, and the gradient that its backward pass hands on."""
+    """The loss, which makes the head's gradient in the forward pass, and its backward pass, which hands it on."""
     d_hidden = load.width * load.tokens * load.model.dim
-    copied = 0.5 if load.narrow else 0
+    # Until a chunk's copy is there, that of the chunk before it lives on.
+    at_once = 2 if (load.scored or load.tokens) > load.chunk else 1
+    copied = 0.5 * at_once if load.narrow else 0
     # In bfloat16 the head is copied, multiplied in float32, and its gradient rounded before it is added.
     copies = 2.5 * load.head if load.narrow else 0
     if not load.policy:
@@ -53,7 +55,7 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
             "gradient of the head": {"gradients": waiting + 2 * load.head, "activations": saved + 2 * d_hidden},
         }
     kept = kept_exponentials(load)
-    again = copied * load.logits + (load.width / FLOAT if kept else 1) * load.logits
+    again = load.logits * (at_once * load.width / FLOAT if kept else 1 + copied)
     return {
         # logits, exponentials, and their product for the entropy
         "log-probabilities": {"activations": saved + d_hidden, "logits": kept + 3 * load.logits + 0.6 * copies},

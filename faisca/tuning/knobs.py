@@ -10,7 +10,8 @@ from typing import Any
 from faisca.backend import Runtime
 from faisca.backends import BACKENDS
 from faisca.config import Config
-from faisca.planning.fit import possible_rows, rows_of
+from faisca.planning.fit import possible_rows
+from faisca.planning.load import rows_of
 
 CHUNKS = (64, 128, 256, 512, 1024)
 Values = Callable[[Config, Runtime], list[Any]]
@@ -41,14 +42,15 @@ def knobs(config: Config) -> Iterator[Knob]:
     """The knobs of a run's stages, in the order in which they are tried."""
     train = [stage for stage in config.run.stages if stage != "grpo"]
     if train:
-        yield Knob(("run.dtype",), _dtypes)
+        yield Knob(("run.loss_chunk",), _chunks)
         yield Knob(("run.attention",), _attentions, _no_attention)
         yield Knob(("run.compile",), _compilations, _no_compilation)
-        yield Knob(("run.loss_chunk",), _chunks)
+        yield Knob(("run.dtype",), _dtypes)
         yield Knob(("run.gradient_checkpointing",), lambda config, _: [not config.run.gradient_checkpointing])
-        yield Knob(_alike(config, train), _micro_batches)
     if "grpo" in config.run.stages:
         yield Knob(("grpo.rollout_batch",), _rollout_batches, work="rollout")
+    if train:  # last, for it takes longest: steps of whole micro-batches
+        yield Knob(_alike(config, train), _micro_batches)
 
 
 def _alike(config: Config, train: list[str]) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from faisca.commands.train import ConfigOptions, read_config
 from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.planning.fit import largest_rows, remedy, rows_of
+from faisca.planning.fit import largest_rows, remedy
+from faisca.planning.load import rows_of
 from faisca.planning.plan import PARTS, StagePlan, plan
 from faisca.system.tables import PlainConsole, print_table
 from faisca.text import clock, format_bytes

@@ -4,6 +4,7 @@ Knobs are taken one after the other, so a pair of settings that only pays togeth
 to the challenger only where its median is better by more than the noise of both.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,20 +13,26 @@ from typing import Any
 
 from faisca.config import Config
 from faisca.errors import FaiscaError
-from faisca.planning.fit import largest_rows, remedy, rows_of, with_rows
+from faisca.parameters import count_parameters
+from faisca.planning.fit import largest_rows, remedy, with_rows
+from faisca.planning.load import rows_of
 from faisca.text import format_bytes
 from faisca.tuning.knobs import Knob, knobs
 from faisca.tuning.opening import Opened
 from faisca.tuning.trial import Trial, difference
 
-ROUNDS = 3
+ROUNDS, FEWEST = 3, 2
+"""rounds of a duel; fewer where a step has as many windows as a micro-batch"""
+SHORTEST_ROUND = 0.2
+"""seconds: what is shorter is repeated within a round"""
 HOPELESS = 1.3
 """times slower in the first round: no second one"""
 LEAST_GAIN = 0.02
 """share of the time below which a difference is noise whatever the spread"""
-TURNS = 2 * ROUNDS + 3
-"""runs of the work in a duel: rounds of both, their warm-up, and the check of what is computed"""
+CHECKS = 4
+"""windows computed beside the rounds: warm-up, and the check of what is computed"""
 
+Action = Callable[[], float]
 Say = Callable[[str, int], None]
 """what is tried now, and how many duels are done"""
 
@@ -65,9 +72,11 @@ class Search:
 
     def __init__(self, opened: Opened, seconds: float) -> None:
         self.opened, self.deadline = opened, time.perf_counter() + seconds
-        self.best = Trial(opened, starting_config(opened))
+        self.start = starting_config(opened)
+        self.best = Trial(opened, self.start)
         self.knobs = list(knobs(self.best.config))
         self.results: list[Result] = []
+        self._ready: dict[tuple[str, int], Action] = {}
         self.windows, self.second_a_window = self._calibrate(seconds)
 
     @property
@@ -77,14 +86,16 @@ class Search:
 
     def run(self, say: Say) -> Config:
         """Try every knob's values; returns the best configuration."""
+        done = 0
         for knob in self.knobs:
             runtime = self.opened.backend.open_runtime(config=self.best.config.run)
             reason = knob.why_not(self.best.config, runtime)
             if reason:
                 self.results.append(Result(" ".join(knob.options), "–", verdict=reason))
             for value in knob.values(self.best.config, runtime):
-                say(f"{knob.options[0]} {value}", len(self.results))
+                say(f"{knob.options[0]} {value}", done)
                 self.results.append(self._try(knob, value))
+                done += 1
         return self.best.config
 
     def _try(self, knob: Knob, value: Any) -> Result:
@@ -95,15 +106,17 @@ class Search:
         if planned > self.opened.memory:
             return replace(result, verdict=f"not tried: beside the other it would take {format_bytes(planned)}")
         windows = self._windows_for(trial) if knob.work == "step" else 1
-        expected = TURNS * windows * self.second_a_window
+        rounds = ROUNDS if windows == self.windows or knob.work != "step" else FEWEST
+        expected = (2 * rounds * windows + CHECKS) * self.second_a_window
         if time.perf_counter() + expected > self.deadline:
             return replace(result, verdict=f"not measured: no time for about {expected:.0f} s")
-        other = difference(trial, self.best, knob.work)
+        other = difference(trial, Trial(self.opened, self.start), knob.work)
         if other:
             return replace(result, verdict=f"refused: {other}", planned=planned)
-        found = duel(self.best.case(knob.work, windows), trial.case(knob.work, windows))
+        mine, theirs = self._incumbent(knob.work, windows), trial.case(knob.work, windows)
+        found = duel(mine, theirs, rounds, self.deadline)
         if found.taken:
-            self.best = trial
+            self.best, self._ready = trial, {(knob.work, windows): theirs}
         verdict = "taken" if found.taken else "slower" if found.after > found.before else "no gain beyond the noise"
         numbers = {"before": found.before, "seconds": found.after, "noise": found.noise}
         return replace(result, **numbers, verdict=verdict, planned=planned)
@@ -114,16 +127,20 @@ class Search:
 
     def _calibrate(self, seconds: float) -> tuple[int, float]:
         """How many windows a timed step may have, and the seconds of each: all duels shall fit the time."""
-        step = self.best.case("step", 1)
+        step = self._incumbent("step", 1)
         step()
         a_window = max(step(), 1e-4)
-        affordable = 0.6 * seconds / (max(self.duels, 1) * TURNS * a_window)
+        affordable = 0.4 * seconds / (max(self.duels, 1) * (2 * ROUNDS + CHECKS) * a_window)
         return max(1, min(int(affordable), self.best.micro)), a_window
+
+    def _incumbent(self, work: str, windows: int) -> Action:
+        """The best setting so far, ready to be timed: of one kind of work at a time, for it holds a model."""
+        if (work, windows) not in self._ready:
+            self._ready = {(work, windows): self.best.case(work, windows)}
+        return self._ready[work, windows]
 
     @property
     def _weights(self) -> int:
-        from faisca.parameters import count_parameters
-
         return 4 * count_parameters(self.opened.model)
 
 
@@ -141,14 +158,19 @@ class Duel:
         return self.after < self.before * (1 - self.noise)
 
 
-def duel(incumbent: Callable[[], float], challenger: Callable[[], float], rounds: int = ROUNDS) -> Duel:
-    """Time two in turns, each warm; noise is the larger of their half ranges, and at least LEAST_GAIN."""
-    incumbent(), challenger()
+def duel(incumbent: Action, challenger: Action, rounds: int = ROUNDS, deadline: float = math.inf) -> Duel:
+    """Time two in turns, each warm; noise is the larger of their half ranges, and at least LEAST_GAIN.
+
+    Past the deadline it ends, though not before FEWEST rounds: without a spread there is no noise to exceed.
+    """
+    slower = max(incumbent(), challenger(), 1e-6)
+    repeats = max(1, math.ceil(SHORTEST_ROUND / slower))
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
+    for _ in range(max(rounds, FEWEST)):
         for seconds, action in zip(times, (incumbent, challenger), strict=True):
-            seconds.append(action())
-        if times[1][0] > HOPELESS * times[0][0]:
+            seconds.append(sum(action() for _ in range(repeats)) / repeats)
+        late = time.perf_counter() > deadline and len(times[0]) >= FEWEST
+        if late or times[1][0] > HOPELESS * times[0][0]:
             break
     before, after = map(statistics.median, times)
     spreads = [(max(seconds) - min(seconds)) / 2 / statistics.median(seconds) for seconds in times]

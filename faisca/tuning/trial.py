@@ -2,14 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from faisca.bench.twin import CaseFunction, TwinSubject
 from faisca.bench.work import PROMPT_TOKENS, Work
-from faisca.config import Config
-from faisca.parameters import initial_parameters
+from faisca.config import Config, ModelConfig
+from faisca.parameters import Parameters, initial_parameters
 from faisca.planning.plan import plan
 from faisca.tuning.opening import Opened
 
@@ -55,7 +56,7 @@ class Trial:
         """Loss and gradient norm of one step on few windows, without dropout, whose draws may differ by setting."""
         subject = self.subject(CHECKED_WINDOWS, dropout=0.0, attention_dropout=0.0)
         backend, model = subject.backend, subject.work.model
-        made = backend.make_model(config=model, parameters=initial_parameters(model, 0), runtime=subject.runtime)
+        made = backend.make_model(config=model, parameters=_initial(model), runtime=subject.runtime)
         learner = backend.make_learner(model=made, config=subject.work.config.pretrain)
         inputs, targets = subject.work.batch()
         # one window at a time where micro-batches are smaller than what the run began with
@@ -84,6 +85,11 @@ class Trial:
     def micro(self) -> int:
         """Windows that it computes at a time."""
         return int(self._train.micro_batch_size or self._train.batch_size)
+
+
+@lru_cache(maxsize=2)
+def _initial(model: ModelConfig) -> Parameters:
+    return initial_parameters(model, 0)
 
 
 def difference(trial: Trial, yardstick: Trial, work: str) -> str:
