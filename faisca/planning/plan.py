@@ -11,8 +11,8 @@ from functools import cached_property
 from faisca.backend import Runtime
 from faisca.config import Config, ModelConfig
 from faisca.planning.load import FLOAT, MOST_ROWS_SAMPLED, Load, load_of
-from faisca.planning.mlx import mlx_moments
-from faisca.planning.torch import Moments, torch_moments
+from faisca.planning.mlx_step import mlx_moments
+from faisca.planning.torch_step import Moments, torch_moments
 
 PARTS = ("parameters", "optimiser", "reference", "gradients", "activations", "logits", "cache")
 """what a plan tells apart, in the order of the table"""
@@ -61,7 +61,9 @@ def step_moments(load: Load) -> Moments:
         case "mlx":
             moments = mlx_moments(load)
         case other:
-            raise ValueError(f"there are no formulas for backend {other}: write them beside faisca/planning/mlx.py")
+            raise ValueError(
+                f"there are no formulas for backend {other}: write them beside faisca/planning/mlx_step.py"
+            )
     margin = MARGINS[load.backend]
     larger = {name: {part: margin * size for part, size in parts.items()} for name, parts in moments.items()}
     return _with_state(load, larger)

@@ -14,7 +14,8 @@ from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.planning.fit import largest_rows, remedy
 from faisca.planning.load import rows_of
-from faisca.planning.plan import PARTS, StagePlan, plan
+from faisca.planning.plan import PARTS, StagePlan
+from faisca.planning.plan import plan as plan_stage
 from faisca.system.tables import PlainConsole, print_table
 from faisca.text import clock, format_bytes
 from faisca.tuning.opening import Opened, open_config
@@ -34,7 +35,7 @@ class PlanOptions(ConfigOptions):
     """print one JSON object instead of a table"""
 
 
-def plan_command(argv: list[str]) -> int:
+def plan(argv: list[str]) -> int:
     """Say what a run will take: memory of each stage by formula, the largest micro-batch
     that fits, and the time, where a speed is known. Nothing is trained or read; takes all
     options of faisca run. The formulas are compared in tests with what both backends take.
@@ -45,10 +46,10 @@ def plan_command(argv: list[str]) -> int:
       faisca plan --model.dim 512 --model.num-layers 12 --pretrain.max-steps 1000 --tokens-per-second 20000
       faisca plan --preset faisca --bench mine.json --json
     """
-    options, config = read_config(PlanOptions, argv, command="plan", help=plan_command.__doc__)
+    options, config = read_config(PlanOptions, argv, command="plan", help=plan.__doc__)
     speed = _speed(options, config)
     opened = open_config(config, options.memory, options.start_from)
-    plans = [plan(config, opened.model, opened.runtime, stage) for stage in config.run.stages]
+    plans = [plan_stage(config, opened.model, opened.runtime, stage) for stage in config.run.stages]
     found = [_stage_facts(opened, made, speed) for made in plans]
     if options.json:
         runtime = {key: getattr(opened.runtime, key) for key in ("backend", "device", "dtype", "loss_chunk")}

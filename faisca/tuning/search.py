@@ -76,6 +76,7 @@ class Search:
         self.best = Trial(opened, self.start)
         self.knobs = list(knobs(self.best.config))
         self.results: list[Result] = []
+        self._computed: dict[str, Any] = {}
         self._ready: dict[tuple[str, int], Action] = {}
         self.windows, self.second_a_window = self._calibrate(seconds)
 
@@ -110,7 +111,7 @@ class Search:
         expected = (2 * rounds * windows + CHECKS) * self.second_a_window
         if time.perf_counter() + expected > self.deadline:
             return replace(result, verdict=f"not measured: no time for about {expected:.0f} s")
-        other = difference(trial, Trial(self.opened, self.start), knob.work)
+        other = difference(trial, self._expected(knob.work), knob.work)
         if other:
             return replace(result, verdict=f"refused: {other}", planned=planned)
         mine, theirs = self._incumbent(knob.work, windows), trial.case(knob.work, windows)
@@ -138,6 +139,12 @@ class Search:
         if (work, windows) not in self._ready:
             self._ready = {(work, windows): self.best.case(work, windows)}
         return self._ready[work, windows]
+
+    def _expected(self, work: str) -> Any:
+        """What the configuration computes as it is."""
+        if work not in self._computed:
+            self._computed[work] = Trial(self.opened, self.start).computed(work)
+        return self._computed[work]
 
     @property
     def _weights(self) -> int:

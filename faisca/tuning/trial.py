@@ -52,6 +52,10 @@ class Trial:
         subject = self.subject(windows)
         return subject.training() if work == "step" else subject.rollout()
 
+    def computed(self, work: str) -> Any:
+        """What has to be the same whatever the setting: the numbers of a step, or the tokens of a rollout."""
+        return self.step_numbers() if work == "step" else self.rollout_tokens()
+
     def step_numbers(self) -> np.ndarray:
         """Loss and gradient norm of one step on few windows, without dropout, whose draws may differ by setting."""
         subject = self.subject(CHECKED_WINDOWS, dropout=0.0, attention_dropout=0.0)
@@ -92,11 +96,11 @@ def _initial(model: ModelConfig) -> Parameters:
     return initial_parameters(model, 0)
 
 
-def difference(trial: Trial, yardstick: Trial, work: str) -> str:
-    """What a trial computes otherwise than the yardstick, in words; empty where it is the same within tolerance."""
+def difference(trial: Trial, expected: Any, work: str) -> str:
+    """What a trial computes otherwise than `expected`, in words; empty where it is the same within tolerance."""
+    found = trial.computed(work)
     if work == "rollout":
-        return "" if trial.rollout_tokens() == yardstick.rollout_tokens() else "other completions"
-    found, expected = trial.step_numbers(), yardstick.step_numbers()
+        return "" if found == expected else "other completions"
     tolerances = (LOSS_TOLERANCE, NORM_TOLERANCE)
     if trial.config.run.dtype == "bfloat16":
         tolerances = bfloat16_tolerances()

@@ -7,7 +7,7 @@ many shapes; each says in the unit of which array it counts. `tests/test_plannin
 
 from faisca.planning.blocks import mlx_block
 from faisca.planning.load import FLOAT, Load
-from faisca.planning.torch import Moments, kept_exponentials
+from faisca.planning.torch_step import Moments, kept_exponentials
 
 UPDATE = 2.0
 """old and new moments side by side: parameters twice more than a step holds otherwise"""
