@@ -119,8 +119,9 @@ class Search:
         if found.taken:
             self.best, self._ready = trial, {(knob.work, windows): theirs}
         verdict = "taken" if found.taken else "slower" if found.after > found.before else "no gain beyond the noise"
-        numbers = {"before": found.before, "seconds": found.after, "noise": found.noise}
-        return replace(result, **numbers, verdict=verdict, planned=planned)
+        return replace(
+            result, before=found.before, seconds=found.after, noise=found.noise, verdict=verdict, planned=planned
+        )
 
     def _windows_for(self, trial: Trial) -> int:
         """Windows of a timed step: as many as fill both micro-batches where these differ."""
