@@ -135,6 +135,7 @@ GRPO: dict[str, tuple[Any, Look]] = {
     "max_new_tokens": (2, sampled("max_new_tokens", 6)),
     "temperature": (0.3, lambda ran: (sampled("temperature", 6)(ran), ran.given("token_log_probs", "temperature"))),
     "top_k": (3, sampled("top_k", 6)),
+    "rollout_batch": (2, lambda ran: {len(call.prompts) for call in ran.named("generate")}),
     "epochs": (3, lambda ran: len(ran.named("grpo_step"))),
     "minibatch_size": (3, lambda ran: {len(call.rollouts.tokens) for call in ran.named("grpo_step")}),
     "reward": ("keywords:vento", lambda ran: ran.records("reward_mean")),

@@ -169,6 +169,8 @@ class GRPOConfig(OptimizerConfig):
     """temperature of the rollout, and of the log-probabilities that the loss compares"""
     top_k: CountOrOff = 0
     """sample among the k likeliest tokens; 0 is off: top-k biases the importance ratio"""
+    rollout_batch: CountOrOff = 0
+    """completions sampled at a time, which changes none of them; 0 takes 64"""
     epochs: Count = 2
     """passes over a step's rollouts"""
     minibatch_size: Count = 12

@@ -20,6 +20,7 @@ from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
+from faisca.planning.fit import usable_memory, warnings
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
 from faisca.runs.log import RunLog
@@ -232,5 +233,6 @@ def _words(setup: Setup, headlines: Headlines) -> Iterator[str]:
         f"model: {count_parameters(config):,} parameters, {config.num_layers} blocks of width {config.dim}, "
         f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
     )
+    yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
     for prompt in filter(ends_in_space, setup.config.grpo.prompts):
         yield f"prompt {prompt!r}: the space at its end is left out, for tokens bring their own"
