@@ -199,7 +199,7 @@ class Backend(Protocol):
         """
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
-        """Bytes on the device: `peak`, `active`, `cache`; empty where only resident memory counts."""
+        """Bytes on the device: `peak`, `active`, `cache`, and `limit`, what may be used; those that it counts."""
 
     def training_memory(self, *, runtime: Runtime) -> AbstractContextManager[None]:
         """What the device's memory needs while something is trained; as it was before, afterwards."""

@@ -29,6 +29,8 @@ class BackendRow:
     """system and machine on which it is the first choice"""
     compiles_quickly: bool = False
     """whether a compiled step is ready sooner than it takes to compare two backends"""
+    computes_in_float64: bool = False
+    """whether a model computes in float64 where its weights are: on the CPU, to compare with"""
 
     @property
     def installed(self) -> bool:
@@ -49,6 +51,7 @@ BACKENDS = {
         files=(".safetensors",),
         file_words="a torch state dict",
         reader="transformers",
+        computes_in_float64=True,
     ),
     "mlx": BackendRow(
         needs="mlx.core",

@@ -20,6 +20,8 @@ COMMANDS = {
     "grpo": ("faisca.commands.train:grpo", "only reinforcement learning, from a checkpoint: football"),
     "generate": ("faisca.commands.model:generate", "write headlines with a checkpoint"),
     "evaluate": ("faisca.commands.model:evaluate", "measure a checkpoint on headlines"),
+    "plan": ("faisca.tuning.plan_command:plan", "what a run will take: memory by formula, and time"),
+    "tune": ("faisca.tuning.command:tune", "measure which settings are fastest here, and write them to a file"),
     "parity": ("faisca.parity.command:parity", "prove that both backends compute the same on this machine"),
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),

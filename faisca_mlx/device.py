@@ -49,11 +49,12 @@ def open_runtime(*, config: RunConfig) -> Runtime:
 
 
 def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
-    """Bytes that MLX holds: `peak`, `active`, `cache`; its peak leaves the buffer cache out."""
+    """Bytes that MLX holds: `peak`, `active`, `cache`; its peak leaves the cache out. `limit` is what a GPU may use."""
     numbers = {"peak": mx.get_peak_memory(), "active": mx.get_active_memory(), "cache": mx.get_cache_memory()}
     if reset_peak:
         mx.reset_peak_memory()
-    return numbers
+    limit = _gpu_memory(runtime.device)
+    return numbers | ({"limit": limit} if limit else {})
 
 
 @contextmanager
@@ -132,10 +133,13 @@ def _choose_loss(device: str) -> tuple[bool, str]:
 
 def _cache_threshold(limit_gb: float, device: str) -> int:
     """Clearing costs time at every step of the same shapes, so it waits; a cap of the user's own is MLX's to keep."""
-    if device == "cpu" or limit_gb:
-        return 0
-    info = mx.device_info()  # Metal's word for it, and CUDA's
-    return int(CACHE_SHARE * int(info.get("max_recommended_working_set_size") or info["total_memory"]))
+    return 0 if limit_gb else int(CACHE_SHARE * _gpu_memory(device))
+
+
+def _gpu_memory(device: str) -> int:
+    """Bytes that the GPU may use: Metal's recommended working set, or all that a CUDA device has; 0 on the CPU."""
+    info = mx.device_info() if device == "gpu" else {}
+    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or 0)
 
 
 def _details(device: str) -> dict[str, str]:

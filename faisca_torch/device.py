@@ -42,13 +42,14 @@ def open_runtime(*, config: RunConfig) -> Runtime:
 
 
 def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
-    """Bytes that CUDA holds: `peak`, `active`, `cache`; empty on the CPU and on MPS, which keep no peak."""
+    """Bytes that CUDA holds: `peak`, `active`, `cache`; `limit` is all it has. Empty on CPU and MPS, without a peak."""
     if runtime.device != "cuda":
         return {}
     numbers = {
         "peak": torch.cuda.max_memory_allocated(),
         "active": torch.cuda.memory_allocated(),
         "cache": torch.cuda.memory_reserved() - torch.cuda.memory_allocated(),
+        "limit": torch.cuda.get_device_properties().total_memory,
     }
     if reset_peak:
         torch.cuda.reset_peak_memory_stats()

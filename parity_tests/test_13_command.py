@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 from cases import PAIRED, Twin
 
 from faisca import backends
+from faisca.certificate.compare import TOLERANCES, Tolerance
 from faisca.cli import main
 from faisca.config.files import load_preset
 from faisca.errors import FaiscaError
@@ -60,6 +62,40 @@ def test_json_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert report["model"]["vocabulary_size"] == 512 and report["parameters"] == 50_688
     assert {rung["rung"] for rung in report["rungs"]} == {1, 2, 3, 4, 5, 6, 7, 8, 10}
     assert all(rung["difference"] <= rung["tolerance"] for rung in report["rungs"])
+    assert [(one["stage"], one["passed"]) for one in report["certificates"]] == [("pretrain", True)] * 2
+
+
+def without_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "compare_sides", lambda sides, case: [])
+
+
+def test_a_preset_is_certified_on_both_backends(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    without_ladder(monkeypatch)
+    assert main(["parity", "--preset", "tiny"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "certificate of preset tiny" in printed and "FAIL" not in printed
+    for side in ("torch", "mlx"):
+        for stage in ("pretrain", "grpo"):
+            assert re.search(rf"{stage}, {side} \w+ in float32: (\d+) of \1 arrays agree with {side} on", printed)
+    assert "pretrain torch cpu gradient" in printed and "grpo mlx cpu rollout" in printed
+
+
+def test_a_certificate_that_fails_is_exit_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    without_ladder(monkeypatch)
+    none = Tolerance(0.0, 0.0, 0.0, "in norm")
+    monkeypatch.setitem(TOLERANCES, "gradient", none)
+    monkeypatch.setattr("faisca.certificate.compare.SENSITIVITY_TIMES", 0)
+    assert main(["parity", "--preset", "tiny", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is False
+    assert not report["certificates"][0]["passed"] and "gradient of" in report["certificates"][0]["failures"][0]
+
+
+def test_a_preset_and_a_run_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["parity", str(tmp_path), "--preset", "tiny"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    assert main(["parity", "--preset", "tinny"]) == 2
+    assert "preset 'tinny' is unknown" in capsys.readouterr().err
 
 
 def test_a_difference_is_exit_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -106,7 +106,8 @@ class StandIn:
 
     def open_runtime(self, *, config: Any) -> Runtime:
         chunk, checkpointing = config.loss_chunk or 512, config.gradient_checkpointing
-        runtime = Runtime("torch", "cpu", "float32", False, chunk, gradient_checkpointing=checkpointing)
+        device = "gpu" if config.device == "gpu" else "cpu"
+        runtime = Runtime("torch", device, "float32", False, chunk, gradient_checkpointing=checkpointing)
         return self._note("open_runtime", 0, runtime, config=config)
 
     def make_model(self, *, config: Any, parameters: Any, runtime: Runtime) -> StandInModel:

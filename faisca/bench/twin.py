@@ -53,7 +53,7 @@ class TwinSubject:
         first_token = self._generation(never, 1, first_only=True)
         return {
             "pretrain": self.training(),
-            "rollout": lambda: timed(lambda: self._roll_out(never)),
+            "rollout": self.rollout(never),
             "grpo_full": self._grpo_step(never, self.backend.make_learner(model=never, config=grpo)),
             "grpo_ending": self._grpo_step(ending, self.backend.make_learner(model=ending, config=grpo)),
             **{f"generate_{rows}": self._generation(never, rows) for rows in (1, 24, 64)},
@@ -84,6 +84,15 @@ class TwinSubject:
 
         return lambda: timed(step)
 
+    def rollout(self, model: Model | None = None) -> CaseFunction:
+        """The completions of a GRPO step, which never end."""
+        policy = self._model() if model is None else model
+        return lambda: timed(lambda: self._roll_out(policy))
+
+    def completions_of_a_rollout(self) -> list[list[int]]:
+        """Token ids of the rows of a rollout."""
+        return self._roll_out(self._model()).completions
+
     def device_memory(self) -> int | None:
         """Peak bytes on the device, where it has a counter."""
         return self.backend.memory(runtime=self.runtime, reset_peak=False).get("peak")
@@ -95,7 +104,8 @@ class TwinSubject:
         sampling = rollout_sampling(self.work.config.grpo)
         prompts = self.work.prompts(self.work.completions)
         draws = uniforms(0, "bench rollout", step=0, rows=len(prompts), columns=sampling.max_new_tokens)
-        return Completions([], prompts, list(complete(self.setup, model, prompts, sampling, draws)))
+        at_a_time = self.work.config.grpo.rollout_batch
+        return Completions([], prompts, list(complete(self.setup, model, prompts, sampling, draws, at_a_time)))
 
     def _grpo_step(self, model: Model, learner: Learner) -> CaseFunction:
         """Rollout, log-probabilities of both models, and all updates; rewards of texts are left out."""

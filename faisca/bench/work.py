@@ -16,11 +16,10 @@ import tiktoken
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
 from faisca.config.files import load_preset
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.tokenizer import END_OF_TEXT, GPT2_TOKENS, Tokenizer
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 
-GPT2_TOKENS = 50_257
 HEADLINE_TOKENS = 20
 """tokens in a headline, its end-of-text included: what rows that end are as long as, on average"""
 PROMPT_TOKENS = 4

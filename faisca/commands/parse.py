@@ -132,6 +132,7 @@ def _refuse_unknown_options(arguments: list[str], names: list[str], command: str
 REWORDED = (
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 \2 is not a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2 is not a number"),
+    (r"Error parsing (\S+): no type matching FLOAT could be instantiated from \[(.*)\]\.", r"\1 \2 is not a number"),
     (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*)\)\.", r"\2 \1 is unknown: choose \3"),
     (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
     (r"Missing from [^:]+: (\S+).*", r"\1 is missing"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from tyro.conf import arg
 
@@ -38,25 +38,31 @@ BEGINNING = LOCK | {"config.toml", "tokenizer.json", "metrics.jsonl"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartOptions:
-    """Where a configuration and a run begin."""
+class LayerOptions:
+    """Where a configuration begins."""
 
     preset: Annotated[str | None, arg(metavar="NAME")] = None
     """the numbers to start from; the list is above"""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """a TOML file laid over the preset, such as the config.toml of a run"""
-    out: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/PRESET)")] = None
-    """the run's folder, which must be new or empty"""
-    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
-    """continue an interrupted run in its folder, with its own configuration"""
     start_from: Annotated[Path | None, arg(name="from", metavar="CHECKPOINT", help_behavior_hint="")] = None
     """begin with the weights of a checkpoint or run folder, its model and its tokenizer; without --preset the
     rest of its configuration comes along"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(StartOptions):
-    """Every option of the training commands; those before the sections are short for one in them."""
+class StartOptions(LayerOptions):
+    """Where a configuration and a run begin."""
+
+    out: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/PRESET)")] = None
+    """the run's folder, which must be new or empty"""
+    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """continue an interrupted run in its folder, with its own configuration"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions(LayerOptions):
+    """Every option of a configuration; those before the sections are short for one in them."""
 
     backend: BackendName
     device: DeviceName
@@ -77,6 +83,14 @@ class TrainOptions(StartOptions):
     grpo: GRPOConfig
     sample: SampleConfig
     run: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ConfigOptions, StartOptions):
+    """Every option of the training commands."""
+
+
+Chosen = TypeVar("Chosen", bound=ConfigOptions)
 
 
 def run(argv: list[str]) -> int:
@@ -133,7 +147,7 @@ def grpo(argv: list[str]) -> int:
 
 def _train(command: str, argv: list[str], help: str | None) -> int:
     start = parse_known(StartOptions, argv, command=command)
-    default = _default_options(start, _starting_sections(start, command))
+    default = _default_options(TrainOptions, start, _starting_sections(start, command))
     options = parse(TrainOptions, argv, command=command, help=_with_presets(help), default=default)
     config = _chosen_config(options, default)
     if command != "run" and config.run.stages != (command,):
@@ -150,6 +164,18 @@ def _train(command: str, argv: list[str], help: str | None) -> int:
     return 0
 
 
+def read_config(kind: type[Chosen], argv: list[str], *, command: str, help: str | None) -> tuple[Chosen, Config]:
+    """The options of a command that trains nothing, and the configuration that they make, as `faisca run` makes it."""
+    layers = parse_known(LayerOptions, argv, command=command)
+    if layers.start_from:
+        sections = _inherited_sections(layers.start_from, layers)
+    else:
+        sections = layered_sections(layers.preset, layers.config)
+    default = _default_options(kind, layers, sections)
+    options = parse(kind, argv, command=command, help=_with_presets(help), default=default)
+    return options, _chosen_config(options, default)
+
+
 def _starting_sections(start: StartOptions, command: str) -> Sections:
     """The layers below the options: the preset and --config, or the configuration of --resume."""
     if start.resume:
@@ -163,7 +189,7 @@ def _starting_sections(start: StartOptions, command: str) -> Sections:
     return sections
 
 
-def _inherited_sections(checkpoint: Path, start: StartOptions) -> Sections:
+def _inherited_sections(checkpoint: Path, start: LayerOptions) -> Sections:
     """What --from brings along: where no preset is named what the run was configured with, but for how it ran.
 
     Model and tokenizer always come along; so does the seed, unless a preset is named.
@@ -188,16 +214,16 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
     return sections_of(saved_state(run).config)
 
 
-def _default_options(start: StartOptions, sections: Sections) -> TrainOptions:
+def _default_options(kind: type[Chosen], start: LayerOptions, sections: Sections) -> Chosen:
     """What the options are where none is given: the layers below them."""
     run: RunConfig = sections["run"]
     given = {option.name: getattr(start, option.name) for option in fields(start)}
     short = {name: getattr(run, name) for name in SHORT}
     source, stages = sections["data"].source, ",".join(run.stages)
-    return TrainOptions(**{**given, **sections, **short, "source": source, "stages": stages})
+    return kind(**{**given, **sections, **short, "source": source, "stages": stages})
 
 
-def _chosen_config(options: TrainOptions, default: TrainOptions) -> Config:
+def _chosen_config(options: ConfigOptions, default: ConfigOptions) -> Config:
     """The configuration that the options make; a short option that was given wins over the long one."""
     sections = {section.name: getattr(options, section.name) for section in fields(Config)}
     changes = {name: getattr(options, name) for name in (*SHORT, "source", "stages")}

@@ -128,6 +128,8 @@ class GRPOConfig(OptimizerConfig):
     """temperature of the rollout, and of the log-probabilities that the loss compares"""
     top_k: CountOrOff = 0
     """sample among the k likeliest tokens; 0 is off: top-k biases the importance ratio"""
+    rollout_batch: CountOrOff = 0
+    """completions sampled at a time, which changes none of them; 0 takes 64"""
     epochs: Count = 2
     """passes over a step's rollouts"""
     minibatch_size: Count = 12
@@ -196,6 +198,9 @@ class RunConfig:
     """rows of logits alive at a time in the loss; 0 takes what was fastest: 512 for torch, 128 for MLX"""
     attention: Literal["fused", "explicit"] = "fused"
     """one fused kernel, or scores, softmax and product one after the other: slower, and the scores take memory"""
+    preflight: Literal["auto", "on", "off"] = "auto"
+    """compare the stage's own steps with the CPU before the first one: losses, gradients, update, rollout; auto does so
+    on every GPU; where they differ another way is taken that does not, or the stage is refused"""
     gradient_checkpointing: bool = False
     """recompute each block in the backward pass: less memory, more time"""
     cache_limit_gb: NotNegative = 0.0

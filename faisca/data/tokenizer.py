@@ -26,6 +26,8 @@ from faisca.config import TokenizerConfig
 from faisca.errors import FaiscaError
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_TOKENS = 50_257
+"""in GPT-2's vocabulary"""
 # how GPT-2 splits a text into words before any merge, as tiktoken writes it
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()

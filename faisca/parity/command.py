@@ -19,9 +19,11 @@ from faisca.config import ModelConfig, RunConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.parity.cases import Case, Side, uneven_parameters
+from faisca.parity.certificates import certify_all, print_certificates, subject_of
 from faisca.parity.differences import differences
 from faisca.parity.rungs import RUNGS, Rung, logits, trajectory
 from faisca.parity.sampling import NEW_TOKENS, ROWS, agreement, settings
+from faisca.system.tables import PlainConsole
 
 BFLOAT16_RUNGS = (
     Rung(10, "bfloat16: logits", logits, 5e-2),
@@ -50,8 +52,10 @@ class ParityOptions:
         Positional[Path | None],
         arg(metavar="CHECKPOINT", help="a checkpoint or run folder; left out: a small model", help_behavior_hint=""),
     ] = None
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """certify the steps of a preset, before there is a run"""
     json: FlagCreatePairsOff[bool] = False
-    """print one JSON object instead of a table"""
+    """print one JSON object instead of tables"""
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,35 @@ def parity(argv: list[str]) -> int:
     model or on your own. Takes less than a minute; the exit status is 1 where
     something differs by more than its tolerance.
 
+    Of a run or a preset it prints the certificate as well: its own steps, in their
+    full shapes, on the best device of each backend and on the CPU. A run does that
+    by itself on a GPU, before each stage (--run.preflight).
+
     examples:
       faisca parity
       faisca parity runs/spark
+      faisca parity --preset faisca
       faisca parity --json
     """
     options = parse(ParityOptions, argv, command="parity", help=parity.__doc__)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if options.preset is not None and options.checkpoint is not None:
+        raise FaiscaError(f"--preset {options.preset} does not go with {options.checkpoint}: leave one of them out")
+    subject = subject_of(options.preset, options.checkpoint)
     sides, case = find_sides(), make_case(options.checkpoint)
     runtimes = {name: side.open() for name, side in sides.items()}
     rows = compare_sides(sides, case)
-    if options.json:
-        print_json(_report(rows, runtimes, case))
-    else:
+    if not options.json:
         _print_table(rows, runtimes, case)
-    return 0 if all(row.passed for row in rows) else 1
+    found = [] if subject is None else certify_all(subject, PlainConsole(stderr=options.json))
+    passed = all(row.passed for row in rows) and all(one.certificate.passed for one in found)
+    if options.json:
+        certificates = [one.to_json() for one in found]
+        print_json({"passed": passed, **_report(rows, runtimes, case), "certificates": certificates})
+    elif subject is not None:
+        print_certificates(subject, found, PlainConsole())
+    return 0 if passed else 1
 
 
 def find_sides() -> dict[str, Side]:
@@ -166,7 +183,6 @@ def _sampling_rows(yardstick: Side, side: Side, name: str, case: Case) -> list[R
 
 def _report(rows: list[RungResult], runtimes: dict[str, Runtime], case: Case) -> dict[str, Any]:
     return {
-        "passed": all(row.passed for row in rows),
         "model": dataclasses.asdict(case.model),
         "parameters": count_parameters(case.model),
         "yardstick": next(iter(runtimes)),
@@ -179,8 +195,6 @@ def _print_table(rows: list[RungResult], runtimes: dict[str, Runtime], case: Cas
     from rich import box
     from rich.table import Table
     from rich.text import Text
-
-    from faisca.system.tables import PlainConsole
 
     console, (yardstick, *_) = PlainConsole(), runtimes
     for name, runtime in runtimes.items():

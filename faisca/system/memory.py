@@ -4,12 +4,14 @@ Linux keeps the peak (VmHWM) and lets a process reset it, so each stage can have
 macOS has no such reset: there, and where Linux refuses it, the peak is since the process began.
 """
 
+import os
 import resource
 import sys
 from pathlib import Path
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 def reset_peak() -> bool:
@@ -29,3 +31,10 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024  # "VmHWM:   123456 kB"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or less where a container is allowed less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    allowed = CONTAINER.read_text().strip() if CONTAINER.exists() else "max"
+    return min(machine, int(allowed)) if allowed.isdecimal() else machine

@@ -54,15 +54,21 @@ def rollout_sampling(config: GRPOConfig) -> Sampling:
 
 
 def complete(
-    setup: Setup, model: Model, prompts: list[list[int]], sampling: Sampling, uniforms: np.ndarray
+    setup: Setup,
+    model: Model,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    uniforms: np.ndarray,
+    at_a_time: int = 0,
 ) -> Iterator[list[int]]:
     """Completions in order: token ids after each prompt, its end-of-text included if it came to one.
 
     `uniforms` is float32 [rows, max_new_tokens]: a row draws from its own numbers, whatever rows are
-    beside it (`faisca.streams.uniforms`).
+    beside it (`faisca.streams.uniforms`). `at_a_time` rows are sampled together; 0 takes ROWS_AT_A_TIME.
     """
-    for start in range(0, len(prompts), ROWS_AT_A_TIME):
-        rows = slice(start, start + ROWS_AT_A_TIME)
+    at_a_time = at_a_time or ROWS_AT_A_TIME
+    for start in range(0, len(prompts), at_a_time):
+        rows = slice(start, start + at_a_time)
         columns = setup.backend.generate(
             model=model,
             prompts=prompts[rows],

@@ -88,7 +88,8 @@ def roll_out(setup: Setup, model: Model, step: int) -> Completions:
     texts = [text for text in chosen for _ in range(config.group_size)]
     prompts = [encode_prompt(setup.tokenizer, text, setup.model_config.context) for text in texts]
     draws = uniforms(setup.seed, "grpo rollout", step=step, rows=len(prompts), columns=config.max_new_tokens)
-    return Completions(texts, prompts, list(complete(setup, model, prompts, rollout_sampling(config), draws)))
+    asked = (setup, model, prompts, rollout_sampling(config), draws)
+    return Completions(texts, prompts, list(complete(*asked, config.rollout_batch)))
 
 
 def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: bool = False) -> Rollouts[np.ndarray]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
+from faisca.planning.fit import usable_memory, warnings
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
 from faisca.runs.log import RunLog
@@ -57,6 +58,8 @@ class Run:
     """those of the training titles, by stage"""
     data_report: str
     """how many titles there are, and what of the source was left out"""
+    certificates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """verdicts of `preflight.py`, by stage, where it ran"""
 
     @property
     def config(self) -> Config:
@@ -230,5 +233,6 @@ def _words(setup: Setup, headlines: Headlines) -> Iterator[str]:
         f"model: {count_parameters(config):,} parameters, {config.num_layers} blocks of width {config.dim}, "
         f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
     )
+    yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
     for prompt in filter(ends_in_space, setup.config.grpo.prompts):
         yield f"prompt {prompt!r}: the space at its end is left out, for tokens bring their own"

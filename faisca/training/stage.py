@@ -145,6 +145,7 @@ class Stage:
             {"stage": progress.stage, "steps": progress.step}
             | before_and_after(progress.before, after)
             | {name: measure_it() for name, measure_it in more.items()}
+            | ({"certificate": run.certificates[progress.stage]} if progress.stage in run.certificates else {})
             | {
                 "counted": run.config.sample.counted,
                 "seconds": progress.seconds,

@@ -18,6 +18,7 @@ from faisca.runs.pointers import write_pointers
 from faisca.runs.state import Progress, State
 from faisca.runs.summary import show_summary, write_summary
 from faisca.training.grpo import reinforce
+from faisca.training.preflight import preflight
 from faisca.training.run import Run, open_run
 from faisca.training.start import check_start, start_words
 from faisca.training.train import train
@@ -89,6 +90,7 @@ def _note_change(run: Run, checkpoint: Checkpoint) -> None:
 def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoint | None) -> dict[str, Any]:
     for stage in stages:
         progress = Progress(stage) if checkpoint is None else deepcopy(checkpoint.state.progress)
+        model = preflight(run, progress, model)
         perform = reinforce if stage == "grpo" else train
         with run.setup.backend.training_memory(runtime=run.setup.runtime):
             perform(run, progress, model, checkpoint)

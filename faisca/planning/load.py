@@ -1,0 +1,121 @@
+"""What a stage computes at a time: the numbers that its memory follows from."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from faisca.backend import PLACES_MULTIPLE, Runtime
+from faisca.config import Config, ModelConfig
+from faisca.parameters import parameter_shapes
+
+FLOAT = 4
+"""bytes of a float32"""
+MOST_ROWS_SAMPLED = 64
+"""rows of `faisca.training.generate.ROWS_AT_A_TIME`, which stands above this folder; a test holds them equal"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One optimiser step of a stage: R rows of T tokens at a time, N = R·T; a model as `ModelConfig` has it."""
+
+    model: ModelConfig
+    """with its real vocabulary size"""
+    backend: str
+    rows: int
+    """R: windows or completions computed at a time"""
+    length: int
+    """T: tokens in a row"""
+    chunk: int
+    """rows of logits alive at a time"""
+    accumulates: bool = False
+    """whether gradients of earlier micro-batches wait"""
+    policy: bool = False
+    """GRPO: no dropout, a reference, log-probabilities in place of a loss"""
+    scored: int = 0
+    """GRPO: positions whose log-probabilities are computed, at most"""
+    narrow: bool = False
+    """factors of products in bfloat16"""
+    explicit: bool = False
+    """scores, softmax and product one after the other"""
+    checkpointing: bool = False
+    """blocks are computed again in the backward pass; GRPO's updates, which run without dropout, never do"""
+
+    @property
+    def tokens(self) -> int:
+        """N: tokens computed at a time."""
+        return self.rows * self.length
+
+    @property
+    def logits_rows(self) -> int:
+        """Rows of a chunk of logits."""
+        return min(self.chunk, self.scored or self.tokens)
+
+    @property
+    def width(self) -> float:
+        """Bytes of a factor of a product."""
+        return 2 if self.narrow else FLOAT
+
+    @property
+    def dropout(self) -> bool:
+        """Whether activations are dropped."""
+        return self.model.dropout > 0 and not self.policy
+
+    @property
+    def attention_dropout(self) -> bool:
+        """Whether attention weights are dropped."""
+        return self.model.attention_dropout > 0 and not self.policy
+
+    @cached_property
+    def parameters(self) -> int:
+        """Bytes of all weights, float32; gradients, and each of Adam's two moments, are as many."""
+        return FLOAT * sum(math.prod(shape) for shape in parameter_shapes(self.model).values())
+
+    @cached_property
+    def matrices(self) -> int:
+        """Numbers in the weight matrices of all blocks, which bfloat16 copies."""
+        shapes = parameter_shapes(self.model).items()
+        return sum(math.prod(shape) for name, shape in shapes if len(shape) == 2 and "blocks" in name)
+
+    @property
+    def head(self) -> int:
+        """Bytes of the output head, float32: vocabulary · width; as many as the token embedding's."""
+        return FLOAT * self.model.vocabulary_size * self.model.dim
+
+    @property
+    def stream(self) -> int:
+        """Bytes of the residual stream, float32 [N, D]: one of the arrays that lie between two blocks."""
+        return FLOAT * self.tokens * self.model.dim
+
+    @property
+    def logits(self) -> int:
+        """Bytes of a chunk of logits, float32."""
+        return FLOAT * self.logits_rows * self.model.vocabulary_size
+
+
+def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) -> Load:
+    """What a stage of `config` computes at a time; `model` has its real vocabulary size."""
+    load = Load(
+        model=model,
+        backend=runtime.backend,
+        rows=rows_of(config, stage),
+        length=config.data.window,
+        chunk=runtime.loss_chunk,
+        narrow=runtime.dtype == "bfloat16",
+        explicit=runtime.attention == "explicit",
+    )
+    if stage == "grpo":
+        new = min(config.grpo.max_new_tokens, model.context)
+        places = -(-load.rows * new // PLACES_MULTIPLE) * PLACES_MULTIPLE
+        # a prompt is short beside a completion: a row is as long as the longest completion, in steps of 16
+        length = min(-(-new // 16) * 16, model.context)
+        return replace(load, length=length, policy=True, scored=min(places, load.rows * length))
+    accumulates = load.rows < getattr(config, stage).batch_size
+    return replace(load, accumulates=accumulates, checkpointing=runtime.gradient_checkpointing)
+
+
+def rows_of(config: Config, stage: str) -> int:
+    """Windows or completions that a stage computes at a time."""
+    if stage == "grpo":
+        return config.grpo.minibatch_size
+    train = getattr(config, stage)
+    return int(train.micro_batch_size or train.batch_size)

@@ -1,0 +1,79 @@
+"""The moments of a step of the MLX twin at which most is alive.
+
+MLX evaluates one graph a step, about twenty operations wide, so what is alive at a moment is no list that
+the source shows. The factors below were fitted to peaks measured with MLX 0.32.4 on a CPU, over models of
+many shapes; each says in the unit of which array it counts. `tests/test_planning.py` holds the result.
+"""
+
+from faisca.planning.blocks import mlx_block
+from faisca.planning.load import FLOAT, Load
+from faisca.planning.torch_step import Moments, kept_exponentials
+
+UPDATE = 2.0
+"""old and new moments side by side: parameters twice more than a step holds otherwise"""
+TABLES = {False: 5.5, True: 7.5}
+"""heads: embedding and head are updated at once, with gradient, square and both moments; with checkpointing later"""
+LOSS = {False: (3.7, 2.2), True: (5.6, 4.4)}
+"""chunks of logits, and heads, alive in the loss; in bfloat16 with copies"""
+POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
+"""the same in GRPO's log-probabilities, with residual streams"""
+RECOMPUTED = (7.0, 9.4, 3.5)
+"""arrays [N, D], [N, F] and [N, H·T] of the blocks that checkpointing computes again, two or three at a time"""
+
+
+def mlx_moments(load: Load) -> Moments:
+    """Bytes by moment and part, besides weights, optimiser state and reference, which are always there."""
+    stream, half = load.stream, (1 + load.width / FLOAT) / 2
+    saved = load.model.num_layers * (stream if load.checkpointing else mlx_block(load))
+    saved += 2 * load.matrices if load.narrow else 0
+    waiting = load.parameters if load.accumulates else 0
+    update = {"gradients and new moments": UPDATE * load.parameters + TABLES[load.checkpointing] * load.head}
+    if load.policy:
+        return {"update": update} | _policy_moments(load, saved, half)
+    chunks, heads = LOSS[load.narrow]
+    scores = FLOAT * load.tokens * load.model.num_heads * load.length
+    transient = (2.5 if load.narrow and load.attention_dropout else 1.2) * scores
+    return {
+        "update": update,
+        "loss": {
+            "gradients": waiting + heads * load.head,
+            "activations": saved + 14 * half * stream,
+            "logits": chunks * load.logits,
+        },
+        "backward pass": {
+            "gradients": waiting + 4 * load.head + (FLOAT * load.matrices if load.narrow else 0),
+            "activations": saved + 25 * half * stream + transient + (_again(load, half) if load.checkpointing else 0),
+        },
+    }
+
+
+def _policy_moments(load: Load, saved: float, half: float) -> Moments:
+    kept = kept_exponentials(load) * (1.7 if load.narrow else 1)  # some wait in float32 to be rounded
+    chunks, heads, streams = POLICY[load.narrow]
+    if kept and load.scored <= load.chunk:
+        chunks -= 3.5  # one chunk: what is kept is among what it makes
+    moments: Moments = {
+        "log-probabilities": {
+            "gradients": heads * load.head,
+            "activations": saved + streams * half * load.stream,
+            "logits": kept + chunks * load.logits,
+        }
+    }
+    if not load.narrow:
+        moments["backward pass"] = {
+            "gradients": 4.9 * load.head,
+            "activations": saved + 16 * load.stream,
+            "logits": kept,
+        }
+    return moments
+
+
+def _again(load: Load, half: float) -> float:
+    """Blocks that are computed again, and their gradients, which wait until the norm of all is known."""
+    streams, hidden, scores = RECOMPUTED
+    side_by_side = min(1.0, (load.model.num_layers + 1) / 3)  # a single block has none beside it
+    attention = load.width * load.tokens * load.model.num_heads * load.length
+    attention *= scores * (1.5 if load.attention_dropout else 1)
+    activation = load.width * load.tokens * load.model.hidden_dim
+    blocks = streams * half * load.stream + hidden * activation + attention
+    return side_by_side * blocks + FLOAT * load.matrices

@@ -1,0 +1,73 @@
+"""The moments of a step of the torch twin at which most is alive.
+
+Autograd keeps what `blocks.torch_block` lists from the forward pass on, and frees it block by block in
+the backward pass, while gradients come; the optimiser works in place.
+"""
+
+from faisca.backend import KEPT_EXPONENTIALS
+from faisca.planning.blocks import torch_block
+from faisca.planning.load import FLOAT, Load
+
+Moments = dict[str, dict[str, float]]
+"""bytes of each part, by moment"""
+
+
+def torch_moments(load: Load) -> Moments:
+    """Bytes by moment and part, besides weights, optimiser state and reference, which are always there."""
+    block, width, ND = torch_block(load), load.width, load.tokens * load.model.dim
+    narrow_weights = 2 * load.matrices if load.narrow else 0
+    saved = load.model.num_layers * (load.stream if load.checkpointing else block)
+    saved += load.stream + 8 * load.tokens + width * ND  # the final norm, and its result
+    saved += (load.stream if load.dropout else 0) + 16 * load.tokens  # the embeddings' mask; ids
+    saved += 0 if load.checkpointing else narrow_weights
+    waiting = load.parameters if load.accumulates else 0
+    # A block's backward pass: the gradient of the stream, and that of the activation's result.
+    passing = load.stream + width * load.tokens * load.model.hidden_dim
+    again = block - load.stream + narrow_weights / load.model.num_layers if load.checkpointing else 0
+    head_alone = load.parameters if load.accumulates else load.head
+    most_gradients = load.parameters - (0 if load.accumulates or load.model.tie_embeddings else load.head)
+    one_block = block + (narrow_weights / load.model.num_layers if load.checkpointing else narrow_weights)
+    return _head_moments(load, saved, waiting) | {
+        "last block": {"gradients": head_alone, "activations": saved + again + passing},
+        "first block": {"gradients": most_gradients, "activations": one_block + passing},
+        "embeddings": {
+            "gradients": load.parameters + (load.head if load.accumulates or load.model.tie_embeddings else 0),
+            "activations": load.stream,
+        },
+    }
+
+
+def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
+    """The loss, which makes the head's gradient in the forward pass, and its backward pass, which hands it on."""
+    d_hidden = load.width * load.tokens * load.model.dim
+    # Until a chunk's copy is there, that of the chunk before it lives on.
+    at_once = 2 if (load.scored or load.tokens) > load.chunk else 1
+    copied = 0.5 * at_once if load.narrow else 0
+    # In bfloat16 the head is copied, multiplied in float32, and its gradient rounded before it is added.
+    copies = 2.5 * load.head if load.narrow else 0
+    if not load.policy:
+        return {
+            "loss": {
+                "gradients": waiting + load.head,
+                "activations": saved + d_hidden,
+                "logits": (1 + copied) * load.logits + copies,
+            },
+            "gradient of the head": {"gradients": waiting + 2 * load.head, "activations": saved + 2 * d_hidden},
+        }
+    kept = kept_exponentials(load)
+    again = load.logits * (at_once * load.width / FLOAT if kept else 1 + copied)
+    return {
+        # logits, exponentials, and their product for the entropy
+        "log-probabilities": {"activations": saved + d_hidden, "logits": kept + 3 * load.logits + 0.6 * copies},
+        "gradient of the head": {
+            "gradients": load.head,
+            "activations": saved + 2 * d_hidden,
+            "logits": kept + again + copies,
+        },
+    }
+
+
+def kept_exponentials(load: Load) -> float:
+    """Bytes of the exponentials that log-probabilities keep for their gradient; 0 where they are too many."""
+    numbers = load.scored * load.model.vocabulary_size
+    return numbers * load.width if numbers <= KEPT_EXPONENTIALS else 0
