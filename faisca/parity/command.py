@@ -16,6 +16,7 @@ from faisca.backend import Runtime, load_backend
 from faisca.backends import BACKENDS
 from faisca.commands.parse import parse, print_json
 from faisca.config import ModelConfig, RunConfig
+from faisca.config.files import load_preset
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.parity.cases import Case, Side, uneven_parameters
@@ -53,7 +54,7 @@ class ParityOptions:
         arg(metavar="CHECKPOINT", help="a checkpoint or run folder; left out: a small model", help_behavior_hint=""),
     ] = None
     preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """certify the steps of a preset, before there is a run"""
+    """compare a small model of the preset's kind, and certify the preset's own steps, before there is a run"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of tables"""
 
@@ -87,7 +88,7 @@ def parity(argv: list[str]) -> int:
     examples:
       faisca parity
       faisca parity runs/spark
-      faisca parity --preset faisca
+      faisca parity --preset modern     # Llama's layout
       faisca parity --json
     """
     options = parse(ParityOptions, argv, command="parity", help=parity.__doc__)
@@ -96,7 +97,7 @@ def parity(argv: list[str]) -> int:
     if options.preset is not None and options.checkpoint is not None:
         raise FaiscaError(f"--preset {options.preset} does not go with {options.checkpoint}: leave one of them out")
     subject = subject_of(options.preset, options.checkpoint)
-    sides, case = find_sides(), make_case(options.checkpoint)
+    sides, case = find_sides(), make_case(options.checkpoint, options.preset)
     runtimes = {name: side.open() for name, side in sides.items()}
     rows = compare_sides(sides, case)
     if not options.json:
@@ -128,10 +129,12 @@ def find_sides() -> dict[str, Side]:
     return sides
 
 
-def make_case(path: Path | None) -> Case:
-    """A small model with every option that GPT-2 has, or that of a checkpoint."""
+def make_case(path: Path | None, preset: str | None = None) -> Case:
+    """The model of a checkpoint; or a small one, built as a preset's, or with every option that GPT-2 has."""
     if path is None:
-        config = ModelConfig(vocabulary_size=509, dim=64, num_layers=2, hidden_dim=256, attention_bias=True)
+        model = ModelConfig(attention_bias=True) if preset is None else load_preset(preset).model
+        small = {"vocabulary_size": 509, "context": 64, "dim": 64, "num_layers": 2, "hidden_dim": 256, "head_dim": 0}
+        config = dataclasses.replace(model, **small, dropout=0.0, attention_dropout=0.0)  # type: ignore[arg-type]
         return Case(config, uneven_parameters(config, seed=0), end_of_text=0)
     from faisca.runs.checkpoint import load_checkpoint
     from faisca.training.run import checkpoint_tokenizer
