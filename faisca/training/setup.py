@@ -1,11 +1,13 @@
 """What sampling, measuring and GRPO need besides a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from faisca.backend import Backend, Model, Runtime
 from faisca.config import Config, ModelConfig
 from faisca.data.tokenizer import Tokenizer
-from faisca.parameters import Parameters
 from faisca.training.rewards import Reward
 
 
@@ -27,6 +29,6 @@ class Setup:
         """The seed of the run, from which every random stream derives."""
         return self.config.run.seed
 
-    def make_model(self, parameters: Parameters) -> Model:
+    def make_model(self, parameters: Mapping[str, np.ndarray]) -> Model:
         """A model with these weights on the setup's backend."""
         return self.backend.make_model(config=self.model_config, parameters=parameters, runtime=self.runtime)

@@ -1,6 +1,7 @@
 """The recipe: pre-training, SFT and GRPO, one after the other on one model, from the start or from a checkpoint."""
 
 import shlex
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
         for line in words:
             opened.log.say(line)
         if checkpoint is None:
-            parameters = initial_parameters(opened.setup.model_config, config.run.seed)
+            parameters: Mapping[str, np.ndarray] = initial_parameters(opened.setup.model_config, config.run.seed)
         else:
             parameters = checkpoint.parameters
         return _run_stages(opened, opened.setup.make_model(parameters), list(config.run.stages), None)
