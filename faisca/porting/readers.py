@@ -76,9 +76,8 @@ def nudged_by(portable: Portable, rows: list[list[int]]) -> list[float]:
 
     def read(name: str) -> np.ndarray:
         draws = generator(0, f"last bits of {name}")
-        array: np.ndarray = np.nextafter(
-            exact[name], draws.choice(np.array([-np.inf, np.inf], np.float32), exact.shapes[name])
-        )
+        towards = draws.choice(np.array([-np.inf, np.inf], np.float32), exact.shapes[name])
+        array: np.ndarray = np.nextafter(exact[name], towards)
         return array
 
     plain = [twin.logits(row) for twin in [twin_reader(portable)] for row in rows]

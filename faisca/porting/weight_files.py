@@ -203,7 +203,7 @@ def _read_npz(path: Path) -> Tensors:
             raise cannot_be_read(path, error) from error
         return wide(array) if array.dtype == "V2" else array
 
-    dtypes = {name: "bfloat16" if dtype == "V2" else dtype.name for name, (_, dtype) in headers.items()}
+    dtypes = {name: "bfloat16" if dtype == "V2" else str(dtype) for name, (_, dtype) in headers.items()}
     return Tensors({name: shape for name, (shape, _) in headers.items()}, read, dtypes)
 
 

@@ -110,18 +110,21 @@ def safetensors_chunks(
 
 
 def narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 numbers, all finite, as `dtype`, rounded to the nearest; bfloat16 as its bits, uint16.
+    """float32 numbers as `dtype`, rounded to the nearest; bfloat16 as its bits, uint16.
 
-    OverflowError where one is too large for it.
+    OverflowError where one is too large for it, or not finite.
     """
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(array, "<f4").view("<u4")
-        narrow = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")  # to even where it is halfway
+        narrow: np.ndarray = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")  # to even where it is halfway
         finite = bool(((narrow & 0x7F80) != 0x7F80).all())
-    else:
+    elif dtype == "float16":
         with np.errstate(over="ignore"):
-            narrow = array.astype("<f2" if dtype == "float16" else "<f4", copy=False)
+            narrow = array.astype("<f2")
         finite = bool(np.isfinite(narrow).all())
+    else:
+        exact: np.ndarray = np.asarray(array, "<f4")
+        return exact
     if not finite:
         raise OverflowError(f"{float(np.abs(array).max()):.3g} is too large for {dtype}")
     return narrow

@@ -1,7 +1,6 @@
 """The recipe: pre-training, SFT and GRPO, one after the other on one model, from the start or from a checkpoint."""
 
 import shlex
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,10 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
         for line in words:
             opened.log.say(line)
         if checkpoint is None:
-            parameters: Mapping[str, np.ndarray] = initial_parameters(opened.setup.model_config, config.run.seed)
+            model = opened.setup.make_model(initial_parameters(opened.setup.model_config, config.run.seed))
         else:
-            parameters = checkpoint.parameters
-        return _run_stages(opened, opened.setup.make_model(parameters), list(config.run.stages), None)
+            model = opened.setup.make_model(checkpoint.parameters)
+        return _run_stages(opened, model, list(config.run.stages), None)
 
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:
