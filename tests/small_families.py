@@ -62,8 +62,8 @@ def _pickle(model, folder: Path, shards: int) -> None:
     for file, part in parts.items():
         torch.save(part, folder / file)
     if shards > 1:
-        weight_map = {name: file for file, part in parts.items() for name in part}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        index = {"metadata": {}, "weight_map": {name: file for file, part in parts.items() for name in part}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
 def tied(model) -> bool:

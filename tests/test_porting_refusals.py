@@ -393,6 +393,7 @@ def test_a_damaged_checkpoint_is_not_ported(run, tmp_path, capsys):
 
 def test_a_model_file_only_where_mlx_lm_needs_one():
     plain = replace(Config().model, tie_embeddings=True, activation="gelu_tanh")
-    assert not needs_model_file(plain)
+    portable = Portable("faisca", "made here", plain, {}, small_tokenizer(), {})
+    assert not needs_model_file(portable)
     for change in ({"tie_embeddings": False}, {"activation": "gelu"}, {"hidden_dim": 100}):
-        assert needs_model_file(replace(plain, **change))
+        assert needs_model_file(replace(portable, model=replace(plain, **change)))

@@ -27,7 +27,7 @@ def write_folder(portable: Portable, folder: Path, dtype: str = "float32") -> No
         TRAINING_FILE: _json(dict(portable.training)),
     }
     _write_tokenizer(portable, folder)
-    if needs_model_file(portable.model):
+    if needs_model_file(portable):
         texts[MODEL_FILE.name] = MODEL_FILE.read_text(encoding="utf-8")
     _write_texts(texts, folder)
 
@@ -56,9 +56,9 @@ def write_view(portable: Portable, source: Path, view: Path) -> None:
 
 def model_card(portable: Portable) -> str:
     """README.md: what the model is, how it was trained, and how to use the folder."""
-    model, trust = portable.model, " --trust-remote-code" if needs_model_file(portable.model) else ""
+    model, trust = portable.model, " --trust-remote-code" if needs_model_file(portable) else ""
     longest = min(32, model.context // 2)
-    gpt2 = layout_of(model) is GPT2
+    gpt2 = layout_of(portable) is GPT2
     return CARD.format(
         title="A language model of headlines" if portable.training.get("stages") else "A ported language model",
         kind="GPT-2" if gpt2 else "Llama",

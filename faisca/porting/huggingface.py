@@ -1,5 +1,6 @@
 """Hugging Face folders: config.json, weights and tokenizer, in both directions; layouts: `gpt2.py`, `llama.py`."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +28,7 @@ from faisca.porting.weight_files import read_file
 from faisca.system.tensors import Tensors
 from faisca.text import json_text
 
-LAYOUTS = {"gpt2": gpt2.LAYOUT} | dict.fromkeys(llama.FAMILIES, llama.LAYOUT)
+LAYOUTS = {"gpt2": gpt2.LAYOUT} | dict.fromkeys(llama.FAMILIES, llama.LAYOUT) | {"llama": llama.PLAIN}
 """by model_type"""
 MODEL_FILE = Path(__file__).parents[2] / "faisca_mlx" / "exported" / "faisca_gpt2.py"
 """for mlx-lm to import from a folder that its own GPT-2 cannot compute: a user then says --trust-remote-code"""
@@ -61,11 +62,16 @@ def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
     )
 
 
-def layout_of(model: ModelConfig) -> Layout:
+def layout_of(portable: Portable) -> Layout:
     """The layout that a model goes out as; a FaiscaError names the options that no family has together."""
-    lacking = {found.name: found.lacks(model) for found in (gpt2.LAYOUT, llama.LAYOUT)}
-    for found in (gpt2.LAYOUT, llama.LAYOUT):
-        if not lacking[found.name]:
+    model, lacking = portable.model, dict[str, list[str]]()
+    for found in (gpt2.LAYOUT, llama.LAYOUT, llama.PLAIN):
+        lacking[found.name] = found.lacks(model)
+        # transformers reads any tokenizer of Qwen2 as if it had NFC
+        misread = (
+            not lacking[found.name] and found.config(model)["model_type"] == "qwen2" and not nfc(portable.tokenizer)
+        )
+        if not lacking[found.name] and not misread:
             return found
     name, options = min(lacking.items(), key=lambda item: len(item[1]))
     raise FaiscaError(
@@ -74,28 +80,36 @@ def layout_of(model: ModelConfig) -> Layout:
     )
 
 
+def nfc(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer composes characters (Unicode's NFC) before it does anything else."""
+    if tokenizer.kind != "json":
+        return False
+    normalizer = json.loads(tokenizer.json_text()).get("normalizer") or {}
+    return "NFC" in [part.get("type") for part in (normalizer, *normalizer.get("normalizers", []))]
+
+
 def config_json(portable: Portable, dtype: str = "float32") -> dict[str, Any]:
     """config.json: the family's names, those that mlx-lm reads, and what the way back needs."""
     model, tokenizer = portable.model, portable.tokenizer
     ends = stops(tokenizer)
     begin = _companion(tokenizer, "generation_config.json").get("bos_token_id", tokenizer.end_of_text)
     return {
-        **layout_of(model).config(model),
+        **layout_of(portable).config(model),
         **{"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends},
         "dtype": dtype,
         **({"initializer_range": model.initial_range} if model.initial_range else {}),
-        **({"model_file": MODEL_FILE.name} if needs_model_file(model) else {}),
+        **({"model_file": MODEL_FILE.name} if needs_model_file(portable) else {}),
     }
 
 
-def needs_model_file(model: ModelConfig) -> bool:
+def needs_model_file(portable: Portable) -> bool:
     """Whether mlx-lm's own classes cannot compute this model."""
-    return layout_of(model) is gpt2.LAYOUT and gpt2.needs_model_file(model)
+    return layout_of(portable) is gpt2.LAYOUT and gpt2.needs_model_file(portable.model)
 
 
 def to_theirs(portable: Portable) -> Tensors:
     """Our parameters under the family's names."""
-    return layout.to_theirs(portable.parameters, layout_of(portable.model), portable.model)
+    return layout.to_theirs(portable.parameters, layout_of(portable), portable.model)
 
 
 def stops(tokenizer: Tokenizer) -> list[int]:

@@ -32,8 +32,8 @@ BLOCK_NAMES = {
 }
 KEYS = ROPE_KEYS | frozenset(
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
-    " max_position_embeddings rms_norm_eps attention_dropout attention_bias mlp_bias dropout sliding_window"
-    " use_sliding_window max_window_layers layer_types".split()
+    " max_position_embeddings rms_norm_eps attention_dropout attention_bias attention_output_bias mlp_bias dropout"
+    " sliding_window use_sliding_window max_window_layers layer_types".split()
 )
 REFUSED = {
     "hidden_act": (("silu", "swish"), "our gated feed-forward layer has SiLU"),
@@ -44,7 +44,15 @@ REFUSED = {
 
 def config(model: ModelConfig) -> dict[str, Any]:
     """config.json of the family whose class computes just this model."""
-    family = _family(model)
+    return _config(model, _family(model))
+
+
+def plain_config(model: ModelConfig) -> dict[str, Any]:
+    """config.json of a Llama whose output biases are zeros, where the model has none of these."""
+    return _config(model, "llama") | {"attention_output_bias": model.attention_output_bias}
+
+
+def _config(model: ModelConfig, family: str) -> dict[str, Any]:
     values = {
         "architectures": [CLASSES[family]],
         "model_type": family,
@@ -89,7 +97,7 @@ def read_model(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         **{"norm": "rms", "activation": "swiglu", "positions": "rope", "qk_norm": family == "qwen3"},
         "norm_epsilon": required(config, "rms_norm_eps", source),
         "attention_bias": biased or family == "qwen2",
-        "attention_output_bias": "auto" if family != "qwen2" else "off",
+        "attention_output_bias": "off" if family == "qwen2" else config.get("attention_output_bias", "auto"),
         "feed_forward_bias": bool(config.get("mlp_bias", False)) and family == "llama",
         "dropout": config.get("dropout", 0.0),
         "attention_dropout": config.get("attention_dropout") or 0.0,
@@ -108,29 +116,50 @@ def zeros(model: ModelConfig) -> dict[str, Shape]:
     return {}
 
 
+def plain_zeros(model: ModelConfig) -> dict[str, Shape]:
+    """Biases of the attention's output, which Llama has where it has those of queries, keys and values."""
+    if not model.attention_bias or model.output_bias:
+        return {}
+    return {f"model.layers.{i}.self_attn.o_proj.bias": (model.dim,) for i in range(model.num_layers)}
+
+
 def lacks(model: ModelConfig) -> list[str]:
     """What none of the families has, or has together with the rest."""
-    qkv_alone = model.attention_bias and not model.output_bias
-    biases = {"attention_bias": model.attention_bias, "attention_output_bias": model.output_bias}
-    bare = {
-        "qk_norm": ({**biases, "feed_forward_bias": model.feed_forward_bias}, model.qk_norm),
-        "attention_bias without attention_output_bias": ({"feed_forward_bias": model.feed_forward_bias}, qkv_alone),
-    }
+    biases = ("attention_bias", "feed_forward_bias")
+    divides = model.dim % model.num_heads == 0  # or transformers' Llama refuses it
+    family = _family(model)
     fits = {
+        f"model.head_dim {model.head_dim}": family == "qwen3" or (divides and (family == "llama" or _plain(model))),
+        **{f"model.{name} with model.qk_norm": not (model.qk_norm and getattr(model, name)) for name in biases},
+        "model.feed_forward_bias with Qwen2's biases": family != "qwen2" or not model.feed_forward_bias,
+        **_of_all(model),
+    }
+    return [name for name, fine in fits.items() if not fine]
+
+
+def plain_lacks(model: ModelConfig) -> list[str]:
+    """What Llama alone has not."""
+    fits = {
+        f"model.head_dim {model.head_dim}": model.dim % model.num_heads == 0,
+        "model.qk_norm": not model.qk_norm,
+        **_of_all(model),
+    }
+    return [name for name, fine in fits.items() if not fine]
+
+
+def _of_all(model: ModelConfig) -> dict[str, bool]:
+    """Whether the options fit that all families share."""
+    return {
         f"model.norm {model.norm}": model.norm == "rms",
         f"model.positions {model.positions}": model.positions == "rope",
         f"model.activation {model.activation}": model.activation == "swiglu",
         "model.attention_output_bias without model.attention_bias": model.attention_bias or not model.output_bias,
-        f"model.head_dim {model.head_dim}": model.qk_norm or _plain_width(model, qkv_alone),
     }
-    for option, (biased, there) in bare.items():
-        fits |= {f"model.{name} with model.{option}": not (on and there) for name, on in biased.items()}
-    return [name for name, fine in fits.items() if not fine]
 
 
-def _plain_width(model: ModelConfig, qkv_alone: bool) -> bool:
-    """Qwen2 has no heads of another width, and transformers' Llama wants the model's to be a multiple of heads."""
-    return model.head_width * model.num_heads == model.dim or (not qkv_alone and model.dim % model.num_heads == 0)
+def _plain(model: ModelConfig) -> bool:
+    """Whether heads have the width that mlx-lm's Qwen2 knows alone."""
+    return model.head_width * model.num_heads == model.dim
 
 
 def _family(model: ModelConfig) -> str:
@@ -164,4 +193,6 @@ def _place(name: str, model: ModelConfig) -> Place:
     return Place((f"model.layers.{i}.{BLOCK_NAMES[inner]}.{kind}",))
 
 
-LAYOUT = Layout("a Llama", config, read_model, places, lacks, zeros, KEYS, REFUSED)
+LAYOUT = Layout("a Llama or Qwen", config, read_model, places, lacks, zeros, KEYS, REFUSED)
+PLAIN = Layout("a Llama", plain_config, read_model, places, plain_lacks, plain_zeros, KEYS, REFUSED)
+"""Llama alone, with zeros for biases of the output: for what Qwen2 is not taken for"""

@@ -24,7 +24,7 @@ from faisca.system.tables import PlainConsole
 from faisca.system.tensors import Tensors
 
 UNSETTLED = (
-    "{row.library}: float32 does not settle {row.unsettled} rows of logits to the usual limit: theirs is eight times "
+    "{row.library}: float32 does not settle {row.unsettled} rows of logits to the usual limit: theirs is sixteen times "
     "what a last bit of each weight moves"
 )
 
@@ -62,7 +62,7 @@ def port(
     portable = read_source(source, num_heads, tokenizer)
     check_portable(portable, source)
     if format == "hf":
-        layout_of(portable.model)  # refuses what no family computes, before anything is written
+        layout_of(portable)  # refuses what no family computes, before anything is written
     done = Port(portable, _stored_as(dtype, portable, target, format), notes=[*portable.notes])
     with _workshop(target) as folder:
         made = Path(folder) / target.name

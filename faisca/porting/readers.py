@@ -14,7 +14,7 @@ from faisca.config import Config, ModelConfig, RunConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.porting.folders import write_view
-from faisca.porting.formats import Portable
+from faisca.porting.formats import Portable, float32
 from faisca.porting.huggingface import stops
 from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exported, read_arrays, require
 from faisca.porting.weight_files import canonical_names
@@ -127,7 +127,7 @@ def _open(library: str, format: str, path: Path, read: Callable[[Path], Portable
     portable = read(path)
     parameters = portable.parameters
     if library == format:  # the arrays as the library itself reads them
-        parameters = canonical_names(read_arrays(library, path))
+        parameters = float32(canonical_names(read_arrays(library, path)), path)
     return TwinReader(library, portable.model, parameters, portable.tokenizer)
 
 
