@@ -32,7 +32,9 @@ FAMILIES = {
 KINDS = ("one file", "shards", "pickle", "pickled shards")
 
 
-def family_folder(folder: Path, family: str, tokenizer: Tokenizer, dtype="float32", kind="one file", **more) -> Path:
+def family_folder(
+    folder: Path, family: str, tokenizer: Tokenizer, dtype="float32", kind="one file", shard="20KB", **more
+) -> Path:
     """A folder with random weights everywhere, biases and norms too, so that nothing can be left out unnoticed."""
     name, options = FAMILIES[family]
     ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
@@ -43,7 +45,7 @@ def family_folder(folder: Path, family: str, tokenizer: Tokenizer, dtype="float3
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
     model = model.to(getattr(torch, dtype))
-    model.save_pretrained(folder, **({"max_shard_size": "20KB"} if kind == "shards" else {}))
+    model.save_pretrained(folder, **({"max_shard_size": shard} if kind == "shards" else {}))
     if kind.startswith("pickle"):
         _pickle(model, folder, shards=2 if kind == "pickled shards" else 1)
     for file, content in tokenizer.files().items():

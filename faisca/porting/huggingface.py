@@ -67,11 +67,10 @@ def layout_of(portable: Portable) -> Layout:
     model, lacking = portable.model, dict[str, list[str]]()
     for found in (gpt2.LAYOUT, llama.LAYOUT, llama.PLAIN):
         lacking[found.name] = found.lacks(model)
+        if lacking[found.name]:
+            continue
         # transformers reads any tokenizer of Qwen2 as if it had NFC
-        misread = (
-            not lacking[found.name] and found.config(model)["model_type"] == "qwen2" and not nfc(portable.tokenizer)
-        )
-        if not lacking[found.name] and not misread:
+        if found.config(model)["model_type"] != "qwen2" or nfc(portable.tokenizer):
             return found
     name, options = min(lacking.items(), key=lambda item: len(item[1]))
     raise FaiscaError(
