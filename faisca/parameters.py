@@ -19,9 +19,9 @@ import numpy as np
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.streams import generator
+from faisca.system.tensors import Shape, Tensors
 
 Parameters = dict[str, np.ndarray]
-Shape = tuple[int, ...]
 Initial = Callable[[np.random.Generator, Shape], np.ndarray]
 """draws the initial values of a shape"""
 
@@ -79,19 +79,23 @@ def in_block(name: str, shape: Shape) -> bool:
     return name.startswith("transformer_blocks.") and len(shape) == 2
 
 
-def check_parameters(parameters: Parameters, config: ModelConfig) -> None:
+def check_parameters(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
     """Raise a FaiscaError unless names and shapes are exactly those of `config`."""
+    check_shapes({name: array.shape for name, array in parameters.items()}, config)
+
+
+def check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:
+    """As `check_parameters`, from the shapes alone."""
     shapes = parameter_shapes(config)
-    missing = [name for name in shapes if name not in parameters]
-    extra = [name for name in parameters if name not in shapes]
+    missing = [name for name in shapes if name not in found]
+    extra = [name for name in found if name not in shapes]
     if missing or extra:
         listing = [f"missing {name}" for name in missing] + [f"unknown {name}" for name in extra]
         raise FaiscaError(f"these weights do not fit the model configuration: {_first(listing)}")
     for name, shape in shapes.items():
-        if parameters[name].shape != shape:
+        if found[name] != shape:
             raise FaiscaError(
-                f"weight {name} has shape {list(parameters[name].shape)}, but the model configuration "
-                f"asks for {list(shape)}"
+                f"weight {name} has shape {list(found[name])}, but the model configuration asks for {list(shape)}"
             )
 
 
@@ -104,6 +108,17 @@ def check_finite(arrays: Mapping[str, np.ndarray], source: Path) -> None:
                 f"{source}: {name} has {bad:,} numbers that are not finite (NaN or infinite), of {array.size:,}: "
                 "its training failed, or the file is broken; take an earlier checkpoint or another file"
             )
+
+
+def finite(arrays: Tensors, source: Path) -> Tensors:
+    """The same arrays, each checked when it is read; see `check_finite`."""
+
+    def read(name: str) -> np.ndarray:
+        array = arrays[name]
+        check_finite({name: array}, source)
+        return array
+
+    return Tensors(arrays.shapes, read, arrays.dtypes)
 
 
 def _norm(name: str, config: ModelConfig) -> dict[str, Parameter]:

@@ -4,6 +4,7 @@
 """
 
 import logging
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from faisca.errors import FaiscaError
 from faisca.porting.huggingface import MODEL_FILE
+from faisca.system.tensors import Tensors
 from faisca.text import in_one_line
 
 
@@ -28,6 +30,7 @@ class Exported:
         file = folder / MODEL_FILE.name
         trusted = file.is_file() and file.read_bytes() == MODEL_FILE.read_bytes()
         self.model, self.tokenizer = mlx_lm.load(str(folder), trust_remote_code=trusted)[:2]
+        self.model.set_dtype(mx.float32)  # halves compute in halves otherwise: widened, they are compared exactly
         self.end_of_text_ids = sorted(self.tokenizer.eos_token_ids)
 
     def logits(self, ids: list[int]) -> np.ndarray:
@@ -63,16 +66,18 @@ def open_exported(*, folder: Path) -> Exported:
         raise FaiscaError(f"mlx_lm cannot load {folder}: {in_one_line(error)}") from error
 
 
-def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
-    """Arrays in .safetensors or .npz: float arrays by name."""
+def read_arrays(*, path: Path) -> Tensors:
+    """Arrays in .safetensors or .npz: arrays by name."""
     try:
         arrays = mx.load(str(path))
     except (OSError, RuntimeError, ValueError) as error:
         raise FaiscaError(f"{path} cannot be read ({in_one_line(error)}): check that it is whole") from error
     if not isinstance(arrays, dict):
         raise FaiscaError(f"{path} holds a single array: it should hold arrays by name")
-    return {name: _array(value) for name, value in arrays.items()}
+    dtypes = {name: str(value.dtype).removeprefix("mlx.core.") for name, value in arrays.items()}
+    return Tensors({name: value.shape for name, value in arrays.items()}, partial(_array, arrays), dtypes)
 
 
-def _array(value: mx.array) -> np.ndarray:
-    return np.array(value.astype(mx.float32) if value.dtype == mx.bfloat16 else value)
+def _array(arrays: dict[str, mx.array], name: str) -> np.ndarray:
+    array = arrays[name]
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)

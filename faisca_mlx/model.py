@@ -249,7 +249,7 @@ class GPT(nn.Module):
 
 def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> GPT:
     """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
-    check_parameters(dict(parameters), config)
+    check_parameters(parameters, config)
     model = GPT(config, runtime)  # its own initial values are lazy, and never computed
     arrays = {name: mx.array(value) for name, value in parameters.items()}
     if runtime.weights == "bfloat16":

@@ -5,14 +5,18 @@
 
 import pickle
 import warnings
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from faisca.errors import FaiscaError
+from faisca.system.tensors import Tensors
 from faisca.text import in_one_line
 
 
@@ -33,7 +37,7 @@ class Exported:
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         )  # in evaluation mode already
         said = (self.tokenizer.eos_token_id, self.model.config.eos_token_id, self.model.generation_config.eos_token_id)
-        self.end_of_text_ids = sorted({-1 if stop is None else stop for stop in said})
+        self.end_of_text_ids = sorted({-1 if stop is None else stop for ids in said for stop in _listed(ids)})
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> np.ndarray:
@@ -62,6 +66,10 @@ class Exported:
         return str(self.tokenizer.decode(ids))
 
 
+def _listed(ids: Any) -> list[int | None]:
+    return ids if isinstance(ids, list) else [ids]
+
+
 def open_exported(*, folder: Path) -> Exported:
     """A Hugging Face folder as transformers loads it; FaiscaError where it does not."""
     try:
@@ -70,8 +78,8 @@ def open_exported(*, folder: Path) -> Exported:
         raise FaiscaError(f"transformers cannot load {folder}: {in_one_line(error)}") from error
 
 
-def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
-    """A state dict in .safetensors or in a pickle, of which nothing but tensors is taken: float arrays by name."""
+def read_arrays(*, path: Path) -> Tensors:
+    """A state dict in .safetensors or in a pickle, of which nothing but tensors is taken: arrays by name."""
     try:
         tensors = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError as error:
@@ -83,16 +91,21 @@ def read_arrays(*, path: Path) -> dict[str, np.ndarray]:
         raise FaiscaError(f"{path} cannot be read ({in_one_line(error)}): check that it is whole") from error
     if not isinstance(tensors, dict):
         raise FaiscaError(f"{path} holds a {type(tensors).__name__}: it should hold a state dict")
-    return {str(name): _array(path, name, value) for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise FaiscaError(f"{path}: {name} is a {type(value).__name__}: a plain state dict has tensors only")
+    named = {str(name): tensor.detach() for name, tensor in tensors.items()}
+    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in named.items()}
+    return Tensors({name: tuple(tensor.shape) for name, tensor in named.items()}, partial(_array, named), dtypes)
 
 
 def _unpickle(path: Path) -> Any:
+    mapped = zipfile.is_zipfile(path)  # torch's own since 1.6: their numbers stay on disk until asked for
     with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write: the error says enough
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _array(path: Path, name: object, value: object) -> np.ndarray:
-    if not isinstance(value, torch.Tensor):
-        raise FaiscaError(f"{path}: {name} is a {type(value).__name__}: a plain state dict has tensors only")
-    array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+def _array(tensors: dict[str, Tensor], name: str) -> np.ndarray:
+    tensor = tensors[name]
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

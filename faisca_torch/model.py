@@ -222,7 +222,7 @@ class GPT(nn.Module):
 
 def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> GPT:
     """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
-    check_parameters(dict(parameters), config)
+    check_parameters(parameters, config)
     with torch.device("meta"):  # no memory and no random numbers: every value comes from `parameters`
         model = GPT(config, runtime)
     tensors = {name: torch.tensor(value, device=runtime.device) for name, value in parameters.items()}

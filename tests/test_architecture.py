@@ -25,7 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "backends": {"system"},
     "config": {"backends", *FOUNDATION},
     "backend": {"backends", "config", *FOUNDATION},
-    "parameters": {"config", "streams", *FOUNDATION},
+    "parameters": {"config", "streams", "system", *FOUNDATION},
     "rotation": {"config"},
     "data": {"config", "streams", *FOUNDATION},
     "runs": {"backend", "config", "parameters", "system", *FOUNDATION},

@@ -33,10 +33,14 @@ def arrays() -> dict:
     return {"model": weights, "optimizer": moments | {"step": np.array(4, np.int64)}}
 
 
-def save(run: Path, step: int, stage: str = "pretrain", tokenizer_json="{}", best=None, measured=None, **more) -> Path:
+def save(run: Path, step: int, stage: str = "pretrain", tokenizer_json=b"{}", best=None, measured=None, **more) -> Path:
     progress = Progress(stage, step, measured=measured or {})
     return save_checkpoint(
-        run, state_of(progress, CONFIG, SMALL), arrays() | more, tokenizer_json=tokenizer_json, best=best
+        run,
+        state_of(progress, CONFIG, SMALL),
+        arrays() | more,
+        tokenizer_files={"tokenizer.json": tokenizer_json},
+        best=best,
     )
 
 
@@ -49,10 +53,10 @@ def test_what_is_saved_is_loaded(tmp_path):
     folder = save(tmp_path, 4, best="pretrain-000004")
     loaded, given = load_checkpoint(tmp_path), arrays()
     assert loaded.folder == folder == tmp_path / "checkpoints/pretrain-000004"
-    assert (loaded.state.stage, loaded.state.step, loaded.tokenizer_json, loaded.reference) == (
+    assert (loaded.state.stage, loaded.state.step, loaded.tokenizer_files, loaded.reference) == (
         "pretrain",
         4,
-        "{}",
+        {"tokenizer.json": b"{}"},
         None,
     )
     assert same_arrays(dict(sorted(loaded.parameters.items())), dict(sorted(given["model"].items())))
@@ -93,13 +97,13 @@ def test_a_crash_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", dies)
-        save(tmp_path, 4, tokenizer_json="new")
+        save(tmp_path, 4, tokenizer_json=b"new")
     assert not folder.exists()
-    assert load_checkpoint(tmp_path, say=lambda _: None).tokenizer_json == "{}"
+    assert load_checkpoint(tmp_path, say=lambda _: None).tokenizer_files["tokenizer.json"] == b"{}"
     remove_leftovers(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["pretrain-000004"]
-    save(tmp_path, 4, tokenizer_json="new")
-    assert load_checkpoint(tmp_path).tokenizer_json == "new"
+    save(tmp_path, 4, tokenizer_json=b"new")
+    assert load_checkpoint(tmp_path).tokenizer_files["tokenizer.json"] == b"new"
 
 
 def test_a_failing_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

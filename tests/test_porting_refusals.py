@@ -22,7 +22,7 @@ from small_ports import (
 
 from faisca.cli import main
 from faisca.config import Config
-from faisca.porting import folders, libraries, verify
+from faisca.porting import folders, libraries, readers, verify
 from faisca.porting.formats import Portable
 from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
 from faisca.porting.port import port, read_source
@@ -62,15 +62,19 @@ def weights(run: Path, tmp_path: Path) -> Path:
 
 
 def one_matrix_is_not_transposed(portable: Portable) -> dict[str, np.ndarray]:
-    theirs = to_theirs(portable)
+    theirs = dict(to_theirs(portable))
     name = "transformer.h.0.attn.c_proj.weight"  # square: its shape tells nobody
     return theirs | {name: np.ascontiguousarray(theirs[name].T)}
 
 
 BROKEN = {
     "a matrix": ("to_theirs", one_matrix_is_not_transposed, "logits differ"),
-    "the GELU": ("config_json", lambda p: config_json(p) | {"activation_function": "gelu_new"}, "logits differ"),
-    "a NaN": ("to_theirs", lambda p: to_theirs(p) | {"transformer.ln_f.bias": np.full(16, np.nan, np.float32)}, "nan"),
+    "the GELU": ("config_json", lambda *p: config_json(*p) | {"activation_function": "gelu_new"}, "logits differ"),
+    "a NaN": (
+        "to_theirs",
+        lambda p: dict(to_theirs(p)) | {"transformer.ln_f.bias": np.full(16, np.nan, np.float32)},
+        "nan",
+    ),
     "end of text": ("_generation_config", lambda p: {"eos_token_id": 3}, "end of text is"),
     "tokenizer": ("_tokenizer_config", lambda p: {"tokenizer_class": "PreTrainedTokenizerFast"}, "end of text is"),
 }
@@ -86,30 +90,30 @@ def test_a_target_that_differs_is_an_error_and_is_removed(run, tmp_path, monkeyp
 
 
 def test_a_target_that_its_library_cannot_load_is_an_error_and_is_removed(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(folders, "config_json", lambda p: config_json(p) | {"model_type": "no such"})
+    monkeypatch.setattr(folders, "config_json", lambda *p: config_json(*p) | {"model_type": "no such"})
     line = complaint(capsys, run, tmp_path / "hf", "--to", "hf", status=1)
     assert "transformers cannot load" in line and "removed" in line
     assert list(tmp_path.iterdir()) == []
 
 
 def test_texts_with_other_tokens_are_an_error(run, tmp_path, monkeypatch, capsys):
-    class Lowercase(verify.TwinReader):
+    class Lowercase(readers.TwinReader):
         def encode(self, text: str) -> list[int]:
             return super().encode(text.lower())
 
-    monkeypatch.setattr(verify, "TwinReader", Lowercase)
+    monkeypatch.setattr(readers, "TwinReader", Lowercase)
     assert "texts have other tokens" in complaint(capsys, run, tmp_path / "again", "--to", "faisca", status=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_greedy_tokens_are_an_error_but_for_ties(run, tmp_path, monkeypatch, capsys):
-    greedy = verify.TwinReader.greedy
+    greedy = readers.TwinReader.greedy
 
     def second_differs(self, ids, count):
         tokens = greedy(self, ids, count)
         return [tokens[0], tokens[1] - 1, *tokens[2:]] if self.name == "faisca_mlx" else tokens
 
-    monkeypatch.setattr(verify.TwinReader, "greedy", second_differs)
+    monkeypatch.setattr(readers.TwinReader, "greedy", second_differs)
     assert "greedy tokens differ" in complaint(capsys, run, tmp_path / "x.npz", "--to", "mlx", status=1)
     monkeypatch.setattr(verify, "_is_tie", lambda source, ids, pair, limit: len(pair) == 2)
     (row,) = port(run, tmp_path / "x.npz", "mlx").comparisons
@@ -166,8 +170,8 @@ BAD_FOLDERS = {
     "heads that do not divide": (lambda f: edit_json(f / "config.json", n_head=5), "num_heads 5"),
     "a text for a number": (lambda f: edit_json(f / "config.json", n_head="3"), "num_heads '3'"),
     "another architecture": (
-        lambda f: edit_json(f / "config.json", model_type="llama"),
-        "model_type 'llama' does not fit: only GPT-2 comes in",
+        lambda f: edit_json(f / "config.json", model_type="phi3"),
+        "model_type 'phi3' is refused: what comes in is gpt2, llama",
     ),
     "another activation": (lambda f: edit_json(f / "config.json", activation_function="relu"), "'relu'"),
     "unscaled attention": (lambda f: edit_json(f / "config.json", scale_attn_weights=False), "scale_attn_weights"),
@@ -389,6 +393,7 @@ def test_a_damaged_checkpoint_is_not_ported(run, tmp_path, capsys):
 
 def test_a_model_file_only_where_mlx_lm_needs_one():
     plain = replace(Config().model, tie_embeddings=True, activation="gelu_tanh")
-    assert not needs_model_file(plain)
+    portable = Portable("faisca", "made here", plain, {}, small_tokenizer(), {})
+    assert not needs_model_file(portable)
     for change in ({"tie_embeddings": False}, {"activation": "gelu"}, {"hidden_dim": 100}):
-        assert needs_model_file(replace(plain, **change))
+        assert needs_model_file(replace(portable, model=replace(plain, **change)))

@@ -268,7 +268,9 @@ def _new_folder(out: Path | None, preset: str) -> Path:
         content = os.listdir(folder) if os.path.isdir(folder) else []
     except OSError as error:
         raise FaiscaError(f"--out {folder} cannot be read ({error.strerror}): name another folder") from error
-    if content and not LOCK <= set(content) <= BEGINNING:
+    from faisca.data.json_encoding import COMPANIONS
+
+    if content and not LOCK <= set(content) <= BEGINNING | set(COMPANIONS):
         begun = any(folder.glob("checkpoints/*-*"))
         remedy = f"continue its run with --resume {shlex.quote(str(folder))}" if begun else "empty it"
         raise FaiscaError(f"{folder} is not empty: name another folder with --out, or {remedy}")

@@ -26,8 +26,8 @@ else:  # checked, and listed in the help, as the table of backends has them
 class TokenizerConfig:
     """How titles become token ids."""
 
-    kind: Literal["bpe", "gpt2"] = "bpe"
-    """bpe: a byte-level BPE trained on the training titles; gpt2: tiktoken's 50,257 tokens"""
+    kind: Literal["bpe", "gpt2", "json"] = "bpe"
+    """bpe: a byte-level BPE trained on the training titles; gpt2: tiktoken's 50,257 tokens; json: a ported model's"""
     vocabulary_size: CountOrOff = 4096
     """tokens of a trained BPE, end-of-text included (gpt2 has its own number)"""
 

@@ -1,17 +1,18 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, or one trained on the titles.
+"""Text to token ids and back: GPT-2's byte-level BPE, one trained on the titles, or a ported model's.
 
-Both run on tiktoken's engine, which is several times as fast on short titles as Hugging Face's;
+The first two run on tiktoken's engine, which is several times as fast on short titles as Hugging Face's;
 a trained BPE is stored as Hugging Face's tokenizer.json, so other tools can read it. tiktoken
 joins the pair whose union has the lowest id, Hugging Face the pair that was learnt first: the
-same thing where ids follow the order of learning, and only such a file is taken.
+same thing where ids follow the order of learning. The tokenizer.json of a ported model may be
+another byte-level BPE: then Hugging Face's engine runs it (`json_encoding.py`).
 (BPE: Sennrich et al. 2016, arXiv 1508.07909; on bytes: Radford et al. 2019, GPT-2.)
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -23,6 +24,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from faisca.config import TokenizerConfig
+from faisca.data.json_encoding import (
+    COMPANIONS,
+    NO_TOKEN,
+    JsonEncoding,
+    byte_characters,
+    named_end_of_text,
+    parse_tokenizer,
+)
 from faisca.errors import FaiscaError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -30,19 +39,20 @@ GPT2_TOKENS = 50_257
 """in GPT-2's vocabulary"""
 # how GPT-2 splits a text into words before any merge, as tiktoken writes it
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
 COMPARED = 1000  # titles on which both engines must agree after training
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
-    """A byte-level BPE: any text can be encoded, and decodes to itself. Its last token is end-of-text."""
+    """A byte-level BPE: any text can be encoded, and decodes to itself."""
 
     kind: str
-    """gpt2 or bpe"""
-    encoding: tiktoken.Encoding
+    """gpt2, bpe (as this project trains them: its last token is end-of-text) or json (a ported model's)"""
+    encoding: tiktoken.Encoding | JsonEncoding
     stored_json: str | None = None
-    """the tokenizer.json that a bpe came from"""
+    """the tokenizer.json that it came from; none of gpt2"""
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+    """files that stood beside that tokenizer.json"""
 
     @staticmethod
     def gpt2(otherwise: str = "go online once") -> "Tokenizer":
@@ -76,14 +86,32 @@ class Tokenizer:
     @staticmethod
     def from_json(text: str, source: str) -> "Tokenizer":
         """Take a byte-level BPE from a tokenizer.json; a FaiscaError names `source` where it is none."""
+        state = json.loads(parse_tokenizer(text, source).to_str())
+        if problem := _problem(state):
+            raise FaiscaError(f"{source} has {problem}: use a byte-level BPE as faisca or GPT-2 writes it")
+        return Tokenizer("bpe", _encoding(state), text)
+
+    @staticmethod
+    def from_files(files: Mapping[str, bytes], source: str, end_of_text: int | None = None) -> "Tokenizer":
+        """Any byte-level BPE, from a tokenizer.json and its companions, by name; GPT-2's where there is none.
+
+        What ends a text is what tokenizer_config.json names, or `end_of_text`. FaiscaError names `source`.
+        """
+        if "tokenizer.json" not in files:
+            return Tokenizer.gpt2()
         try:
-            state = json.loads(HuggingFaceTokenizer.from_str(text).to_str())
-        except Exception as error:  # the library raises nothing more specific
-            raise FaiscaError(f"{source} is no tokenizer.json that can be read: {error}") from error
-        ranks = _ranks(state, source)
-        specials = {END_OF_TEXT: len(ranks)}
-        encoding = tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
-        return Tokenizer("bpe", encoding, text)
+            text = files["tokenizer.json"].decode()
+        except UnicodeDecodeError as error:
+            raise FaiscaError(f"{source} cannot be read ({error}): copy it again") from error
+        companions = {name: files[name] for name in COMPANIONS if name in files}
+        named = named_end_of_text(files, source)
+        state = json.loads(parse_tokenizer(text, source).to_str())
+        if not _problem(state) and named in (None, state["added_tokens"][0]["id"]):
+            return Tokenizer("bpe", _encoding(state), text, companions)
+        ends = end_of_text if named is None else named
+        if ends is None:
+            raise FaiscaError(f"{source}: nothing says which token ends a text: add eos_token to tokenizer_config.json")
+        return Tokenizer("json", JsonEncoding(text, ends, source), text, companions)
 
     @property
     def end_of_text(self) -> int:
@@ -97,7 +125,9 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what determines the ids: the pattern that splits words, and the tokens."""
+        """SHA-256, in hex, of what determines the ids: how words are split, and the tokens; of json, the whole file."""
+        if self.kind == "json":
+            return hashlib.sha256(self.json_text().encode()).hexdigest()
         digest = hashlib.sha256(GPT2_PATTERN.encode())
         for token in self.token_bytes:
             digest.update(len(token).to_bytes(4, "little") + token)
@@ -114,7 +144,8 @@ class Tokenizer:
 
     def encode_titles(self, titles: Sequence[str]) -> np.ndarray:
         """Ids of all titles, end-of-text after each: uint32. As `encode`, in one call of the library."""
-        if any(END_OF_TEXT in title for title in titles):  # text like any other, not the token
+        # a literal <|endoftext|> is text like any other, not the token
+        if isinstance(self.encoding, JsonEncoding) or any(END_OF_TEXT in title for title in titles):
             return np.array([i for title in titles for i in (*self.encode(title), self.end_of_text)], np.uint32)
         return self.encoding.encode_to_numpy(
             "".join(title + END_OF_TEXT for title in titles), allowed_special={END_OF_TEXT}
@@ -136,11 +167,17 @@ class Tokenizer:
         """The tokenizer as Hugging Face's tokenizer.json."""
         return self.stored_json or _json_from_tokens(self.token_bytes[: self.end_of_text])
 
+    def files(self) -> dict[str, bytes]:
+        """What a checkpoint keeps of it, by file name, and `from_files` reads: nothing of gpt2."""
+        return {} if self.kind == "gpt2" else {"tokenizer.json": self.json_text().encode(), **self.companions}
+
 
 def load_tokenizer(config: TokenizerConfig, titles: pa.Array) -> Tokenizer:
     """The tokenizer that the configuration asks for; a bpe is trained on the titles."""
     if config.kind == "gpt2":
         return Tokenizer.gpt2("train a vocabulary with --tokenizer.kind bpe")
+    if config.kind == "json":
+        raise FaiscaError("tokenizer.kind json is a ported model's: begin with that model (--from), or choose bpe")
     return Tokenizer.train(titles.to_pylist(), config.vocabulary_size)
 
 
@@ -156,30 +193,27 @@ def _json_with_end_of_text(tokenizer: HuggingFaceTokenizer) -> str:
     return str(tokenizer.to_str(pretty=True))
 
 
-def _byte_characters() -> dict[int, str]:
-    """The printable character by which GPT-2's vocabulary files write each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-
-
-def _ranks(state: dict[str, Any], source: str) -> dict[bytes, int]:
-    """Each token's id by its bytes, from a parsed tokenizer.json; a FaiscaError says what does not fit."""
+def _problem(state: dict[str, Any]) -> str | None:
+    """What in a parsed tokenizer.json is not as in ours; None where tiktoken's engine gives the same ids."""
     model, splitter = state["model"], state["pre_tokenizer"] or {}
     options = ("dropout", "byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    problem = None
     if model["type"] != "BPE":
-        problem = f"a {model['type']} model"
-    elif state["normalizer"] or any(model[option] for option in options):
-        problem = "a normalizer or model options of its own"
-    elif splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or not splitter["use_regex"]:
-        problem = "words that are not split as GPT-2 splits them"
-    elif not _ids_follow_merges(model, state["added_tokens"]):
-        problem = "tokens other than 256 bytes, their merges in order, and <|endoftext|>"
-    if problem:
-        raise FaiscaError(f"{source} has {problem}: use a byte-level BPE as faisca or GPT-2 writes it")
-    byte_of = {character: byte for byte, character in _byte_characters().items()}
-    return {bytes(byte_of[c] for c in token): i for token, i in model["vocab"].items() if token != END_OF_TEXT}
+        return f"a {model['type']} model"
+    if state["normalizer"] or any(model[option] for option in options):
+        return "a normalizer or model options of its own"
+    if splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or not splitter["use_regex"]:
+        return "words that are not split as GPT-2 splits them"
+    if not _ids_follow_merges(model, state["added_tokens"]):
+        return "tokens other than 256 bytes, their merges in order, and <|endoftext|>"
+    return None
+
+
+def _encoding(state: dict[str, Any]) -> tiktoken.Encoding:
+    byte_of = {character: byte for byte, character in byte_characters().items()}
+    tokens = {token: i for token, i in state["model"]["vocab"].items() if token != END_OF_TEXT}
+    ranks = {bytes(byte_of[c] for c in token): i for token, i in tokens.items()}
+    specials = {END_OF_TEXT: len(ranks)}
+    return tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
 
 def _ids_follow_merges(model: dict[str, Any], added: list[dict[str, Any]]) -> bool:
@@ -188,7 +222,7 @@ def _ids_follow_merges(model: dict[str, Any], added: list[dict[str, Any]]) -> bo
     merged = [vocabulary[left + right] for left, right in model["merges"]]
     return (
         sorted(vocabulary.values()) == list(range(len(vocabulary)))
-        and single == set(_byte_characters().values())
+        and single == set(byte_characters().values())
         and merged == list(range(256, len(vocabulary)))
         and [(token["content"], token["id"]) for token in added] == [(END_OF_TEXT, len(vocabulary))]
     )
@@ -196,7 +230,7 @@ def _ids_follow_merges(model: dict[str, Any], added: list[dict[str, Any]]) -> bo
 
 def _json_from_tokens(tokens: list[bytes]) -> str:
     """tokenizer.json from tokens in the order of their ranks."""
-    characters = _byte_characters()
+    characters = byte_characters()
     texts = ["".join(characters[byte] for byte in token) for token in tokens]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     pairs = [_merged_from(token, ranks) for token in tokens if len(token) > 1]

@@ -29,13 +29,18 @@ class PortOptions:
 
     source: Annotated[
         Positional[Path],
-        arg(metavar="SOURCE", help="a run or checkpoint, a Hugging Face GPT-2 folder, or a weights file"),
+        arg(metavar="SOURCE", help="a run or checkpoint, a Hugging Face folder, or a weights file"),
     ]
     target: Annotated[Positional[Path], arg(metavar="TARGET", help="what to write: it must not exist yet")]
     to: Annotated[
         FormatName,
         arg(help="faisca or hf: a folder; torch: a .safetensors file; mlx: a .safetensors or .npz file"),
     ]
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        arg(help_behavior_hint="(default: as in the source; a run's are float32)"),
+    ] = "auto"
+    """what weights are written as"""
     no_verify: FlagCreatePairsOff[bool] = False
     """write without comparing: for where the target's library is not installed"""
     num_heads: Annotated[int | None, arg(metavar="HEADS", help_behavior_hint="(default: 4, the original's)")] = None
@@ -51,11 +56,18 @@ def port(argv: list[str]) -> int:
     the target is loaded by its own library and compared with the source: logits,
     greedy tokens, end of text, tokenizer. A target that differs is removed.
 
+    Hugging Face folders come in as GPT-2, Llama (SmolLM2, TinyLlama), Mistral
+    without a sliding window, Qwen2.5 or Qwen3. What such a folder has and our
+    model does not compute is refused by name. A model goes out as the family
+    that computes it.
+
     examples:
       faisca port runs/spark spark-hf --to hf
       faisca port runs/spark spark.safetensors --to torch
       faisca port runs/spark spark.npz --to mlx
       faisca port gpt2-folder runs/gpt2 --to faisca
+      faisca port smollm2-folder runs/smollm2 --to faisca
+      faisca port runs/smollm2 smollm2-small --to hf --dtype bfloat16
       faisca port original.pt runs/original --to faisca
     """
     options = parse(PortOptions, argv, command="port", help=port.__doc__)
@@ -68,6 +80,7 @@ def port(argv: list[str]) -> int:
         options.target,
         options.to,
         verify=not options.no_verify,
+        dtype=options.dtype,
         num_heads=options.num_heads,
         tokenizer=options.tokenizer,
     )
@@ -85,7 +98,7 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
 
     return {
         "source": {"path": str(options.source), "format": done.source.format, "found": done.source.found},
-        "target": {"path": str(options.target), "format": options.to},
+        "target": {"path": str(options.target), "format": options.to, "dtype": done.dtype},
         "parameters": count_parameters(done.source.model),
         "verified": bool(done.comparisons),
         "answered_by": done.answered_by,
@@ -103,7 +116,7 @@ def _show(options: PortOptions, done: Any) -> None:
     console = PlainConsole()
     lines = [f"{options.source}: {done.source.found}", *(f"note: {note}" for note in done.notes)]
     verified = f"verified: {done.answered_by} answered for the source" if done.comparisons else "NOT verified"
-    lines.append(f"{options.target}: {FORMAT_WORDS[options.to]}, {verified}")
+    lines.append(f"{options.target}: {FORMAT_WORDS[options.to]}, {done.dtype}, {verified}")
     console.print("\n".join(lines), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("read by")

@@ -3,31 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
-
 from faisca.data.tokenizer import END_OF_TEXT
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.porting.formats import Portable, read_json
-from faisca.porting.huggingface import MODEL_FILE, TRAINING_FILE, config_json, needs_model_file, to_theirs
+from faisca.porting.gpt2 import LAYOUT as GPT2
+from faisca.porting.huggingface import MODEL_FILE, TRAINING_FILE, config_json, layout_of, needs_model_file, to_theirs
+from faisca.porting.weight_files import write_pieces
 from faisca.runs.summary import run_line, summary_markdown
+from faisca.system.tensors import Tensors, safetensors_chunks
 from faisca.text import json_text
 
 
-def write_folder(portable: Portable, folder: Path) -> None:
+def write_folder(portable: Portable, folder: Path, dtype: str = "float32") -> None:
     """A folder that transformers loads without code of its own, and mlx_lm too (see `MODEL_FILE`)."""
+    config = config_json(portable, dtype)
     folder.mkdir()
-    weights = safetensors.numpy.save(to_theirs(portable), metadata={"format": "pt"})
-    (folder / "model.safetensors").write_bytes(weights)
+    weights = Tensors.of(to_theirs(portable))
+    write_pieces(safetensors_chunks(weights.shapes, weights, dtype, {"format": "pt"}), folder / "model.safetensors")
     texts = {
-        "config.json": _json(config_json(portable)),
-        "generation_config.json": _json(_generation_config(portable)),
-        "tokenizer.json": portable.tokenizer.json_text(),
-        "tokenizer_config.json": _json(_tokenizer_config(portable)),
+        "config.json": _json(config),
         "README.md": model_card(portable),
         TRAINING_FILE: _json(dict(portable.training)),
     }
-    if needs_model_file(portable.model):
+    _write_tokenizer(portable, folder)
+    if needs_model_file(portable):
         texts[MODEL_FILE.name] = MODEL_FILE.read_text(encoding="utf-8")
     _write_texts(texts, folder)
 
@@ -35,7 +35,8 @@ def write_folder(portable: Portable, folder: Path) -> None:
 def write_view(portable: Portable, source: Path, view: Path) -> None:
     """The Hugging Face folder `source` as mlx-lm can load it; the weights are links to its own.
 
-    mlx-lm's GPT-2 takes no folder as transformers 5 saves it: it wants `n_ctx` and names without a prefix.
+    mlx-lm's GPT-2 takes no folder as transformers 5 saves it: it wants `n_ctx` and names without a prefix; its
+    Llama and Qwen2 would pass over a base of the rotation that stands in `rope_parameters` alone.
     """
     weights = sorted(source.glob("model*.safetensors"))
     if not weights:
@@ -43,12 +44,11 @@ def write_view(portable: Portable, source: Path, view: Path) -> None:
     stated, ours = read_json(source / "config.json"), config_json(portable)
     config = {key: stated.get(key, value) for key, value in ours.items()}  # nothing else: it could name code
     view.mkdir()
-    texts = {
-        "config.json": _json(config | {"model_file": MODEL_FILE.name}),
-        "tokenizer.json": portable.tokenizer.json_text(),
-        "tokenizer_config.json": _json(_tokenizer_config(portable)),
-        MODEL_FILE.name: MODEL_FILE.read_text(encoding="utf-8"),
-    }
+    texts = {"config.json": _json(config)}
+    if config["model_type"] == "gpt2":
+        texts["config.json"] = _json(config | {"model_file": MODEL_FILE.name})
+        texts[MODEL_FILE.name] = MODEL_FILE.read_text(encoding="utf-8")
+    _write_tokenizer(portable, view)
     _write_texts(texts, view)
     for file in weights:
         (view / file.name).symlink_to(file.resolve())
@@ -56,16 +56,22 @@ def write_view(portable: Portable, source: Path, view: Path) -> None:
 
 def model_card(portable: Portable) -> str:
     """README.md: what the model is, how it was trained, and how to use the folder."""
-    model, trust = portable.model, " --trust-remote-code" if needs_model_file(portable.model) else ""
+    model, trust = portable.model, " --trust-remote-code" if needs_model_file(portable) else ""
     longest = min(32, model.context // 2)
+    gpt2 = layout_of(portable) is GPT2
     return CARD.format(
+        title="A language model of headlines" if portable.training.get("stages") else "A ported language model",
+        kind="GPT-2" if gpt2 else "Llama",
+        tag="gpt2" if gpt2 else "llama",
+        beyond=LEARNED.format(context=model.context) if gpt2 else "",
+        prompt=f"{END_OF_TEXT}Presidente" if portable.tokenizer.kind != "json" else "The",
+        begin=BEGIN.format(end_of_text=END_OF_TEXT) if portable.tokenizer.kind != "json" else "",
         parameters=f"{count_parameters(model):,}",
         blocks=model.num_layers,
         dim=model.dim,
         context=model.context,
         tokens=f"{portable.tokenizer.vocabulary_size:,}",
         training=_training(portable),
-        end_of_text=END_OF_TEXT,
         longest=longest,
         trust=trust,
         reason=TRUST if trust else "",
@@ -81,6 +87,18 @@ def _training(portable: Portable) -> str:
     preset = training.get("config", {}).get("preset", "unknown")
     summary = known | {"preset": preset, "parameters": count_parameters(portable.model), "stages": stages}
     return f"{run_line(summary)}\n\n{summary_markdown(summary)}"
+
+
+def _write_tokenizer(portable: Portable, folder: Path) -> None:
+    """tokenizer.json and what belongs to it: as it came, or, of a tokenizer of ours, as we have it."""
+    tokenizer = portable.tokenizer
+    ours = {
+        "generation_config.json": _json(_generation_config(portable)).encode(),
+        "tokenizer.json": tokenizer.json_text().encode(),
+        "tokenizer_config.json": _json(_tokenizer_config(portable)).encode(),
+    }
+    for name, content in {**ours, **tokenizer.companions}.items():
+        (folder / name).write_bytes(content)
 
 
 def _generation_config(portable: Portable) -> dict[str, Any]:
@@ -117,37 +135,41 @@ and a feed-forward layer of four times the width only.
 
 """
 
+BEGIN = """In training every headline follows `{end_of_text}`, so begin prompts with it.
+
+"""
+
+LEARNED = """The positional table has {context} rows: prompt and new tokens together must not be more.
+"""
+
 CARD = """---
 language: pt
 library_name: transformers
 pipeline_tag: text-generation
-tags: [gpt2, mlx, faisca]
+tags: [{tag}, mlx, faisca]
 ---
 
-# A language model of headlines
+# {title}
 
-A GPT-2-style decoder with {parameters} parameters: {blocks} blocks of width {dim}, a context of {context} tokens, and a
-byte-level BPE of {tokens} tokens. Trained and exported with Faísca MLX; an educational model, not a source of facts.
+A {kind}-style decoder with {parameters} parameters: {blocks} blocks of width {dim}, a context of {context} tokens, and
+a byte-level BPE of {tokens} tokens. Trained and exported with Faísca MLX; an educational model, not a source of facts.
 
 ## Training
 
 {training}
 ## Use
 
-In training every headline follows `{end_of_text}`, so begin prompts with it.
-
-```python
+{begin}```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
-ids = tokenizer("{end_of_text}Presidente", return_tensors="pt")
+ids = tokenizer("{prompt}", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens={longest})[0], skip_special_tokens=True))
 ```
 
 ```
-python -m mlx_lm generate --model .{trust} --prompt "{end_of_text}Presidente" --max-tokens {longest}
+python -m mlx_lm generate --model .{trust} --prompt "{prompt}" --max-tokens {longest}
 ```
 
-{reason}The positional table has {context} rows: prompt and new tokens together must not be more.
-"""
+{reason}{beyond}"""

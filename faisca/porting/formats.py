@@ -17,10 +17,14 @@ from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.errors import FaiscaError
-from faisca.parameters import Parameters, check_finite, check_parameters
+from faisca.parameters import check_finite, check_shapes
+from faisca.system.tensors import STORED, Tensors
 from faisca.text import in_one_line, shortened
 
 FORMATS = ("faisca", *BACKENDS, "hf")
+PADDING = 64
+"""a vocabulary of a Hugging Face folder that is larger than its tokenizer's is padded where it is a multiple of this"""
+NOTHING_BESIDE: Mapping[str, bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Portable:
     found: str
     """what was found at the source, in words"""
     model: ModelConfig
-    parameters: Parameters = field(repr=False)
-    """float32, by canonical name"""
+    parameters: Mapping[str, np.ndarray] = field(repr=False)
+    """float32, by canonical name; read when asked for, where they come from a file"""
     tokenizer: Tokenizer
     training: Mapping[str, Any] = field(repr=False)
     """what a checkpoint's state.json tells of the training; empty where nothing is known"""
@@ -41,17 +45,19 @@ class Portable:
     """what the user should know: assumptions, and what is left behind"""
     tokenizer_named: bool = False
     """whether the user named the tokenizer, which then must have as many tokens as the model"""
+    dtype: str = "float32"
+    """what the weights are stored as where they come from"""
 
 
 def check_portable(portable: Portable, source: Path) -> None:
     """Raise a FaiscaError where configuration, weights and tokenizer do not belong together."""
     try:
-        check_parameters(portable.parameters, portable.model)
+        check_shapes(Tensors.of(portable.parameters).shapes, portable.model)
     except FaiscaError as error:
         raise FaiscaError(f"{source}: {error}") from None
     tokens, rows = portable.tokenizer.vocabulary_size, portable.model.vocabulary_size
-    # model.vocabulary_size may be larger on purpose: our own files say so
-    padded = portable.format != "hf" and tokens < rows and not portable.tokenizer_named
+    # model.vocabulary_size may be larger on purpose: our own files say so, and Qwen's matrices are padded
+    padded = tokens < rows and not portable.tokenizer_named and (portable.format != "hf" or rows % PADDING == 0)
     if tokens != rows and not padded:
         raise FaiscaError(
             f"{source}: the tokenizer has {tokens} tokens ({END_OF_TEXT} is {portable.tokenizer.end_of_text}), "
@@ -69,13 +75,21 @@ def model_config(values: Mapping[str, Any], source: str) -> ModelConfig:
         raise FaiscaError(f"{source}: {error}") from None
 
 
-def float32(arrays: Mapping[str, np.ndarray], source: Path) -> Parameters:
-    """Contiguous float32 copies: exact for float16, bfloat16 and float32; a FaiscaError for other types and NaN."""
-    for name, array in arrays.items():
-        if array.dtype not in (np.float16, np.float32):
-            raise FaiscaError(f"{source}: {name} is {array.dtype}: weights are float32, float16 or bfloat16")
-    check_finite(arrays, source)
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+def float32(arrays: Tensors, source: Path) -> Tensors:
+    """As float32, when they are read: exact for float16 and bfloat16. FaiscaError for other types, and then for NaN."""
+    for name, dtype in arrays.dtypes.items():
+        if dtype not in STORED:
+            raise FaiscaError(
+                f"{source}: {name} is {dtype}: weights are float32, float16 or bfloat16; what is quantised is ported "
+                "from the folder it was made from"
+            )
+
+    def read(name: str) -> np.ndarray:
+        array = arrays[name]
+        check_finite({name: array}, source)
+        return np.ascontiguousarray(array, np.float32)
+
+    return Tensors(arrays.shapes, read, arrays.dtypes)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,11 +103,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, or a FaiscaError."""
+def read_tokenizer(
+    path: Path, companions: Mapping[str, bytes] = NOTHING_BESIDE, end_of_text: int | None = None
+) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, or a FaiscaError; `end_of_text` where its companions do not say it."""
     try:
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        return Tokenizer.from_files({"tokenizer.json": path.read_bytes(), **companions}, str(path), end_of_text)
+    except OSError as error:
         raise cannot_be_read(path, error) from error
 
 

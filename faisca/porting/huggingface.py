@@ -1,11 +1,8 @@
-"""Hugging Face folders of GPT-2: names, transposed matrices, and configuration, in both directions.
+"""Hugging Face folders: config.json, weights and tokenizer, in both directions; layouts: `gpt2.py`, `llama.py`."""
 
-Hugging Face stores the attention and feed-forward matrices as [inputs, outputs] (its Conv1D), always
-has attention biases, and may leave out the prefix `transformer.`. Zeros stand for biases that a model
-does not have; `attention_bias` in config.json, which others ignore, says so on the way back.
-"""
-
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,224 +10,179 @@ from typing import Any
 import numpy as np
 
 from faisca.config import ModelConfig
+from faisca.data.json_encoding import COMPANIONS, json_file, parse_tokenizer
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
-from faisca.parameters import Parameters, parameter_shapes
-from faisca.porting.formats import Portable, check_training, float32, model_config, read_json, read_tokenizer
+from faisca.porting import gpt2, layout, llama
+from faisca.porting.formats import (
+    Portable,
+    cannot_be_read,
+    check_training,
+    float32,
+    model_config,
+    read_json,
+    read_tokenizer,
+)
+from faisca.porting.layout import Layout, check_config
 from faisca.porting.weight_files import read_file
+from faisca.system.tensors import Tensors
+from faisca.text import json_text
 
-PREFIX = "transformer."
+LAYOUTS = {"gpt2": gpt2.LAYOUT} | dict.fromkeys(llama.FAMILIES, llama.LAYOUT) | {"llama": llama.PLAIN}
+"""by model_type"""
 MODEL_FILE = Path(__file__).parents[2] / "faisca_mlx" / "exported" / "faisca_gpt2.py"
 """for mlx-lm to import from a folder that its own GPT-2 cannot compute: a user then says --trust-remote-code"""
 TRAINING_FILE = "faisca.json"
 """what is known of the training, for the way back"""
-TOP_NAMES = {
-    "token_embedding": "wte",
-    "positional_embedding": "wpe",
-    "final_layer_norm": "ln_f",
-}
-BLOCK_NAMES = {
-    "norm1": "ln_1",
-    "attention.in_proj": "attn.c_attn",
-    "attention.out_proj": "attn.c_proj",
-    "norm2": "ln_2",
-    "feed_forward.up": "mlp.c_fc",
-    "feed_forward.down": "mlp.c_proj",
-}
-"""our modules of a block, and theirs; c_ matrices are transposed"""
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
-OTHER_NAMES = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
-BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$")
-"""causal masks that older folders hold"""
-UNSUPPORTED = {
-    "scale_attn_weights": (True, "attention without its scale"),
-    "scale_attn_by_inverse_layer_idx": (False, "attention scaled by layer"),
-    "add_cross_attention": (False, "cross-attention"),
-}
-"""options of GPT-2 that our model lacks: the only value that will do, and what any other would mean"""
+HEAD = "lm_head.weight"
+BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+"""causal masks and frequencies that older folders hold"""
 
 
 def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
-    """A Hugging Face GPT-2 folder, tied or not, exact or tanh GELU; `tokenizer_json` is for one that has none."""
-    config = read_json(folder / "config.json")
-    _check_config(config, folder)
-    arrays = _read_arrays(folder)
-    tokenizer = _read_tokenizer(folder, config, tokenizer_json)
+    """A Hugging Face folder of a family that we compute; `tokenizer_json` is for one that has none."""
+    config, source = read_json(folder / "config.json"), str(folder / "config.json")
+    found = _layout_of(config, source)
+    unknown = check_config(config, found, source)
+    theirs = _read_arrays(folder)
     training = read_json(folder / TRAINING_FILE) if (folder / TRAINING_FILE).is_file() else {}
     check_training(training, folder / TRAINING_FILE)
-    model = _read_model(config, str(folder / "config.json"))
+    options = {"tie_embeddings": HEAD not in theirs, **found.read_model(config, source)}
+    model = model_config(options | {"initial_range": config.get("initializer_range", 0.0)}, source)
+    theirs = _one_head(_prefixed(theirs, found, model), found, model, folder)
     return Portable(
         format="hf",
-        found="a Hugging Face GPT-2 folder",
+        found=f"a Hugging Face {config['model_type']} folder ({theirs.dtype})",
         model=model,
-        parameters=_to_ours(arrays, model, folder),
-        tokenizer=tokenizer,
+        parameters=layout.to_ours(theirs, found, model, str(folder)),
+        tokenizer=_read_tokenizer(folder, config, tokenizer_json),
         training=training,
+        notes=tuple(f"{source}: nothing is known here of {key}, which is left out" for key in unknown),
+        dtype=theirs.dtype,
     )
 
 
-def config_json(portable: Portable) -> dict[str, Any]:
-    """config.json: GPT-2's names, those that mlx-lm reads, and what the way back needs."""
-    model, end_of_text = portable.model, portable.tokenizer.end_of_text
-    config: dict[str, Any] = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        **{"vocab_size": model.vocabulary_size, "n_positions": model.context, "n_ctx": model.context},
-        **{"n_embd": model.dim, "n_layer": model.num_layers, "n_head": model.num_heads, "n_inner": model.hidden_dim},
-        "activation_function": ACTIVATIONS[model.activation],
-        "layer_norm_epsilon": model.norm_epsilon,
-        **{"resid_pdrop": model.dropout, "embd_pdrop": model.dropout, "attn_pdrop": model.attention_dropout},
-        "tie_word_embeddings": model.tie_embeddings,
-        **{"bos_token_id": end_of_text, "eos_token_id": end_of_text},
-        "dtype": "float32",
-        "attention_bias": model.attention_bias,
+def layout_of(portable: Portable) -> Layout:
+    """The layout that a model goes out as; a FaiscaError names the options that no family has together."""
+    model, lacking = portable.model, dict[str, list[str]]()
+    for found in (gpt2.LAYOUT, llama.LAYOUT, llama.PLAIN):
+        lacking[found.name] = found.lacks(model)
+        if lacking[found.name]:
+            continue
+        # transformers reads any tokenizer of Qwen2 as if it had NFC
+        if found.config(model)["model_type"] != "qwen2" or nfc(portable.tokenizer):
+            return found
+    name, options = min(lacking.items(), key=lambda item: len(item[1]))
+    raise FaiscaError(
+        f"no Hugging Face family computes this model: {name} has not {', '.join(options)}; write it --to torch, mlx or "
+        "faisca, which hold every model"
+    )
+
+
+def nfc(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer composes characters (Unicode's NFC) before it does anything else."""
+    if tokenizer.kind != "json":
+        return False
+    normalizer = json.loads(tokenizer.json_text()).get("normalizer") or {}
+    return "NFC" in [part.get("type") for part in (normalizer, *normalizer.get("normalizers", []))]
+
+
+def config_json(portable: Portable, dtype: str = "float32") -> dict[str, Any]:
+    """config.json: the family's names, those that mlx-lm reads, and what the way back needs."""
+    model, tokenizer = portable.model, portable.tokenizer
+    ends = stops(tokenizer)
+    begin = _companion(tokenizer, "generation_config.json").get("bos_token_id", tokenizer.end_of_text)
+    return {
+        **layout_of(portable).config(model),
+        **{"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends},
+        "dtype": dtype,
+        **({"initializer_range": model.initial_range} if model.initial_range else {}),
+        **({"model_file": MODEL_FILE.name} if needs_model_file(portable) else {}),
     }
-    return config | ({"model_file": MODEL_FILE.name} if needs_model_file(model) else {})
 
 
-def needs_model_file(model: ModelConfig) -> bool:
-    """Whether mlx-lm's own GPT-2 cannot compute this model."""
-    return not (model.tie_embeddings and model.activation == "gelu_tanh" and model.hidden_dim == 4 * model.dim)
+def needs_model_file(portable: Portable) -> bool:
+    """Whether mlx-lm's own classes cannot compute this model."""
+    return layout_of(portable) is gpt2.LAYOUT and gpt2.needs_model_file(portable.model)
 
 
-def to_theirs(portable: Portable) -> Parameters:
-    """Our parameters under GPT-2's names; mlx-lm's own GPT-2 wants no prefix, an untied head needs one."""
-    model, ours = portable.model, portable.parameters
-    prefix = "" if model.tie_embeddings else PREFIX
-    theirs = {}
-    for name, array in ours.items():
-        theirs[_their_name(name, prefix)] = np.ascontiguousarray(array.T) if _transposed(name) else array
-    if not model.attention_bias:
-        for i in range(model.num_layers):
-            theirs[f"{prefix}h.{i}.attn.c_attn.bias"] = np.zeros(3 * model.dim, np.float32)
-            theirs[f"{prefix}h.{i}.attn.c_proj.bias"] = np.zeros(model.dim, np.float32)
-    return theirs
+def to_theirs(portable: Portable) -> Tensors:
+    """Our parameters under the family's names."""
+    return layout.to_theirs(portable.parameters, layout_of(portable), portable.model)
 
 
-def _to_ours(theirs: Parameters, model: ModelConfig, folder: Path) -> Parameters:
-    theirs = {name.removeprefix(PREFIX): array for name, array in theirs.items()}
-    head = theirs.pop("lm_head.weight", None)
-    known = {_their_name(name, ""): (name, shape) for name, shape in _shapes(model).items()}
-    extra, missing = [name for name in theirs if name not in known], [name for name in known if name not in theirs]
-    if extra or missing:
-        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
-        raise FaiscaError(f"{folder}: weight {what}: config.json asks for a GPT-2 of {model.num_layers} blocks")
-    ours = {}
-    for their_name, array in theirs.items():
-        name, shape = known[their_name]
-        turned = np.ascontiguousarray(array.T) if _transposed(name) else array
-        _check_shape(their_name, array, shape[::-1] if _transposed(name) else shape, folder)
-        if model.attention_bias or not _zero_bias(name, array, folder):
-            ours[name] = turned
-    return ours | _head(head, theirs["wte.weight"], model, folder)
+def stops(tokenizer: Tokenizer) -> list[int]:
+    """Every id that ends a text: the tokenizer's own, and those of a generation_config.json that came with it."""
+    stated = _companion(tokenizer, "generation_config.json").get("eos_token_id")
+    return sorted({tokenizer.end_of_text, *_ids(stated)})
 
 
-def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes, as we store them, of all that GPT-2 has besides the head."""
-    return parameter_shapes(replace(model, attention_bias=True, tie_embeddings=True))
-
-
-def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...], folder: Path) -> None:
-    if array.shape != shape:
+def _layout_of(config: Mapping[str, Any], source: str) -> Layout:
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in LAYOUTS:
         raise FaiscaError(
-            f"{folder}: weight {name} has shape {list(array.shape)}, but config.json asks for {list(shape)}"
+            f"{source}: model_type {kind!r} is refused: what comes in is {', '.join(LAYOUTS)}, as our model has their "
+            "options; port a folder of such a kind, or use this one with transformers or mlx_lm"
         )
+    return LAYOUTS[kind]
 
 
-def _head(head: np.ndarray | None, embedding: np.ndarray, model: ModelConfig, folder: Path) -> Parameters:
-    if model.tie_embeddings:
-        if head is not None and not np.array_equal(head, embedding):
-            raise FaiscaError(
-                f"{folder}: config.json has tie_word_embeddings true, but lm_head.weight differs from wte.weight: "
-                "one of them is wrong"
-            )
-        return {}
-    if head is None:
-        raise FaiscaError(f"{folder}: config.json has tie_word_embeddings false, but lm_head.weight is missing")
-    _check_shape("lm_head.weight", head, embedding.shape, folder)
-    return {"out_head.weight": head}
-
-
-def _zero_bias(name: str, array: np.ndarray, folder: Path) -> bool:
-    bias = "attention" in name and name.endswith("bias")
-    if bias and array.any():
-        raise FaiscaError(f"{folder}: config.json has attention_bias false, but {_their_name(name, '')} is not zero")
-    return bias
-
-
-def _their_name(name: str, prefix: str) -> str:
-    if name == "out_head.weight":
-        return "lm_head.weight"
-    module, _, kind = name.rpartition(".")
-    if module in TOP_NAMES:
-        return f"{prefix}{TOP_NAMES[module]}.{kind}"
-    _, i, inner = module.split(".", 2)
-    return f"{prefix}h.{i}.{BLOCK_NAMES[inner]}.{kind}"
-
-
-def _transposed(name: str) -> bool:
-    return name.endswith("weight") and ("attention" in name or "feed_forward" in name)
-
-
-def _check_config(config: dict[str, Any], folder: Path) -> None:
-    if config.get("model_type") != "gpt2":
-        raise FaiscaError(
-            f"{folder / 'config.json'}: model_type {config.get('model_type')!r} does not fit: only GPT-2 comes in "
-            "(model_type gpt2, as GPT-2 and DistilGPT-2 have), as our model is built like it; port a folder of that "
-            "kind, or use this one with transformers or mlx_lm"
-        )
-    if "quantization" in config or "quantization_config" in config:
-        raise FaiscaError(f"{folder / 'config.json'}: quantization is set: port the folder it was made from instead")
-    for key, (fine, meaning) in UNSUPPORTED.items():
-        if config.get(key, fine) != fine:
-            raise FaiscaError(f"{folder / 'config.json'}: {key} {config[key]}: our model has no {meaning}")
-
-
-def _read_model(config: dict[str, Any], source: str) -> ModelConfig:
-    """GPT-2's options as ours; what the file leaves out is as in GPT-2 small, which is Hugging Face's default."""
-    name = config.get("activation_function", "gelu_new")
-    activation = OTHER_NAMES | {theirs: ours for ours, theirs in ACTIVATIONS.items()}
-    if name not in activation:
-        raise FaiscaError(f"{source}: activation_function {name!r} is unknown: our model has {', '.join(activation)}")
-    dim = config.get("n_embd", 768)
-    return model_config(
-        {
-            "vocabulary_size": config.get("vocab_size", 50257),
-            "context": config.get("n_positions", 1024),
-            "dim": dim,
-            "num_layers": config.get("n_layer", 12),
-            "num_heads": config.get("n_head", 12),
-            "hidden_dim": 4 * dim if config.get("n_inner") is None else config["n_inner"],
-            "activation": activation[name],
-            "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
-            "dropout": config.get("resid_pdrop", 0.1),
-            "attention_dropout": config.get("attn_pdrop", 0.1),
-            "tie_embeddings": config.get("tie_word_embeddings", True),
-            "attention_bias": config.get("attention_bias", True),
-        },
-        source,
+def _prefixed(theirs: Tensors, found: Layout, model: ModelConfig) -> Tensors:
+    """GPT-2 may leave its prefix out, or have it where the head is tied: as our places have it."""
+    if found is not gpt2.LAYOUT:
+        return theirs
+    prefix = "" if model.tie_embeddings else gpt2.PREFIX
+    names = {name if name == HEAD else prefix + name.removeprefix(gpt2.PREFIX): name for name in theirs}
+    return Tensors(
+        {ours: theirs.shapes[name] for ours, name in names.items()},
+        lambda ours: theirs[names[ours]],
+        {ours: theirs.dtypes[name] for ours, name in names.items()},
     )
 
 
-def _read_arrays(folder: Path) -> Parameters:
-    """All weights of a folder: one file, several with an index, or an older folder's pickle, read safely."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(Path(str(name)).name == name for name in weight_map.values()):
-            raise FaiscaError(f"{index} has no weight_map of file names: copy the folder again")
-        names = sorted(set(weight_map.values()))
-    elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
-        names = ["pytorch_model.bin"]
-    weights: Parameters = {}
+def _one_head(theirs: Tensors, found: Layout, model: ModelConfig, folder: Path) -> Tensors:
+    """Without a tied head that is stored a second time, which must be the embedding."""
+    if model.tie_embeddings == (HEAD not in theirs):
+        return theirs
+    if not model.tie_embeddings:
+        raise FaiscaError(f"{folder}: config.json has tie_word_embeddings false, but {HEAD} is missing")
+    (embedding,) = found.places(model)["token_embedding.weight"].names
+    if embedding in theirs and not np.array_equal(theirs[HEAD], theirs[embedding]):
+        raise FaiscaError(
+            f"{folder}: config.json has tie_word_embeddings true, but {HEAD} differs from {embedding}: "
+            "one of them is wrong"
+        )
+    return theirs.only([name for name in theirs if name != HEAD])
+
+
+def _read_arrays(folder: Path) -> Tensors:
+    """All weights of a folder: one file, several with an index, or pickles, read safely."""
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{ending}.index.json"
+        if index.is_file():
+            names = _indexed(index)
+            break
+        if (folder / f"{stem}.{ending}").is_file():
+            names = [f"{stem}.{ending}"]
+            break
+    else:
+        names = ["model.safetensors"]  # missing, as its error says
+    parts = []
     for file in names:
-        arrays = {name: array for name, array in read_file(folder / file)[0].items() if not BUFFERS.search(name)}
-        weights |= float32(arrays, folder / file)
-    return weights
+        arrays = read_file(folder / file)[0]
+        parts.append(float32(arrays.only([name for name in arrays if not BUFFERS.search(name)]), folder / file))
+    return Tensors.joined(parts)
 
 
-def _read_tokenizer(folder: Path, config: dict[str, Any], named: Path | None) -> Tokenizer:
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(Path(str(name)).name == name for name in weight_map.values()):
+        raise FaiscaError(f"{index} has no weight_map of file names: copy the folder again")
+    return sorted(set(weight_map.values()))
+
+
+def _read_tokenizer(folder: Path, config: Mapping[str, Any], named: Path | None) -> Tokenizer:
     own = folder / "tokenizer.json"
     if named and own.is_file():
         raise FaiscaError(f"--tokenizer does not go with {folder}, which has its own: leave it out")
@@ -239,11 +191,46 @@ def _read_tokenizer(folder: Path, config: dict[str, Any], named: Path | None) ->
             f"{folder} has no tokenizer.json: name the model's with --tokenizer FILE; "
             f"transformers.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}') writes one"
         )
-    tokenizer = read_tokenizer(named or own)
-    stated = config.get("eos_token_id", 50256)
-    if stated != tokenizer.end_of_text and tokenizer.vocabulary_size == config.get("vocab_size", 50257):
+    stated = _ids(config.get("eos_token_id", 50256 if config["model_type"] == "gpt2" else None))
+    companions = {name: _read_bytes(folder / name) for name in COMPANIONS if (folder / name).is_file()}
+    tokenizer = read_tokenizer(named or own, companions, stated[0] if stated else None)
+    if tokenizer.kind == "json":
+        tokenizer = _with_end_of_text(tokenizer, stated)
+    strange = [i for i in stated if i not in stops(tokenizer)]
+    if strange and tokenizer.vocabulary_size == config.get("vocab_size", 50257):
         raise FaiscaError(
-            f"{folder / 'config.json'}: eos_token_id {stated} is not the tokenizer's <|endoftext|>, "
+            f"{folder / 'config.json'}: eos_token_id {strange[0]} is not the tokenizer's end of text, "
             f"{tokenizer.end_of_text}: correct it"
         )
     return tokenizer
+
+
+def _with_end_of_text(tokenizer: Tokenizer, stated: list[int]) -> Tokenizer:
+    """With files that say what ends a text, where config.json alone said it: it does not travel."""
+    made = dict(tokenizer.companions)
+    if _companion(tokenizer, "tokenizer_config.json").get("eos_token") is None:
+        engine = parse_tokenizer(tokenizer.json_text(), "tokenizer.json")
+        known = {"tokenizer_class": "PreTrainedTokenizerFast"} | _companion(tokenizer, "tokenizer_config.json")
+        known |= {"eos_token": engine.id_to_token(tokenizer.end_of_text)}
+        made["tokenizer_config.json"] = json_text(known).encode()
+    if len(stated) > 1 and "generation_config.json" not in made:
+        made["generation_config.json"] = json_text({"eos_token_id": stated}).encode()
+    return replace(tokenizer, companions=made)
+
+
+def _companion(tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+    return json_file(tokenizer.companions, name, "the tokenizer's files")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise cannot_be_read(path, error) from error
+
+
+def _ids(stated: Any) -> list[int]:
+    """An id, several or none, as a list."""
+    if stated is None:
+        return []
+    return list(stated) if isinstance(stated, list) else [stated]

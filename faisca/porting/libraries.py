@@ -9,6 +9,7 @@ import numpy as np
 from faisca.backends import BACKENDS
 from faisca.errors import FaiscaError
 from faisca.system.packages import importable
+from faisca.system.tensors import Tensors
 
 NEEDS = {name: (row.needs, "safetensors") for name, row in BACKENDS.items()} | {
     row.reader: (row.needs, row.reader) for row in BACKENDS.values()
@@ -54,10 +55,10 @@ def require(library: str) -> None:
         raise FaiscaError(f"{package} is not installed, but this needs it: {REMEDIES[library]}")
 
 
-def read_arrays(library: str, path: Path) -> dict[str, np.ndarray]:
-    """A weights file as torch or mlx reads it; half-precision arrays as float32."""
+def read_arrays(library: str, path: Path) -> Tensors:
+    """A weights file as torch or mlx reads it; bfloat16 arrays as float32, when they are asked for."""
     require(library)
-    return cast(dict[str, np.ndarray], _interop(library).read_arrays(path=path))
+    return cast(Tensors, _interop(library).read_arrays(path=path))
 
 
 def open_exported(library: str, folder: Path) -> Reader:

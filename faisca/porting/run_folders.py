@@ -9,9 +9,11 @@ import numpy as np
 
 from faisca.config import Config, TokenizerConfig
 from faisca.config.files import config_from_dict, write_config
+from faisca.parameters import parameter_shapes
 from faisca.porting.formats import Portable
-from faisca.runs.checkpoint import load_checkpoint, save_checkpoint
+from faisca.runs.checkpoint import open_checkpoint, save_checkpoint
 from faisca.runs.state import IMPORTED, Progress, State, versions
+from faisca.system.tensors import safetensors_chunks
 
 TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages", "hold_out_seed")
 """what of a checkpoint's state goes along"""
@@ -22,7 +24,7 @@ def read_run(path: Path) -> Portable:
     from faisca.training.run import checkpoint_tokenizer
 
     notes: list[str] = []
-    checkpoint = load_checkpoint(path, say=notes.append)
+    checkpoint = open_checkpoint(path, say=notes.append)
     state, values = checkpoint.state, checkpoint.state.to_json()
     if state.step:
         notes.append("weights only: the optimiser's state stays behind")
@@ -42,15 +44,11 @@ def write_run(portable: Portable, folder: Path) -> None:
     folder.mkdir()
     config, tokenizer = _config(portable), portable.tokenizer
     write_config(config, folder / "config.toml")
-    tokenizer_json = tokenizer.json_text() if tokenizer.kind == "bpe" else None
-    if tokenizer_json is not None:
-        (folder / "tokenizer.json").write_bytes(tokenizer_json.encode())
-    save_checkpoint(
-        folder,
-        _state(portable, config),
-        {"model": portable.parameters, "optimizer": {"step": np.array(0, np.int64)}},
-        tokenizer_json=tokenizer_json,
-    )
+    for name, content in tokenizer.files().items():
+        (folder / name).write_bytes(content)
+    weights = safetensors_chunks(parameter_shapes(portable.model), portable.parameters)
+    arrays: dict[str, Any] = {"model": weights, "optimizer": {"step": np.array(0, np.int64)}}
+    save_checkpoint(folder, _state(portable, config), arrays, tokenizer_files=tokenizer.files())
 
 
 def _config(portable: Portable) -> Config:

@@ -8,19 +8,19 @@ with names of their own and nothing beside them, are read as well, by torch's sa
 
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
+from safetensors import SafetensorError
 
 from faisca.backends import BACKENDS
 from faisca.config import ModelConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
-from faisca.parameters import Parameters
+from faisca.parameters import parameter_shapes
 from faisca.porting.formats import (
     Portable,
     cannot_be_read,
@@ -31,6 +31,7 @@ from faisca.porting.formats import (
     read_tokenizer,
 )
 from faisca.porting.libraries import read_arrays
+from faisca.system.tensors import Shape, Tensors, narrowed, open_safetensors, safetensors_chunks, wide
 from faisca.text import json_text
 
 SUFFIXES = {name: row.files for name, row in BACKENDS.items()}
@@ -63,8 +64,8 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def read_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of a file, float32 or as they are stored, and the format that it has: torch or mlx."""
+def read_file(path: Path) -> tuple[Tensors, str]:
+    """The arrays of a file, bfloat16 as float32, each read when asked for; and the format it has: torch or mlx."""
     if path.suffix in PICKLES:
         return read_arrays("torch", path), "torch"
     if path.suffix == ".npz":
@@ -72,37 +73,48 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], str]:
     return read_safetensors(path)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of a .safetensors file (bfloat16 as float32), and who wrote it: mlx says so, all others are torch."""
+def read_safetensors(path: Path) -> tuple[Tensors, str]:
+    """The arrays of a .safetensors file, and who wrote it: mlx says so, all others are torch."""
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-        arrays = {name: _array(entry) for name, entry in entries}
-    except (OSError, safetensors.SafetensorError, KeyError) as error:
+        arrays, metadata = open_safetensors(path)
+    except (OSError, SafetensorError, KeyError) as error:
         raise cannot_be_read(path, error) from error
     return arrays, "mlx" if metadata.get("format") == "mlx" else "torch"
 
 
-def write_weight_file(portable: Portable, path: Path, format: str) -> None:
+def write_weight_file(portable: Portable, path: Path, format: str, dtype: str = "float32") -> None:
     """Write the arrays as `format`, torch or mlx, and the JSON beside them."""
+    shapes = parameter_shapes(portable.model)
     if path.suffix == ".npz":
-        np.savez(path, **portable.parameters)  # type: ignore[arg-type]  # names never collide with its own
+        _write_npz(portable, path, dtype)
     else:
         written_by = {"format": "pt" if format == "torch" else "mlx"}
-        path.write_bytes(safetensors.numpy.save(portable.parameters, metadata=written_by))
+        write_pieces(safetensors_chunks(shapes, portable.parameters, dtype, written_by), path)
     tokenizer = portable.tokenizer
+    files = {name: content.decode() for name, content in tokenizer.files().items()}
     description = {
         "model": asdict(portable.model),
-        "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.json_text() if tokenizer.kind == "bpe" else None},
+        "tokenizer": {"kind": tokenizer.kind, "json": files.pop("tokenizer.json", None), "beside": files},
         "training": dict(portable.training),
     }
     sidecar_of(path).write_text(json_text(description, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def canonical_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def write_pieces(pieces: Iterable[bytes], path: Path) -> None:
+    """Write a file piece by piece."""
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+def canonical_names(arrays: Tensors) -> Tensors:
     """Arrays of the original script under our names; canonical names stay as they are."""
-    return {_canonical(name): array for name, array in arrays.items()}
+    names = {_canonical(name): name for name in arrays}
+    return Tensors(
+        {ours: arrays.shapes[name] for ours, name in names.items()},
+        lambda ours: arrays[names[ours]],
+        {ours: arrays.dtypes[name] for ours, name in names.items()},
+    )
 
 
 def _canonical(name: str) -> str:
@@ -111,7 +123,7 @@ def _canonical(name: str) -> str:
     return name
 
 
-def _described(format: str, parameters: Parameters, sidecar: Path) -> Portable:
+def _described(format: str, parameters: Tensors, sidecar: Path) -> Portable:
     values = read_json(sidecar)
     missing = [key for key in SIDECAR_KEYS if not isinstance(values.get(key), dict)]
     if missing:
@@ -120,19 +132,22 @@ def _described(format: str, parameters: Parameters, sidecar: Path) -> Portable:
     if kind != "gpt2" and not isinstance(stored, str):
         raise FaiscaError(f"{sidecar} has no tokenizer.json, the text of a tokenizer.json: its tokenizer is {kind!r}")
     check_training(values["training"], sidecar)
+    beside = values["tokenizer"].get("beside", {})
+    if not isinstance(beside, dict) or not all(isinstance(text, str) for text in beside.values()):
+        raise FaiscaError(f"{sidecar}: tokenizer.beside holds no texts: it is not the file that faisca port wrote")
+    files = {"tokenizer.json": stored} | beside if stored else {}
     return Portable(
         format=format,
         found=BACKENDS[format].file_words,
         model=model_config(values["model"], str(sidecar)),
         parameters=parameters,
-        tokenizer=Tokenizer.gpt2() if kind == "gpt2" else Tokenizer.from_json(stored, str(sidecar)),
+        tokenizer=Tokenizer.from_files({name: text.encode() for name, text in files.items()}, str(sidecar)),
         training=values["training"],
+        dtype=parameters.dtype,
     )
 
 
-def _original(
-    path: Path, parameters: Parameters, format: str, num_heads: int | None, tokenizer: Path | None
-) -> Portable:
+def _original(path: Path, parameters: Tensors, format: str, num_heads: int | None, tokenizer: Path | None) -> Portable:
     """A state dict of the original script: sizes from its shapes, the rest as the script has it."""
     heads = f"{num_heads} heads" if num_heads else f"{ORIGINAL_HEADS} heads (--num-heads says otherwise)"
     tokens = str(tokenizer) if tokenizer else "GPT-2's tokenizer (--tokenizer says otherwise)"
@@ -145,16 +160,17 @@ def _original(
         training={},
         notes=(f"no {sidecar_of(path).name} beside it: taken for the original script's, with {tokens} and {heads}",),
         tokenizer_named=tokenizer is not None,
+        dtype=parameters.dtype,
     )
 
 
-def _model_of_shapes(path: Path, parameters: Parameters, num_heads: int) -> ModelConfig:
+def _model_of_shapes(path: Path, parameters: Tensors, num_heads: int) -> ModelConfig:
     first = "transformer_blocks.0"
     wanted = ("token_embedding.weight", "positional_embedding.weight", f"{first}.feed_forward.up.weight")
     for name in wanted:
-        if name not in parameters or parameters[name].ndim != 2:
+        if len(parameters.shapes.get(name, ())) != 2:
             raise FaiscaError(f"{path} has no matrix {name}: it is no state dict of this model")
-    tokens, positions, up = (parameters[name].shape for name in wanted)
+    tokens, positions, up = (parameters.shapes[name] for name in wanted)
     if tokens[1] % num_heads:
         raise FaiscaError(
             f"{path} has a width of {tokens[1]}, which {num_heads} heads do not divide: "
@@ -171,21 +187,39 @@ def _model_of_shapes(path: Path, parameters: Parameters, num_heads: int) -> Mode
     return model_config(sizes, str(path))
 
 
-def _array(entry: dict[str, Any]) -> np.ndarray:
-    if entry["dtype"] == "BF16":
-        return _wide(np.frombuffer(entry["data"], "V2")).reshape(entry["shape"])
-    dtype = safetensors.numpy._TYPES[entry["dtype"]]
-    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-
-
-def _wide(halves: np.ndarray) -> np.ndarray:
-    """bfloat16, which NumPy has no name for, as float32: it is the upper half of one."""
-    return (halves.view("<u2").astype("<u4") << 16).view("<f4")
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> Tensors:
+    """Shapes and types first, from the headers inside; bfloat16, which NumPy has not, is two bytes there."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: _wide(array) if array.dtype == "V2" else array for name, array in file.items()}
+        with zipfile.ZipFile(path) as file:
+            headers = {name.removesuffix(".npy"): _npy_header(file, name) for name in file.namelist()}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise cannot_be_read(path, error) from error
+
+    def read(name: str) -> np.ndarray:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                array: np.ndarray = file[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise cannot_be_read(path, error) from error
+        return wide(array) if array.dtype == "V2" else array
+
+    dtypes = {name: "bfloat16" if dtype == "V2" else str(dtype) for name, (_, dtype) in headers.items()}
+    return Tensors({name: shape for name, (shape, _) in headers.items()}, read, dtypes)
+
+
+def _npy_header(file: zipfile.ZipFile, name: str) -> tuple[Shape, np.dtype[Any]]:
+    with file.open(name) as array:
+        version = np.lib.format.read_magic(array)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(array)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects, which could run code")
+    return shape, dtype
+
+
+def _write_npz(portable: Portable, path: Path, dtype: str) -> None:
+    """As np.savez, array by array."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as file:
+        for name in parameter_shapes(portable.model):
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, narrowed(portable.parameters[name], dtype), allow_pickle=False)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
-from faisca.parameters import check_finite
+from faisca.parameters import check_finite, finite
 from faisca.runs.checks import check_weights
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
 from faisca.runs.pointers import BEST, LATEST, read_pointer, way_on, write_pointers
 from faisca.runs.state import State
 from faisca.system.files import flush_folder
+from faisca.system.tensors import open_safetensors
 from faisca.text import json_text
 
 SET_ASIDE = ".replaced-"
@@ -48,12 +49,12 @@ class Checkpoint:
 
     folder: Path
     state: State = field(repr=False)
-    parameters: dict[str, np.ndarray] = field(repr=False)
+    parameters: Arrays = field(repr=False)
     optimizer: dict[str, np.ndarray] = field(repr=False)
     reference: dict[str, np.ndarray] | None = field(repr=False)
     """GRPO's frozen model"""
-    tokenizer_json: str | None = field(repr=False)
-    """absent where the tokenizer is GPT-2's"""
+    tokenizer_files: dict[str, bytes] = field(repr=False)
+    """tokenizer.json, and what belongs to it, by name; none where the tokenizer is GPT-2's"""
     seen: np.ndarray = field(repr=False)
     """hashes of the titles that it was trained on, uint64 [n]; none where an older version wrote it"""
 
@@ -61,20 +62,22 @@ class Checkpoint:
 def save_checkpoint(
     run_folder: Path,
     state: State,
-    arrays: Mapping[str, Arrays],
+    arrays: Mapping[str, Arrays | Iterable[bytes]],
     *,
-    tokenizer_json: str | None,
+    tokenizer_files: Mapping[str, bytes],
     best: str | None = None,
 ) -> Path:
     """Write `checkpoints/{stage}-{step:06d}` and make it the latest; `best` names the best one.
 
-    `arrays` are those of `NAME.safetensors` by NAME: `model`, `optimizer`, in GRPO `reference`, and `seen`.
+    `arrays` are those of `NAME.safetensors` by NAME: `model`, `optimizer`, in GRPO `reference`, and `seen`;
+    or the bytes of that file, piece by piece.
     A FaiscaError leaves the earlier checkpoints as they were.
     """
-    files = {f"{name}.safetensors": safetensors.numpy.save(dict(content)) for name, content in arrays.items()}
-    files["state.json"] = (json_text(state.to_json(), indent=2) + "\n").encode()
-    if tokenizer_json is not None:
-        files["tokenizer.json"] = tokenizer_json.encode()
+    files: dict[str, bytes | Iterable[bytes]] = {
+        f"{name}.safetensors": safetensors.numpy.save(dict(content)) if isinstance(content, Mapping) else content
+        for name, content in arrays.items()
+    }
+    files |= {"state.json": (json_text(state.to_json(), indent=2) + "\n").encode(), **tokenizer_files}
     target = run_folder / "checkpoints" / state.progress.name
     temporary = target.with_name(f".saving-{target.name}-{os.getpid()}")
     try:
@@ -90,7 +93,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
     """The checkpoint at `path`: a checkpoint folder, or a run folder, see `find_checkpoint`."""
     folder, files = _find(path, say)
-    state, tokenizer = _parse_state(folder, files["state.json"]), files.get("tokenizer.json")
+    state = _parse_state(folder, files["state.json"])
     arrays = {name: _parse_arrays(folder, name, files[name]) for name in files if name.endswith(".safetensors")}
     check_weights(folder, arrays["model.safetensors"], state.model)
     check_finite(arrays["model.safetensors"], folder / "model.safetensors")
@@ -100,9 +103,24 @@ def load_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
         parameters=arrays["model.safetensors"],
         optimizer=arrays["optimizer.safetensors"],
         reference=arrays.get("reference.safetensors"),
-        tokenizer_json=None if tokenizer is None else tokenizer.decode(),
+        tokenizer_files=_tokenizer_files(files),
         seen=arrays.get("seen.safetensors", {}).get("titles", NOTHING_SEEN),
     )
+
+
+def open_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
+    """As `load_checkpoint`, for weights alone: each is read when it is asked for, and checked to be finite then.
+
+    The files are verified one piece at a time, so that none of them is in memory as a whole.
+    """
+    folder, files = _find(path, say, keep=False)
+    state, weights = _parse_state(folder, files["state.json"]), folder / "model.safetensors"
+    try:
+        parameters = open_safetensors(weights)[0]
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise _unreadable(folder, weights.name, error) from error
+    check_weights(folder, parameters, state.model)
+    return Checkpoint(folder, state, finite(parameters, weights), {}, None, _tokenizer_files(files), NOTHING_SEEN)
 
 
 def find_checkpoint(path: Path, say: Say = warn) -> Path:
@@ -111,7 +129,7 @@ def find_checkpoint(path: Path, say: Say = warn) -> Path:
     A damaged checkpoint of a run is named through `say` and the one before it is taken; a damaged
     checkpoint that was named itself is an error.
     """
-    return _find(path, say)[0]
+    return _find(path, say, keep=False)[0]
 
 
 def read_state(folder: Path) -> State:
@@ -159,26 +177,26 @@ def remove_leftovers(run_folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _find(path: Path, say: Say) -> tuple[Path, dict[str, bytes]]:
-    """A good checkpoint's folder and files, see `find_checkpoint`."""
+def _find(path: Path, say: Say, keep: bool = True) -> tuple[Path, dict[str, bytes]]:
+    """A good checkpoint's folder and files, see `find_checkpoint`; those with arrays only where they are to `keep`."""
     if os.path.isdir(path / "checkpoints"):  # False, not an error, where a name is impossible
-        return _newest_good(path, say)
+        return _newest_good(path, say, keep)
     if not os.path.isfile(path / MANIFEST):
         raise no_checkpoint(path)
-    files, problems = read_files(path)
+    files, problems = read_files(path, keep)
     if problems:
         raise VerificationError(f"checkpoint {path} is damaged ({_first(problems)}): use an earlier one of its run")
     return path, files
 
 
-def _newest_good(run_folder: Path, say: Say) -> tuple[Path, dict[str, bytes]]:
+def _newest_good(run_folder: Path, say: Say, keep: bool) -> tuple[Path, dict[str, bytes]]:
     pointer = read_pointer(run_folder / LATEST)
     for folder in reversed(_candidates(run_folder, pointer, say)):
-        files, problems = read_files(folder)
+        files, problems = read_files(folder, keep)
         if not problems:
             return folder, files
         if pointer != read_pointer(run_folder / LATEST):  # a run at work here has deleted it meanwhile
-            return _newest_good(run_folder, say)
+            return _newest_good(run_folder, say, keep)
         say(f"checkpoint {folder} is damaged ({_first(problems)}): trying the one before it")
     raise FaiscaError(f"{run_folder} has no good checkpoint: start the run anew, with another --out")
 
@@ -219,9 +237,16 @@ def _parse_arrays(folder: Path, name: str, content: bytes) -> dict[str, np.ndarr
     try:
         return safetensors.numpy.load(content)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FaiscaError(
-            f"checkpoint {folder} has a {name} that cannot be read ({error}): take another one"
-        ) from error
+        raise _unreadable(folder, name, error) from error
+
+
+def _unreadable(folder: Path, name: str, error: Exception) -> FaiscaError:
+    return FaiscaError(f"checkpoint {folder} has a {name} that cannot be read ({error}): take another one")
+
+
+def _tokenizer_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """All but arrays and state."""
+    return {name: files[name] for name in files if name != "state.json" and not name.endswith(".safetensors")}
 
 
 def _first(problems: Mapping[str, str]) -> str:

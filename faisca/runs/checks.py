@@ -12,8 +12,9 @@ import numpy as np
 
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
-from faisca.parameters import check_parameters, parameter_shapes
+from faisca.parameters import check_shapes, parameter_shapes
 from faisca.runs.state import State
+from faisca.system.tensors import Tensors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -21,7 +22,7 @@ Arrays = Mapping[str, np.ndarray]
 def check_weights(folder: Path, weights: Arrays, config: ModelConfig) -> None:
     """FaiscaError unless names, shapes and dtype are those of the model configuration."""
     try:
-        check_parameters(dict(weights), config)
+        check_shapes(Tensors.of(weights).shapes, config)
     except FaiscaError as error:
         raise FaiscaError(f"checkpoint {folder}: {error}") from error
     _check_float32(folder, weights)
@@ -49,6 +50,6 @@ def _check_moments(folder: Path, optimizer: Arrays, config: ModelConfig) -> None
 
 
 def _check_float32(folder: Path, arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise FaiscaError(f"checkpoint {folder}: {name} is {array.dtype}, but a checkpoint holds float32")
+    for name, dtype in Tensors.of(arrays).dtypes.items():
+        if dtype != "float32":
+            raise FaiscaError(f"checkpoint {folder}: {name} is {dtype}, but a checkpoint holds float32")

@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever crashes in between."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -8,16 +9,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or none of it: readers see the old content until the new is on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_flushed(temporary, content)
+        write_flushed(temporary, [content])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_flushed(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk."""
+def write_flushed(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file, piece by piece, and wait until it is on disk."""
     with path.open("wb") as file:
-        file.write(content)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

@@ -5,7 +5,7 @@ Plain lines keep a file, or the log of a CI run, short and free of control codes
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,21 @@ def track(console: Console, label: str, total: int, done: int = 0) -> Iterator["
             yield tracker
         finally:
             tracker.show()
+
+
+@contextmanager
+def track_if_long(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that takes how much is done of `total`: shown as `track` does, once two seconds have passed."""
+    began, trackers = time.monotonic(), list[Tracker]()
+    with ExitStack() as stack:
+
+        def update(done: int) -> None:
+            if not trackers and time.monotonic() - began > PLAIN_INTERVAL:
+                trackers.append(stack.enter_context(track(console, label, total, done)))
+            for tracker in trackers:
+                tracker.update(done)
+
+        yield update
 
 
 class Tracker:

@@ -172,8 +172,8 @@ def _prepare_folder(setup: Setup, folder: Path, resuming: bool) -> None:
         raise FaiscaError(f"{folder} has a run already: name another folder with --out, or continue it with --resume")
     remove_leftovers(folder)
     write_atomically(folder / "config.toml", config_text(setup.config).encode())
-    if setup.tokenizer.kind == "bpe":
-        write_atomically(folder / "tokenizer.json", setup.tokenizer.json_text().encode())
+    for name, content in setup.tokenizer.files().items():
+        write_atomically(folder / name, content)
 
 
 def _tokenised(setup: Setup, titles: Titles, log: RunLog) -> tuple[dict[str, Windows], dict[str, Yardstick]]:
@@ -206,9 +206,7 @@ def _windows(config: Config, stage: str, tokens: np.ndarray) -> Windows:
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that a checkpoint was trained with."""
-    if checkpoint.tokenizer_json is None:
-        return Tokenizer.gpt2()
-    return Tokenizer.from_json(checkpoint.tokenizer_json, str(checkpoint.folder / "tokenizer.json"))
+    return Tokenizer.from_files(checkpoint.tokenizer_files, str(checkpoint.folder / "tokenizer.json"))
 
 
 def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> ModelConfig:

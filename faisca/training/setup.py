@@ -1,11 +1,13 @@
 """What sampling, measuring and GRPO need besides a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from faisca.backend import Backend, Model, Runtime
 from faisca.config import Config, ModelConfig
 from faisca.data.tokenizer import Tokenizer
-from faisca.parameters import Parameters
 from faisca.training.rewards import Reward
 
 
@@ -27,7 +29,7 @@ class Setup:
         """The seed of the run, from which every random stream derives."""
         return self.config.run.seed
 
-    def make_model(self, parameters: Parameters, *, frozen: bool = False) -> Model:
+    def make_model(self, parameters: Mapping[str, np.ndarray], *, frozen: bool = False) -> Model:
         """A model with these weights on the setup's backend; one that nothing trains may keep them in bfloat16."""
         runtime = self.runtime if frozen else replace(self.runtime, weights="float32")
         return self.backend.make_model(config=self.model_config, parameters=parameters, runtime=runtime)

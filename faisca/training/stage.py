@@ -188,8 +188,9 @@ class Stage:
             **({} if self.reference is None else {"reference": self.reference}),
             "seen": {"titles": run.seen},
         }
-        tokenizer_json = setup.tokenizer.json_text() if setup.tokenizer.kind == "bpe" else None
-        run.tidy(save_checkpoint(run.folder, state, arrays, tokenizer_json=tokenizer_json, best=run.best_name))
+        run.tidy(
+            save_checkpoint(run.folder, state, arrays, tokenizer_files=setup.tokenizer.files(), best=run.best_name)
+        )
 
     def _read_pending(self) -> None:
         """Read the metrics of the steps since the last time, write a line a step, and show the last."""

@@ -38,10 +38,10 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
         for line in words:
             opened.log.say(line)
         if checkpoint is None:
-            parameters = initial_parameters(opened.setup.model_config, config.run.seed)
+            model = opened.setup.make_model(initial_parameters(opened.setup.model_config, config.run.seed))
         else:
-            parameters = checkpoint.parameters
-        return _run_stages(opened, opened.setup.make_model(parameters), list(config.run.stages), None)
+            model = opened.setup.make_model(checkpoint.parameters)
+        return _run_stages(opened, model, list(config.run.stages), None)
 
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""Bugs of ports: what others' converters get wrong, silently, as shapes tell of none of it."""
+
+from bugs.mutation import Mutation
+
+LLAMA, ROPE, LAYOUT = "faisca/porting/llama.py", "faisca/porting/rope.py", "faisca/porting/layout.py"
+FOLDERS, TENSORS = "faisca/porting/huggingface.py", "faisca/system/tensors.py"
+TESTS = "tests/test_porting_families.py::"
+IN_AND_OUT = f"{TESTS}test_a_family_comes_in_and_goes_out_again"
+REFUSED = f"{TESTS}test_what_we_do_not_compute_is_refused_by_name"
+BUGS: tuple[Mutation, ...] = (
+    Mutation(
+        "rotation's base written in one place only",
+        ROPE,
+        'values = {"rope_theta": model.rope_base, "rope_parameters": parameters}',
+        'values = {"rope_parameters": parameters}',
+        f"{TESTS}test_presets_of_today_go_out",
+    ),
+    Mutation(
+        "rotation's scaling not written for mlx-lm",
+        ROPE,
+        '({"rope_scaling": parameters} if model.rope_factor > 1 else {})',
+        "{}",
+        f"{TESTS}test_the_base_of_the_rotation_stands_in_both_places[llama 3]",
+    ),
+    Mutation(
+        "rotation's scaling not read",
+        ROPE,
+        'if kind == "default":',
+        'if kind in ("default", "llama3"):',
+        f"{IN_AND_OUT}[llama 3]",
+    ),
+    Mutation("contradicting bases not seen", ROPE, "if value != first:", "if False:", f"{REFUSED}[two bases]"),
+    Mutation(
+        "part of a head's rotation not seen",
+        ROPE,
+        'if values.get("partial_rotary_factor") not in (None, 1):',
+        'if values.get("rotary_pct") not in (None, 1):',
+        f"{REFUSED}[part of a head turned]",
+    ),
+    Mutation(
+        "keys before queries", LLAMA, 'for part in "qkv"), rows)', 'for part in "kqv"), rows)', f"{IN_AND_OUT}[llama]"
+    ),
+    Mutation(
+        "gate and up swapped",
+        LLAMA,
+        '"feed_forward.gate": "mlp.gate_proj"',
+        '"feed_forward.gate": "mlp.up_proj"',
+        f"{IN_AND_OUT}[mistral]",
+    ),
+    Mutation(
+        "a sliding window ignored",
+        LLAMA,
+        "isinstance(context, int) and window < context:",
+        "isinstance(context, int) and window < 0:",
+        f"{REFUSED}[a window]",
+    ),
+    Mutation(
+        "refused keys ignored", LAYOUT, "if key in config and not any(", "if False and not any(", f"{REFUSED}[slices]"
+    ),
+    Mutation(
+        "a tied head taken for one of its own",
+        FOLDERS,
+        '"tie_embeddings": HEAD not in theirs',
+        '"tie_embeddings": False',
+        f"{TESTS}test_a_tied_head_is_known_by_the_weights_where_nothing_says_it",
+    ),
+    Mutation(
+        "another tied head lost",
+        FOLDERS,
+        "if embedding in theirs and not np.array_equal(theirs[HEAD], theirs[embedding]):",
+        "if embedding not in theirs:",
+        f"{REFUSED}[a head that differs]",
+    ),
+    Mutation(
+        "bfloat16 cut off, and not rounded",
+        TENSORS,
+        "((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)",
+        "(bits >> 16)",
+        f"{TESTS}test_a_narrower_target_is_rounded_to_the_nearest_and_verified_as_such[out-bfloat16]",
+    ),
+    Mutation(
+        "output biases that are not zero ignored",
+        LAYOUT,
+        "if name in theirs and theirs[name].any():",
+        "if name not in theirs and theirs[name].any():",
+        "tests/test_porting_refusals.py::test_a_bad_folder_is_refused[biases that are denied]",
+    ),
+)

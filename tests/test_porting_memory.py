@@ -1,0 +1,79 @@
+"""Porting: the weights stream, so that a conversion takes little more memory than the larger of its two files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_families import family_folder
+from small_ports import small_tokenizer
+
+pytestmark = pytest.mark.xdist_group("families")
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import faisca.porting.port as porting
+from faisca.system.memory import peak_resident_bytes, reset_peak
+from faisca.training.generate import complete  # what a port imports later
+import torch, tokenizers
+
+source, target, format, dtype = sys.argv[1:]
+assert reset_peak()
+before = peak_resident_bytes()
+porting.port(Path(source), Path(target), format, dtype=dtype, verify=False)
+print(json.dumps(peak_resident_bytes() - before))
+"""
+SHARE = 1.3
+"""of the larger of source and target, in memory at once"""
+EXPECTED = 0.5
+"""and what it should be: a few of the largest matrices"""
+WAYS = [
+    ("one file", "run", "faisca", "auto"),
+    ("one file", "half", "hf", "bfloat16"),
+    ("one file", "x.safetensors", "torch", "auto"),
+    ("one file", "y.npz", "mlx", "float16"),
+    ("shards", "run", "faisca", "auto"),
+    ("pickle", "run", "faisca", "auto"),
+    ("run", "out", "hf", "auto"),
+    ("run", "out", "hf", "float16"),
+]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A Llama of 200 MB in every kind of file."""
+    folder, tokenizer, sizes = tmp_path_factory.mktemp("large"), small_tokenizer(), large_sizes()
+    sources = {
+        kind: family_folder(folder / kind, "llama", tokenizer, kind=kind, **sizes) for kind in ("one file", "pickle")
+    }
+    sources["shards"] = family_folder(folder / "shards", "llama", tokenizer, kind="shards", shard="60MB", **sizes)
+    assert len(list(sources["shards"].glob("*.safetensors"))) > 3
+    from faisca.porting.port import port
+
+    port(sources["one file"], folder / "run", "faisca", verify=False)
+    return {**sources, "run": folder / "run"}
+
+
+def large_sizes() -> dict[str, int]:
+    return {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of weights in a file or in all of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in (".safetensors", ".bin")]
+    return sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets a process reset its peak")
+@pytest.mark.parametrize(("source", "target", "format", "dtype"), WAYS)
+def test_a_conversion_takes_little_more_memory_than_the_larger_file(large, tmp_path, source, target, format, dtype):
+    command = [sys.executable, "-c", MEASURE, str(large[source]), str(tmp_path / target), format, dtype]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    larger = max(size_of(large[source]), size_of(tmp_path / target))
+    grown = json.loads(done.stdout.splitlines()[-1])
+    print(f"{source} to {target}: {grown / 2**20:.0f} MiB, {grown / larger:.2f} of {larger / 2**20:.0f} MiB")
+    assert larger > 180e6 and grown < SHARE * larger
+    assert source == "pickle" or grown < EXPECTED * larger  # a pickle is mapped: its pages count as resident
