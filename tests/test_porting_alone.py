@@ -124,7 +124,7 @@ def test_every_port_is_verified_with_one_framework(sources, tmp_path, installed)
 
 def test_a_difference_is_seen_by_mlx_lm_alone(sources, tmp_path):
     """config.json of the source says another GELU than our reading of it: the judge is not us."""
-    spoil = "from faisca.porting import gpt2\ngpt2.ACTIVATIONS.update(gelu='gelu_new', gelu_tanh='gelu')\n"
+    spoil = "from faisca.porting.layouts import gpt2\ngpt2.ACTIVATIONS.update(gelu='gelu_new', gelu_tanh='gelu')\n"
     words = [str(word) for word in ("port", sources["tied"], tmp_path / "run", "--to", "faisca")]
     code = HIDE.replace("answers = []", f"{spoil}answers = []")
     command = [sys.executable, "-c", code, json.dumps([["torch"], [words]])]

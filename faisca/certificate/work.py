@@ -6,6 +6,7 @@ random order, and the CPU gets it once.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Work:
     stage: str
     model: ModelConfig
     """the model's, with its real vocabulary size and its dropout"""
-    parameters: Parameters
+    parameters: Mapping[str, np.ndarray]
     """the weights that the stage begins with, made uneven"""
     rows: int
     """in a micro-batch, or in a minibatch of GRPO"""
@@ -131,7 +132,7 @@ class Work:
         return random.integers(self.model.vocabulary_size, size=shape, dtype=np.int32)
 
 
-def uneven(parameters: Parameters, seed: int) -> Parameters:
+def uneven(parameters: Mapping[str, np.ndarray], seed: int) -> Parameters:
     """Weights with noise on those that are all equal: where biases are 0 and norms 1, mistakes in them do not show."""
     return {
         name: value + _noise(seed, name, value) if np.all(value == value.flat[0]) else value
@@ -143,7 +144,7 @@ def _noise(seed: int, name: str, value: np.ndarray) -> np.ndarray:
     return generator(seed, f"certificate noise on {name}").normal(0, 0.1, value.shape).astype(np.float32)
 
 
-def nudged(parameters: Parameters, dtype: str, seed: int) -> Parameters:
+def nudged(parameters: Mapping[str, np.ndarray], dtype: str, seed: int) -> Parameters:
     """Weights moved by a last place of the dtype, up or down at random: float64."""
     moved = {}
     for name, value in parameters.items():

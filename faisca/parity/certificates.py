@@ -1,9 +1,11 @@
 """The certificate of a preset or a run, on the best device of every backend here: what `run.preflight` would find."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from faisca.backend import load_backend
 from faisca.backends import BACKENDS
@@ -13,7 +15,7 @@ from faisca.certificate.work import Work
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.config.files import load_preset
 from faisca.data.tokenizer import GPT2_TOKENS
-from faisca.parameters import Parameters, initial_parameters
+from faisca.parameters import initial_parameters
 from faisca.system.progress_bar import track
 from faisca.system.tables import PlainConsole
 from faisca.training.preflight import stage_work
@@ -29,7 +31,7 @@ class Subject:
     name: str
     config: Config
     model: ModelConfig
-    parameters: Parameters
+    parameters: Mapping[str, np.ndarray]
     prompt: int = PROMPT
 
     def works(self) -> Iterator[Work]:

@@ -7,8 +7,8 @@ from faisca.data.tokenizer import END_OF_TEXT
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.porting.formats import Portable, read_json
-from faisca.porting.gpt2 import LAYOUT as GPT2
 from faisca.porting.huggingface import MODEL_FILE, TRAINING_FILE, config_json, layout_of, needs_model_file, to_theirs
+from faisca.porting.layouts.gpt2 import LAYOUT as GPT2
 from faisca.porting.weight_files import write_pieces
 from faisca.runs.summary import run_line, summary_markdown
 from faisca.system.tensors import Tensors, safetensors_chunks

@@ -13,7 +13,6 @@ from faisca.config import ModelConfig
 from faisca.data.json_encoding import COMPANIONS, json_file, parse_tokenizer
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
-from faisca.porting import gpt2, layout, llama
 from faisca.porting.formats import (
     Portable,
     cannot_be_read,
@@ -23,7 +22,8 @@ from faisca.porting.formats import (
     read_json,
     read_tokenizer,
 )
-from faisca.porting.layout import Layout, check_config
+from faisca.porting.layouts import gpt2, layout, llama
+from faisca.porting.layouts.layout import Layout, check_config
 from faisca.porting.weight_files import read_file
 from faisca.system.tensors import Tensors
 from faisca.text import json_text

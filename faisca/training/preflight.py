@@ -4,15 +4,17 @@
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
+
+import numpy as np
 
 from faisca.backend import Model
 from faisca.certificate.certify import Verdict, find_safe, units
 from faisca.certificate.work import Work, uneven
 from faisca.config import Config, ModelConfig
 from faisca.errors import FaiscaError
-from faisca.parameters import Parameters
 from faisca.runs.state import Progress
 from faisca.training.generate import encode_prompt
 from faisca.training.grpo import LENGTH_STEP
@@ -48,7 +50,9 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
     return run.setup.make_model(parameters)
 
 
-def stage_work(config: Config, model: ModelConfig, stage: str, parameters: Parameters, prompt: int) -> Work:
+def stage_work(
+    config: Config, model: ModelConfig, stage: str, parameters: Mapping[str, np.ndarray], prompt: int
+) -> Work:
     """The shapes of a stage's steps; `prompt` is the number of tokens in GRPO's longest."""
     seed, weights = config.run.seed, uneven(parameters, config.run.seed)
     if stage != "grpo":

@@ -9,7 +9,7 @@ BUGS = (
     Mutation(
         "the reference is the policy itself",
         GRPO,
-        "reference = setup.make_model(frozen)",
+        "reference = setup.make_model(frozen, frozen=True)",
         "reference = model",
         BOUNDARY + "::test_ratios_are_to_the_policy_that_sampled_and_kl_is_to_the_one_that_began",
     ),
@@ -300,8 +300,9 @@ BUGS = (
     Mutation(
         "a run from a checkpoint begins anew",
         STAGES,
-        "            parameters = checkpoint.parameters\n        return",
-        "            parameters = initial_parameters(opened.setup.model_config, config.run.seed)\n        return",
+        "            model = opened.setup.make_model(checkpoint.parameters)\n        return",
+        "            model = opened.setup.make_model(initial_parameters(opened.setup.model_config, config.run.seed))\n"
+        "        return",
         BOUNDARY,
     ),
     Mutation(

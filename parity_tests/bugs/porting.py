@@ -2,7 +2,11 @@
 
 from bugs.mutation import Mutation
 
-LLAMA, ROPE, LAYOUT = "faisca/porting/llama.py", "faisca/porting/rope.py", "faisca/porting/layout.py"
+LLAMA, ROPE, LAYOUT = (
+    "faisca/porting/layouts/llama.py",
+    "faisca/porting/layouts/rope.py",
+    "faisca/porting/layouts/layout.py",
+)
 FOLDERS, TENSORS = "faisca/porting/huggingface.py", "faisca/system/tensors.py"
 TESTS = "tests/test_porting_families.py::"
 IN_AND_OUT = f"{TESTS}test_a_family_comes_in_and_goes_out_again"

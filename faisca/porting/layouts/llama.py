@@ -10,9 +10,9 @@ from typing import Any
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import parameter_shapes
-from faisca.porting.layout import INSTEAD, Layout, Place, required
-from faisca.porting.rope import KEYS as ROPE_KEYS
-from faisca.porting.rope import read_rope, write_rope
+from faisca.porting.layouts.layout import INSTEAD, Layout, Place, required
+from faisca.porting.layouts.rope import KEYS as ROPE_KEYS
+from faisca.porting.layouts.rope import read_rope, write_rope
 from faisca.system.tensors import Shape
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

@@ -12,7 +12,7 @@ from typing import Any
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import parameter_shapes
-from faisca.porting.layout import Layout, Place
+from faisca.porting.layouts.layout import Layout, Place
 from faisca.system.tensors import Shape
 
 PREFIX = "transformer."

@@ -9,7 +9,7 @@ from typing import Any
 
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
-from faisca.porting.layout import INSTEAD, required
+from faisca.porting.layouts.layout import INSTEAD, required
 
 KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"})
 DEFAULT = 10_000.0
