@@ -7,6 +7,8 @@ from small_ports import torch, transformers
 
 from faisca.data.tokenizer import Tokenizer
 
+transformers.logging.disable_progress_bar()  # it would be among what a port says
+
 SIZES = {
     "hidden_size": 24,
     "intermediate_size": 40,

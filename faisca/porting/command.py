@@ -126,7 +126,7 @@ def _show(options: PortOptions, done: Any) -> None:
         ties = f", {row.ties} ties" if row.ties else ""
         table.add_row(
             row.library,
-            f"{row.largest_logit_difference:.1e} < {row.logit_limit:.0e}",
+            f"{row.largest_logit_difference:.1e} < {row.logit_limit:.1e}",
             f"{row.equal_tokens} of {row.tokens}{ties}",
             ", ".join(map(str, row.end_of_text_ids)),
             f"{row.equal_texts} of {row.texts}",
