@@ -50,14 +50,15 @@ class TwinSubject:
         """Everything that can be timed."""
         never, ending = self._model(), self._model(rows_end=True)
         grpo = replace(self.work.config.grpo, learning_rate=1e-12)  # every round the same work
-        first_token = self._generation(never, 1, first_only=True)
+        first_token = self._generation(never, self.work.prompts(1), first_only=True)
         return {
             "pretrain": self.training(),
             "rollout": lambda: timed(lambda: self._roll_out(never)),
             "grpo_full": self._grpo_step(never, self.backend.make_learner(model=never, config=grpo)),
             "grpo_ending": self._grpo_step(ending, self.backend.make_learner(model=ending, config=grpo)),
-            **{f"generate_{rows}": self._generation(never, rows) for rows in (1, 24, 64)},
+            **{f"generate_{rows}": self._generation(never, self.work.prompts(rows)) for rows in (1, 16, 24, 64)},
             "first_token": first_token,
+            **({"prefill": self._generation(never, self.work.long_prompt(), first_only=True)} if self.work.has_prefill else {}),
             "peak": self._products([(1, peak_size(self.work), peak_size(self.work), peak_size(self.work))]),
             "products": self._products(training_products(self.work, self.runtime.loss_chunk)),
         }
@@ -110,14 +111,14 @@ class TwinSubject:
 
         return lambda: timed(step)
 
-    def _generation(self, model: Model, rows: int, *, first_only: bool = False) -> CaseFunction:
+    def _generation(self, model: Model, prompts: list[list[int]], *, first_only: bool = False) -> CaseFunction:
         sampling = self.work.sampling()
-        uniforms = generator(0, "bench generation").random((rows, sampling.max_new_tokens), np.float32)
+        uniforms = generator(0, "bench generation").random((len(prompts), sampling.max_new_tokens), np.float32)
 
         def generate() -> None:
             columns = self.backend.generate(
                 model=model,
-                prompts=self.work.prompts(rows),
+                prompts=prompts,
                 uniforms=uniforms,
                 sampling=sampling,
                 end_of_text=self.work.end_of_text,
