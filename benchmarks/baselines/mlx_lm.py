@@ -24,7 +24,7 @@ from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.utils import load_model
 
 from faisca.bench.theirs import their_model
-from faisca.bench.twin import timed
+from faisca.bench.twin import later, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca.porting.huggingface import MODEL_FILE
@@ -60,7 +60,7 @@ class MlxLm:
     def cases(self) -> dict[str, Callable[[], float]]:
         most = self.work.sampling().max_new_tokens
         return {
-            "pretrain": self.training(),
+            "pretrain": later(self.training),
             "rollout": self.batch_generation(self.work.completions, self.work.config.grpo.max_new_tokens),
             "generate_1": self.generation(self.work.prompts(1), most),
             "generate_16": self.batch_generation(16, most),

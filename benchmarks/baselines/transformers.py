@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 from faisca.bench.theirs import their_model
-from faisca.bench.twin import timed
+from faisca.bench.twin import later, timed
 from faisca.bench.work import Work
 
 
@@ -47,7 +47,7 @@ class HuggingFace:
 
     def cases(self) -> dict[str, Callable[[], float]]:
         return {
-            "pretrain": self.training(),
+            "pretrain": later(self.training),
             "rollout": self.generation(self.work.prompts(self.work.completions), self.work.config.grpo.max_new_tokens),
             **{f"generate_{n}": self.generation(self.work.prompts(n), self.work.sampling().max_new_tokens) for n in (1, 16, 24, 64)},
             "first_token": self.generation(self.work.prompts(1), 1),
