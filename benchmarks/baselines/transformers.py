@@ -49,7 +49,10 @@ class HuggingFace:
         return {
             "pretrain": later(self.training),
             "rollout": self.generation(self.work.prompts(self.work.completions), self.work.config.grpo.max_new_tokens),
-            **{f"generate_{n}": self.generation(self.work.prompts(n), self.work.sampling().max_new_tokens) for n in (1, 16, 24, 64)},
+            **{
+                f"generate_{n}": self.generation(self.work.prompts(n), self.work.sampling().max_new_tokens)
+                for n in (1, 16, 24, 64)
+            },
             "first_token": self.generation(self.work.prompts(1), 1),
             **({"prefill": self.generation(self.work.long_prompt(), 1)} if self.work.has_prefill else {}),
         }

@@ -101,7 +101,10 @@ def bench(argv: list[str]) -> int:
     _check(options)
     work = make_work(options.preset, quick=options.quick, file=options.config)
     if "prefill" in _listed(options.cases) and not work.has_prefill:
-        raise FaiscaError(f"--cases prefill reads {LONG_PROMPT} tokens, and {work.model.context} are the context here")
+        raise FaiscaError(
+            f"--cases prefill reads {LONG_PROMPT} tokens, and the context is {work.model.context}: measure a larger "
+            "model, as with --config benchmarks/smollm2.toml"
+        )
     path = options.json or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}.json")
     _check_writable(path)  # before minutes of measuring
     names = [*_backends(options.backends), *_listed(options.peers)]

@@ -58,7 +58,11 @@ class TwinSubject:
             "grpo_ending": later(lambda: self._grpo_step(self._model(rows_end=True))),
             **{f"generate_{rows}": self._generation(never, self.work.prompts(rows)) for rows in (1, 16, 24, 64)},
             "first_token": first_token,
-            **({"prefill": self._generation(never, self.work.long_prompt(), first_only=True)} if self.work.has_prefill else {}),
+            **(
+                {"prefill": self._generation(never, self.work.long_prompt(), first_only=True)}
+                if self.work.has_prefill
+                else {}
+            ),
             "peak": self._products([(1, peak_size(self.work), peak_size(self.work), peak_size(self.work))]),
             "products": self._products(training_products(self.work, self.runtime.loss_chunk)),
         }

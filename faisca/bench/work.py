@@ -152,7 +152,9 @@ def make_work(preset: str | None, *, quick: bool, file: Path | None = None) -> W
     tokens = GPT2_TOKENS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocabulary_size
     model = replace(config.model, vocabulary_size=config.model.vocabulary_size or tokens)
     most = min(config.grpo.max_new_tokens, model.context - PROMPT_TOKENS)
-    return Work(replace(config, grpo=replace(config.grpo, max_new_tokens=most)), model, quick, file.name if file else "")
+    return Work(
+        replace(config, grpo=replace(config.grpo, max_new_tokens=most)), model, quick, file.name if file else ""
+    )
 
 
 def _mark_stream(parameters: Parameters, model: ModelConfig, rows_end: bool) -> float:
