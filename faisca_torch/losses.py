@@ -155,9 +155,6 @@ class _LinearLogProbs(torch.autograd.Function):
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
     """What `project` returns, in a buffer of its dtype."""
     head_VD = head_VD.to(hidden_nD.dtype)
-    if len(hidden_nD) == 1 and hidden_nD.device.type == "cpu":  # MKL takes five times as long for one row as for two
-        hidden_nD = hidden_nD.to(out_nV.dtype).expand(2, -1)
-        return out_nV.copy_((head_VD.to(out_nV.dtype) @ hidden_nD.T)[:, :1].T)
     if hidden_nD.dtype == torch.bfloat16 and hidden_nD.device.type == "cuda":  # no other device has `out_dtype`
         return torch.mm(hidden_nD, head_VD.T, out_dtype=out_nV.dtype, out=out_nV)  # type: ignore[call-overload,no-any-return]
     return torch.mm(hidden_nD.to(out_nV.dtype), head_VD.to(out_nV.dtype).T, out=out_nV)

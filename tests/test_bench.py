@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,17 @@ from faisca.bench.chart import _bars
 from faisca.bench.command import bench
 from faisca.bench.results import TITLES, Row, format_value, read_comparable, read_results, rows, summarise
 from faisca.bench.table import print_table
-from faisca.bench.twin import TwinSubject
-from faisca.bench.work import CASES, HEADLINE_TOKENS, make_work, training_flops, training_products, training_tokens
+from faisca.bench.theirs import is_llama
+from faisca.bench.twin import TwinSubject, later
+from faisca.bench.work import (
+    CASES,
+    HEADLINE_TOKENS,
+    LONG_PROMPT,
+    make_work,
+    training_flops,
+    training_products,
+    training_tokens,
+)
 from faisca.cli import main
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
@@ -30,6 +40,19 @@ from faisca.parameters import check_parameters, count_parameters
 
 ROOT = Path(__file__).parent.parent
 TINY = make_work("tiny", quick=False)
+LLAMA = replace(
+    TINY.model,
+    context=LONG_PROMPT + 1,
+    num_kv_heads=1,
+    norm="rms",
+    positions="rope",
+    activation="swiglu",
+    tie_embeddings=True,
+    feed_forward_bias=False,
+    initial_range=0.02,
+)
+"""Llama's layout, with a context that holds a long prompt"""
+PACKAGES = {"torch": "torch", "mlx": "mlx.core", "transformers": "transformers", "mlx_lm": "mlx_lm"}
 MEASURED = "pretrain,rollout,generate_1,peak,products,fresh,data"
 
 
@@ -83,11 +106,12 @@ def test_the_products_of_a_step_add_up_to_its_flops():
         assert counted == training_flops(TINY)
 
 
+@pytest.mark.parametrize("model", [TINY.model, LLAMA, replace(LLAMA, tie_embeddings=False, positions="learned")])
 @pytest.mark.parametrize("twin", TWINS)
-def test_rows_end_or_never_do_as_the_case_wants(twin):
-    pytest.importorskip({"torch": "torch", "mlx": "mlx.core"}[twin])
+def test_rows_end_or_never_do_as_the_case_wants(twin, model):
+    pytest.importorskip(PACKAGES[twin])
     grpo = replace(TINY.config.grpo, group_size=64, minibatch_size=64, max_new_tokens=28)
-    work = replace(TINY, config=replace(TINY.config, grpo=grpo))
+    work = replace(TINY, model=model, config=replace(TINY.config, grpo=grpo))
     subject = TwinSubject(twin, work, RunConfig(device="cpu"))
     full = subject._roll_out(subject._model()).completions
     assert {len(row) for row in full} == {28}
@@ -100,6 +124,64 @@ def test_weights_fit_the_model_tied_or_not():
     for tied in (False, True):
         work = replace(TINY, model=replace(TINY.model, tie_embeddings=tied))
         check_parameters(work.parameters(rows_end=True), work.model)
+
+
+def test_a_file_says_whose_sizes_are_measured():
+    work = make_work(None, quick=False, file=ROOT / "benchmarks" / "smollm2.toml")
+    assert count_parameters(work.model) == 134_515_008  # what SmolLM2-135M has
+    assert training_tokens(work) == 8 * 256 and work.has_prefill
+    assert work.describe()["preset"] == "modern + smollm2.toml"
+    assert is_llama(work.model)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"norm": "layer"}, {"activation": "relu2"}, {"qk_norm": True}, {"rope_factor": 2.0}, {"attention_bias": True}],
+)
+def test_what_no_llama_has_is_no_llama(option):
+    assert is_llama(LLAMA) and not is_llama(replace(LLAMA, **option))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("peer", ["transformers", "mlx_lm"])
+def test_baselines_compute_our_loss_in_llamas_layout_and_do_every_case(peer, tied):
+    pytest.importorskip(PACKAGES[peer])
+    twin = {"transformers": "torch", "mlx_lm": "mlx"}[peer]
+    sample = replace(TINY.config.sample, max_new_tokens=2)
+    model = replace(LLAMA, tie_embeddings=tied, norm_epsilon=1e-3, rope_base=1e6)  # not what a class takes by default
+    model = replace(model, initial_range=0.2)  # attention that matters: another base would be 5e-4 off
+    work = replace(TINY, model=model, config=replace(TINY.config, sample=sample))
+    ours, theirs = (worker.SubjectSpec(name, work, RunConfig(device="cpu")).open() for name in (twin, peer))
+    batch = work.batch()
+    assert theirs.loss(*batch) == pytest.approx(ours.loss(*batch), rel=2e-6)  # measured: 4e-7
+    cases = theirs.cases()
+    for case in ("generate_1", "generate_16", "prefill", *(["pretrain"] if tied else [])):
+        assert cases[case]() > 0, case
+    assert cases.keys() <= ours.cases().keys()
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_prefill_reads_a_long_prompt_where_the_context_holds_it(twin):
+    pytest.importorskip(PACKAGES[twin])
+    long, short = replace(TINY, model=LLAMA), replace(TINY, model=replace(LLAMA, context=LONG_PROMPT))
+    assert "prefill" not in TwinSubject(twin, short, RunConfig(device="cpu")).cases()
+    subject = TwinSubject(twin, long, RunConfig(device="cpu"))
+    given: list[list[list[int]]] = []
+    generate = subject.backend.generate
+
+    def noted(**arguments):
+        given.append(arguments["prompts"])
+        return generate(**arguments)
+
+    subject.backend = SimpleNamespace(**(vars(subject.backend) | {"generate": noted}))
+    assert subject.cases()["prefill"]() > 0
+    assert [len(prompt) for (prompt,) in given] == [512]
+
+
+def test_a_case_that_comes_later_is_made_once_and_not_timed():
+    made = []
+    case = later(lambda: made.append(1) or (lambda: 0.5))
+    assert not made and (case(), case()) == (0.5, 0.5) and made == [1]
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -247,6 +329,9 @@ def test_other_work_is_not_compared(results, tmp_path):
     [
         (["--preset", "none"], "none"),
         (["--rounds", "0"], "--rounds 0 is out of range"),
+        (["--config", "absent.toml"], "cannot read absent.toml"),
+        (["--preset", "tiny", "--config", str(ROOT / "benchmarks" / "smollm2.toml")], "--preset tiny disagrees with"),
+        (["--cases", "prefill"], "--cases prefill reads 512 tokens, and the context is 64"),
         (["--cases", "speed"], "--cases 'speed' is unknown: choose among pretrain"),
         (["--peers", "nobody"], "peer 'nobody' is unknown: choose among mlx_lm, naive_mlx, nanogpt, reference"),
         (["--backends", "jax"], "backend 'jax' is unknown"),

@@ -1,6 +1,6 @@
 """mlx-lm with our weights: its trainer's loss and compiled step, its `generate_step` and batch generation.
 
-Its GPT-2 has no dropout, so its training step does less than ours where the preset has any.
+Its models have no dropout, so its training step does less than ours where the preset has any.
 """
 
 import json
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import faisca_mlx  # isort: skip  # first: it puts a fast BLAS in place before MLX is loaded
@@ -24,11 +23,11 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.utils import load_model
 
-from faisca.bench.twin import timed
+from faisca.bench.theirs import their_model
+from faisca.bench.twin import later, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
-from faisca.porting.formats import Portable
-from faisca.porting.huggingface import MODEL_FILE, config_json, needs_model_file, to_theirs
+from faisca.porting.huggingface import MODEL_FILE
 
 
 class MlxLm:
@@ -46,6 +45,7 @@ class MlxLm:
 
     def make_model(self) -> Any:
         """A folder as `faisca port --to hf` writes it, without a tokenizer, loaded by mlx-lm."""
+<<<<<<< HEAD
         tokenizer: Any = SimpleNamespace(end_of_text=self.work.end_of_text, kind="bpe", companions={})
         portable = Portable("faisca", "the benchmark's weights", self.work.model, self.work.parameters(), tokenizer, {})
         with tempfile.TemporaryDirectory() as name:
@@ -53,6 +53,13 @@ class MlxLm:
             safetensors.numpy.save_file(dict(to_theirs(portable)), folder / "model.safetensors", {"format": "pt"})
             (folder / "config.json").write_text(json.dumps(config_json(portable)), encoding="utf-8")
             own_file = needs_model_file(portable)
+=======
+        config, weights, own_file = their_model(self.work)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            safetensors.numpy.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+            (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+>>>>>>> speed
             if own_file:
                 shutil.copy(MODEL_FILE, folder)
             return load_model(folder, trust_remote_code=own_file)[0]
@@ -63,12 +70,14 @@ class MlxLm:
     def cases(self) -> dict[str, Callable[[], float]]:
         most = self.work.sampling().max_new_tokens
         return {
-            "pretrain": self.training(),
+            "pretrain": later(self.training),
             "rollout": self.batch_generation(self.work.completions, self.work.config.grpo.max_new_tokens),
-            "generate_1": self.generation(most),
+            "generate_1": self.generation(self.work.prompts(1), most),
+            "generate_16": self.batch_generation(16, most),
             "generate_24": self.batch_generation(24, most),
             "generate_64": self.batch_generation(64, most),
-            "first_token": self.generation(1),
+            "first_token": self.generation(self.work.prompts(1), 1),
+            **({"prefill": self.generation(self.work.long_prompt(), 1)} if self.work.has_prefill else {}),
         }
 
     def training(self) -> Callable[[], float]:
@@ -90,8 +99,8 @@ class MlxLm:
 
         return lambda: timed(step)
 
-    def generation(self, new_tokens: int) -> Callable[[], float]:
-        prompt = mx.array(self.work.prompts(1)[0])
+    def generation(self, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
+        prompt = mx.array(prompts[0])
 
         def generate() -> None:
             tokens = [

@@ -1,7 +1,6 @@
-"""Hugging Face's GPT-2 with our weights: its own loss with labels, its own `generate` with its cache."""
+"""Hugging Face's GPT-2 or Llama with our weights: its own loss with labels, its own `generate` with its cache."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,13 @@ import torch
 import transformers
 from torch import nn
 
-from faisca.bench.twin import timed
+from faisca.bench.theirs import their_model
+from faisca.bench.twin import later, timed
 from faisca.bench.work import Work
-from faisca.porting.formats import Portable
-from faisca.porting.huggingface import config_json, to_theirs
 
 
 class HuggingFace:
-    """GPT2LMHeadModel, with torch's default AdamW."""
+    """GPT2LMHeadModel or LlamaForCausalLM, with torch's default AdamW."""
 
     def __init__(self, work: Work, device: str) -> None:
         self.work, self.device = work, device
@@ -27,11 +25,11 @@ class HuggingFace:
         return {"device": self.device, "dtype": "float32"} | versions
 
     def make_model(self) -> Any:
-        portable = portable_model(self.work)
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config_json(portable), loss_type="ForCausalLM"))
-        weights = {name: torch.tensor(value) for name, value in to_theirs(portable).items()}
+        config, weights, _ = their_model(self.work)
+        known = transformers.AutoConfig.for_model(**config, loss_type="ForCausalLM")
+        model = transformers.AutoModelForCausalLM.from_config(known)
         prefixed = {
-            f"transformer.{name}" if name.split(".")[0] in ("wte", "wpe", "h", "ln_f") else name: value
+            f"transformer.{name}" if name.split(".")[0] in ("wte", "wpe", "h", "ln_f") else name: torch.tensor(value)
             for name, value in weights.items()
         }
         missing, unexpected = model.load_state_dict(prefixed, strict=False)
@@ -49,10 +47,14 @@ class HuggingFace:
 
     def cases(self) -> dict[str, Callable[[], float]]:
         return {
-            "pretrain": self.training(),
-            "rollout": self.generation(self.work.completions, self.work.config.grpo.max_new_tokens),
-            **{f"generate_{n}": self.generation(n, self.work.sampling().max_new_tokens) for n in (1, 24, 64)},
-            "first_token": self.generation(1, 1),
+            "pretrain": later(self.training),
+            "rollout": self.generation(self.work.prompts(self.work.completions), self.work.config.grpo.max_new_tokens),
+            **{
+                f"generate_{n}": self.generation(self.work.prompts(n), self.work.sampling().max_new_tokens)
+                for n in (1, 16, 24, 64)
+            },
+            "first_token": self.generation(self.work.prompts(1), 1),
+            **({"prefill": self.generation(self.work.long_prompt(), 1)} if self.work.has_prefill else {}),
         }
 
     def training(self) -> Callable[[], float]:
@@ -69,8 +71,8 @@ class HuggingFace:
 
         return lambda: timed(step)
 
-    def generation(self, rows: int, new_tokens: int) -> Callable[[], float]:
-        prompts = torch.tensor(self.work.prompts(rows), device=self.device)
+    def generation(self, rows: list[list[int]], new_tokens: int) -> Callable[[], float]:
+        prompts = torch.tensor(rows, device=self.device)
         sample, end = self.work.config.sample, self.work.end_of_text
 
         def generate() -> None:
@@ -90,12 +92,6 @@ class HuggingFace:
 
     def device_memory(self) -> int | None:
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
-
-
-def portable_model(work: Work) -> Portable:
-    """The benchmark's weights as `faisca port` carries them; only end-of-text is asked of the tokenizer."""
-    tokenizer: Any = SimpleNamespace(end_of_text=work.end_of_text)
-    return Portable("faisca", "the benchmark's weights", work.model, work.parameters(), tokenizer, {})
 
 
 def open_transformers(work: Work, device: str) -> HuggingFace:

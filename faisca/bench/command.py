@@ -25,7 +25,7 @@ from faisca.bench.power import power_words
 from faisca.bench.results import Results, merge, read_comparable, rows, short_names, work_line
 from faisca.bench.sustained import sustained_line
 from faisca.bench.table import markdown_table, print_table
-from faisca.bench.work import make_work
+from faisca.bench.work import LONG_PROMPT, make_work
 from faisca.bench.worker import BASELINES, find_baseline
 from faisca.commands.parse import parse, print_json
 from faisca.config import RunConfig
@@ -48,8 +48,10 @@ class BenchOptions:
     """torch, mlx, or torch,mlx; auto takes those that are installed"""
     peers: str = ""
     """baselines to time beside them, as in reference,transformers: benchmarks/baselines of a checkout has them"""
-    preset: str = "spark"
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: spark)")] = None
     """whose sizes to measure"""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """a TOML file with other sizes, laid on the preset: benchmarks/smollm2.toml of a checkout has SmolLM2-135M's"""
     quick: FlagCreatePairsOff[bool] = False
     """smaller batches and fewer rounds: a minute or so for spark on two idle cores, several on busy ones"""
     rounds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 5, with --quick 3)")] = None
@@ -89,13 +91,20 @@ def bench(argv: list[str]) -> int:
       faisca bench --preset faisca --json mine.json
       faisca bench --sustained 300 --cases pretrain
       faisca bench --peers reference,transformers --cases pretrain,rollout
+      faisca bench --config benchmarks/smollm2.toml --peers transformers,mlx_lm \\
+        --cases generate_1,generate_16,prefill,pretrain,fresh
       faisca bench compare mine.json yours.json
     """
     if argv[:1] == ["compare"]:
         return compare(argv[1:])
     options = parse(BenchOptions, argv, command="bench", help=bench.__doc__)
     _check(options)
-    work = make_work(options.preset, quick=options.quick)
+    work = make_work(options.preset, quick=options.quick, file=options.config)
+    if "prefill" in _listed(options.cases) and not work.has_prefill:
+        raise FaiscaError(
+            f"--cases prefill reads {LONG_PROMPT} tokens, and the context is {work.model.context}: measure a larger "
+            "model, as with --config benchmarks/smollm2.toml"
+        )
     path = options.json or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}.json")
     _check_writable(path)  # before minutes of measuring
     names = [*_backends(options.backends), *_listed(options.peers)]

@@ -4,6 +4,7 @@ The cases call what training, GRPO and generation call; nothing is rebuilt for t
 """
 
 import contextlib
+import functools
 import importlib
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from faisca.backend import Backend, Learner, Model, load_backend
+from faisca.backend import Backend, Model, load_backend
 from faisca.bench.work import Work, peak_size, training_products
 from faisca.config import RunConfig
 from faisca.streams import generator, uniforms
@@ -48,16 +49,28 @@ class TwinSubject:
 
     def cases(self) -> dict[str, CaseFunction]:
         """Everything that can be timed."""
-        never, ending = self._model(), self._model(rows_end=True)
-        grpo = replace(self.work.config.grpo, learning_rate=1e-12)  # every round the same work
-        first_token = self._generation(never, 1, first_only=True)
+        never = self._model()
+        first_token = self._generation(never, self.work.prompts(1), first_only=True)
         return {
+<<<<<<< HEAD
             "pretrain": self.training(),
             "rollout": self.rollout(never),
             "grpo_full": self._grpo_step(never, self.backend.make_learner(model=never, config=grpo)),
             "grpo_ending": self._grpo_step(ending, self.backend.make_learner(model=ending, config=grpo)),
             **{f"generate_{rows}": self._generation(never, rows) for rows in (1, 24, 64)},
+=======
+            "pretrain": later(self.training),
+            "rollout": lambda: timed(lambda: self._roll_out(never)),
+            "grpo_full": later(lambda: self._grpo_step(never)),
+            "grpo_ending": later(lambda: self._grpo_step(self._model(rows_end=True))),
+            **{f"generate_{rows}": self._generation(never, self.work.prompts(rows)) for rows in (1, 16, 24, 64)},
+>>>>>>> speed
             "first_token": first_token,
+            **(
+                {"prefill": self._generation(never, self.work.long_prompt(), first_only=True)}
+                if self.work.has_prefill
+                else {}
+            ),
             "peak": self._products([(1, peak_size(self.work), peak_size(self.work), peak_size(self.work))]),
             "products": self._products(training_products(self.work, self.runtime.loss_chunk)),
         }
@@ -107,8 +120,10 @@ class TwinSubject:
         at_a_time = self.work.config.grpo.rollout_batch
         return Completions([], prompts, list(complete(self.setup, model, prompts, sampling, draws, at_a_time)))
 
-    def _grpo_step(self, model: Model, learner: Learner) -> CaseFunction:
+    def _grpo_step(self, model: Model) -> CaseFunction:
         """Rollout, log-probabilities of both models, and all updates; rewards of texts are left out."""
+        config = replace(self.work.config.grpo, learning_rate=1e-12)  # every round the same work
+        learner = self.backend.make_learner(model=model, config=config)
         advantages = generator(0, "bench advantages").standard_normal(self.work.completions)
         reference = self.setup.make_model(self.backend.get_parameters(model=model))
 
@@ -120,14 +135,14 @@ class TwinSubject:
 
         return lambda: timed(step)
 
-    def _generation(self, model: Model, rows: int, *, first_only: bool = False) -> CaseFunction:
+    def _generation(self, model: Model, prompts: list[list[int]], *, first_only: bool = False) -> CaseFunction:
         sampling = self.work.sampling()
-        uniforms = generator(0, "bench generation").random((rows, sampling.max_new_tokens), np.float32)
+        uniforms = generator(0, "bench generation").random((len(prompts), sampling.max_new_tokens), np.float32)
 
         def generate() -> None:
             columns = self.backend.generate(
                 model=model,
-                prompts=self.work.prompts(rows),
+                prompts=prompts,
                 uniforms=uniforms,
                 sampling=sampling,
                 end_of_text=self.work.end_of_text,
@@ -141,6 +156,12 @@ class TwinSubject:
     def _products(self, products: list[tuple[int, int, int, int]]) -> CaseFunction:
         device = importlib.import_module(f"faisca_{self.runtime.backend}.device")
         return lambda: cast(float, device.matmul_seconds(runtime=self.runtime, products=products))
+
+
+def later(make: Callable[[], CaseFunction]) -> CaseFunction:
+    """A case whose model and optimiser are made when it is first timed, outside of what it times."""
+    made = functools.cache(make)
+    return lambda: made()()
 
 
 def timed(action: Callable[[], Any]) -> float:

@@ -8,6 +8,7 @@ logit of its own: never, or as often as it comes after a headline's tokens.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,25 @@ import tiktoken
 
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
+<<<<<<< HEAD
 from faisca.config.files import load_preset
 from faisca.data.tokenizer import END_OF_TEXT, GPT2_TOKENS, Tokenizer
+=======
+from faisca.config.files import layered_sections
+from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+>>>>>>> speed
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 
 HEADLINE_TOKENS = 20
 """tokens in a headline, its end-of-text included: what rows that end are as long as, on average"""
 PROMPT_TOKENS = 4
+LONG_PROMPT = 512
+"""tokens of the prompt that `prefill` reads"""
+NEVER = -60.0
+"""what end-of-text's logit is below the others, or half of it, where rows never end"""
+WRITERS = ("attention.out_proj", "feed_forward.down")
+"""modules of a block that write to the residual stream"""
 QUICK = {"windows": 8, "completions": 8, "new_tokens": 32}
 """the largest sizes of `--quick`"""
 PEAK_SIZE = 2048
@@ -31,11 +43,13 @@ PEAK_SIZE = 2048
 
 @dataclass(frozen=True)
 class Work:
-    """One preset's work, full or quick."""
+    """The work of one preset, or of a file laid on it, full or quick."""
 
     config: Config
     model: ModelConfig
     quick: bool
+    file: str = ""
+    """name of the TOML file whose sizes these are, where there is one"""
 
     def describe(self) -> dict[str, Any]:
         """The numbers that two results must share to be comparable."""
@@ -48,7 +62,7 @@ class Work:
         }
         grpo, sample = self.config.grpo, self.config.sample
         return {
-            "preset": self.config.preset,
+            "preset": " + ".join(filter(None, [self.config.preset, self.file])),
             "quick": self.quick,
             "model": asdict(self.model),
             "window": self.config.data.window,
@@ -86,6 +100,15 @@ class Work:
         """The same short prompt for each row, end-of-text first."""
         return [[self.end_of_text, *range(1, PROMPT_TOKENS)]] * rows
 
+    def long_prompt(self) -> list[list[int]]:
+        """One prompt of LONG_PROMPT random ids."""
+        return generator(0, "bench prefill").integers(self.end_of_text, size=(1, LONG_PROMPT)).tolist()
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether the context holds a long prompt and a token more."""
+        return self.model.context > LONG_PROMPT
+
     def sampling(self) -> Sampling:
         """As `faisca generate` samples, no further than the context."""
         sample = self.config.sample
@@ -95,14 +118,18 @@ class Work:
     def parameters(self, *, rows_end: bool = False) -> Parameters:
         """Initial weights; rows never end, or with `rows_end` after HEADLINE_TOKENS on average.
 
-        The final norm's first output is always 1, and only end-of-text's row of the head reads it.
+        End-of-text's row of the head reads nothing but the final norm's first output, which tells nothing of the text.
         """
         parameters = initial_parameters(replace(self.model, tie_embeddings=False), 0)
-        parameters["final_layer_norm.weight"][0], parameters["final_layer_norm.bias"][0] = 0.0, 1.0
         head = parameters["out_head.weight"]
         head[:, 0], head[-1] = 0.0, 0.0
         others = len(head) * math.exp(head.var() * self.model.dim / 2)  # sum of exp x, the logits x normal
-        head[-1, 0] = math.log(others / (HEADLINE_TOKENS - 1)) if rows_end else -30.0
+        if self.model.norm == "layer":
+            parameters["final_layer_norm.weight"][0], parameters["final_layer_norm.bias"][0] = 0.0, 1.0
+            scale = 1.0
+        else:
+            scale, others = _mark_stream(parameters, self.model, rows_end), len(head) - 1
+        head[-1, 0] += scale * (math.log(others / (HEADLINE_TOKENS - 1)) if rows_end else NEVER)
         if self.model.tie_embeddings:
             parameters["token_embedding.weight"] = parameters.pop("out_head.weight")
         return {name: parameters[name] for name in parameter_shapes(self.model)}
@@ -121,15 +148,36 @@ class TimedCase:
         return self.amount(work) / seconds if self.amount else seconds
 
 
-def make_work(preset: str, *, quick: bool) -> Work:
-    """The work of a preset; `quick` cuts its batches and lengths to QUICK."""
-    config = load_preset(preset)
+def make_work(preset: str | None, *, quick: bool, file: Path | None = None) -> Work:
+    """The work of a preset, or of a TOML file on one; `quick` cuts its batches and lengths to QUICK."""
+    config = Config(**layered_sections(preset, file))
     if quick:
         config = _quick(config)
     tokens = GPT2_TOKENS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocabulary_size
     model = replace(config.model, vocabulary_size=config.model.vocabulary_size or tokens)
     most = min(config.grpo.max_new_tokens, model.context - PROMPT_TOKENS)
-    return Work(replace(config, grpo=replace(config.grpo, max_new_tokens=most)), model, quick)
+    return Work(
+        replace(config, grpo=replace(config.grpo, max_new_tokens=most)), model, quick, file.name if file else ""
+    )
+
+
+def _mark_stream(parameters: Parameters, model: ModelConfig, rows_end: bool) -> float:
+    """Without a bias in the final norm: the residual stream's first number is the same at every token.
+
+    Its norm is above 0, and with `rows_end` 1 over what is returned, to 1e-4: the number is so large that it alone
+    decides the size, and the norm hands on nothing else.
+    """
+    mark = 100 * math.sqrt(model.dim) if rows_end else 1.0
+    for name, value in parameters.items():
+        if name.startswith("transformer_blocks.") and name.split(".", 2)[2].startswith(WRITERS):
+            value[0] = 0.0
+    if model.positions == "learned":
+        parameters["positional_embedding.weight"][:, 0] = 0.0
+    parameters["out_head.weight" if model.tie_embeddings else "token_embedding.weight"][:, 0] = mark
+    if rows_end:
+        norm = parameters["final_layer_norm.weight"]
+        norm[:], norm[0] = 0.0, 1 / (mark * math.sqrt(model.dim))
+    return mark
 
 
 def training_tokens(work: Work) -> int:
@@ -201,9 +249,11 @@ CASES = {
     "grpo_full": TimedCase("GRPO step, full rows", "s"),
     "grpo_ending": TimedCase("GRPO step, rows that end", "s"),
     "generate_1": TimedCase("generation, 1 row", "tokens/s", lambda work: work.sampling().max_new_tokens),
+    "generate_16": TimedCase("generation, 16 rows", "tokens/s", lambda work: 16 * work.sampling().max_new_tokens),
     "generate_24": TimedCase("generation, 24 rows", "tokens/s", lambda work: 24 * work.sampling().max_new_tokens),
     "generate_64": TimedCase("generation, 64 rows", "tokens/s", lambda work: 64 * work.sampling().max_new_tokens),
     "first_token": TimedCase("time to the first token", "s"),
+    "prefill": TimedCase(f"prefill of {LONG_PROMPT} tokens", "tokens/s", lambda work: LONG_PROMPT),
     "peak": TimedCase("matrix product, peak", "FLOP/s", lambda work: 2.0 * peak_size(work) ** 3),
     "products": TimedCase("the step's matrix products alone", "s"),
 }
