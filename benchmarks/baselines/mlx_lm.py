@@ -45,21 +45,11 @@ class MlxLm:
 
     def make_model(self) -> Any:
         """A folder as `faisca port --to hf` writes it, without a tokenizer, loaded by mlx-lm."""
-<<<<<<< HEAD
-        tokenizer: Any = SimpleNamespace(end_of_text=self.work.end_of_text, kind="bpe", companions={})
-        portable = Portable("faisca", "the benchmark's weights", self.work.model, self.work.parameters(), tokenizer, {})
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            safetensors.numpy.save_file(dict(to_theirs(portable)), folder / "model.safetensors", {"format": "pt"})
-            (folder / "config.json").write_text(json.dumps(config_json(portable)), encoding="utf-8")
-            own_file = needs_model_file(portable)
-=======
         config, weights, own_file = their_model(self.work)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             safetensors.numpy.save_file(weights, folder / "model.safetensors", {"format": "pt"})
             (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
->>>>>>> speed
             if own_file:
                 shutil.copy(MODEL_FILE, folder)
             return load_model(folder, trust_remote_code=own_file)[0]

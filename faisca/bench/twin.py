@@ -52,19 +52,11 @@ class TwinSubject:
         never = self._model()
         first_token = self._generation(never, self.work.prompts(1), first_only=True)
         return {
-<<<<<<< HEAD
-            "pretrain": self.training(),
-            "rollout": self.rollout(never),
-            "grpo_full": self._grpo_step(never, self.backend.make_learner(model=never, config=grpo)),
-            "grpo_ending": self._grpo_step(ending, self.backend.make_learner(model=ending, config=grpo)),
-            **{f"generate_{rows}": self._generation(never, rows) for rows in (1, 24, 64)},
-=======
             "pretrain": later(self.training),
-            "rollout": lambda: timed(lambda: self._roll_out(never)),
+            "rollout": self.rollout(never),
             "grpo_full": later(lambda: self._grpo_step(never)),
             "grpo_ending": later(lambda: self._grpo_step(self._model(rows_end=True))),
             **{f"generate_{rows}": self._generation(never, self.work.prompts(rows)) for rows in (1, 16, 24, 64)},
->>>>>>> speed
             "first_token": first_token,
             **(
                 {"prefill": self._generation(never, self.work.long_prompt(), first_only=True)}

@@ -16,13 +16,8 @@ import tiktoken
 
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
-<<<<<<< HEAD
-from faisca.config.files import load_preset
-from faisca.data.tokenizer import END_OF_TEXT, GPT2_TOKENS, Tokenizer
-=======
 from faisca.config.files import layered_sections
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
->>>>>>> speed
+from faisca.data.tokenizer import END_OF_TEXT, GPT2_TOKENS, Tokenizer
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 
@@ -102,7 +97,8 @@ class Work:
 
     def long_prompt(self) -> list[list[int]]:
         """One prompt of LONG_PROMPT random ids."""
-        return generator(0, "bench prefill").integers(self.end_of_text, size=(1, LONG_PROMPT)).tolist()
+        ids = generator(0, "bench prefill").integers(self.end_of_text, size=LONG_PROMPT)
+        return [[int(token) for token in ids]]
 
     @property
     def has_prefill(self) -> bool:
