@@ -8,7 +8,6 @@ reading metrics waits for the device, so the core does it every few steps only.
 
 import importlib
 import math
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -212,20 +211,6 @@ def check_temperature(temperature: float) -> None:
     """Raise a FaiscaError for a temperature at which there are no log-probabilities."""
     if not COLDEST <= temperature < math.inf:
         raise FaiscaError(f"temperature {temperature} has no log-probabilities: use a finite one, at least {COLDEST:g}")
-
-
-def choose_backend(name: str) -> tuple[str, str]:
-    """The backend that `name` (auto or one of BACKENDS) means here, and the reason in words."""
-    if name != "auto":
-        return name, "asked for"
-    here = (platform.system(), platform.machine())
-    native = [name for name, row in BACKENDS.items() if row.native == here and row.installed]
-    if native:
-        return native[0], "the native backend of Apple silicon"
-    default, *others = BACKENDS
-    if BACKENDS[default].installed:
-        return default, "the default outside Apple silicon"
-    return others[0], f"{default} is not installed"
 
 
 def load_backend(name: str) -> Backend:

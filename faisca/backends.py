@@ -65,3 +65,17 @@ BACKENDS = {
     ),
 }
 """Every backend, the default first: options, parity, porting, bench and tests take them from here."""
+
+
+def choose_backend(name: str) -> tuple[str, str]:
+    """The backend that `name` (auto or one of BACKENDS) means here, and the reason in words."""
+    if name != "auto":
+        return name, "asked for"
+    here = (platform.system(), platform.machine())
+    native = [name for name, row in BACKENDS.items() if row.native == here and row.installed]
+    if native:
+        return native[0], "the native backend of Apple silicon"
+    default, *others = BACKENDS
+    if BACKENDS[default].installed:
+        return default, "the default outside Apple silicon"
+    return others[0], f"{default} is not installed"

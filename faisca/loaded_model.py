@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from faisca.backend import Model, Sampling, choose_backend, load_backend
+from faisca.backend import Model, Sampling, load_backend
+from faisca.backends import choose_backend
 from faisca.config import Config, RunConfig
 from faisca.config.files import config_from_dict, lay, preset_sections
 from faisca.data.headlines import has_address, load_headlines, select_titles

@@ -12,14 +12,13 @@ and tables are normal, and biases 0, as GPT-2 and Llama have it.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.streams import generator
-from faisca.system.tensors import Shape, Tensors
+from faisca.system.tensors import Shape
 
 Parameters = dict[str, np.ndarray]
 Initial = Callable[[np.random.Generator, Shape], np.ndarray]
@@ -97,28 +96,6 @@ def check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:
             raise FaiscaError(
                 f"weight {name} has shape {list(found[name])}, but the model configuration asks for {list(shape)}"
             )
-
-
-def check_finite(arrays: Mapping[str, np.ndarray], source: Path) -> None:
-    """Raise a FaiscaError that names the first array of a file with numbers that are not finite."""
-    for name, array in arrays.items():
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            raise FaiscaError(
-                f"{source}: {name} has {bad:,} numbers that are not finite (NaN or infinite), of {array.size:,}: "
-                "its training failed, or the file is broken; take an earlier checkpoint or another file"
-            )
-
-
-def finite(arrays: Tensors, source: Path) -> Tensors:
-    """The same arrays, each checked when it is read; see `check_finite`."""
-
-    def read(name: str) -> np.ndarray:
-        array = arrays[name]
-        check_finite({name: array}, source)
-        return array
-
-    return Tensors(arrays.shapes, read, arrays.dtypes)
 
 
 def _norm(name: str, config: ModelConfig) -> dict[str, Parameter]:

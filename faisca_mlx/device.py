@@ -3,23 +3,31 @@
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.system.fast_blas import load_fast_blas
+from faisca.text import format_bytes
 from faisca_mlx.model import GPT
+
+if TYPE_CHECKING:
+    from faisca_mlx.optimizer import Learner
 
 LOSS_CHUNK = 128
 """rows of logits in the loss: larger is no faster, and takes more memory"""
 CACHE_SHARE = 0.25
 """of the memory that the GPU may use: more free buffers than that are given back between steps"""
+MOST_TRACES = 64
+"""shapes for which a compiled step keeps a graph; MLX itself would keep one for each for ever (mlx#4464)"""
 
 
 def open_runtime(*, config: RunConfig) -> Runtime:
@@ -71,6 +79,25 @@ def training_memory(*, runtime: Runtime) -> Iterator[None]:
         mx.set_wired_limit(before)
 
 
+def tidy_memory(*, learner: "Learner") -> list[str]:
+    """Empty the buffer cache where it exceeds the runtime's threshold; say so the 1st, 10th, 100th … time."""
+    graphs = [made for made in learner.made.values() if isinstance(made, _CompiledStep)]
+    lines = [graph.notes.pop() for graph in graphs if graph.notes]
+    threshold, held = learner.model.runtime.cache_threshold, mx.get_cache_memory()
+    if threshold and held > threshold:
+        mx.clear_cache()
+        learner.cleared += 1
+        if str(learner.cleared).rstrip("0") == "1":
+            most = format_bytes(threshold)
+            lines.append(f"MLX held {format_bytes(held)} of free buffers, over {most}: emptied, {learner.cleared} ×")
+    return lines
+
+
+def compile_step(step: Callable[..., Any], state: list[Any], runtime: Runtime) -> Callable[..., Any]:
+    """The step as one graph where the runtime compiles; `state` is all that it reads and writes besides arguments."""
+    return _CompiledStep(step, state) if runtime.compile else step
+
+
 def to_device(model: GPT, tokens: np.ndarray) -> mx.array:
     """Token ids as an int32 array; MLX's memory is the device's."""
     return mx.array(np.asarray(tokens, dtype=np.int32))
@@ -90,6 +117,33 @@ def matmul_seconds(*, runtime: Runtime, products: Iterable[tuple[int, int, int, 
         mx.async_eval(left @ right if shape[0] > 1 else left[0] @ right[0])
     mx.synchronize()
     return time.perf_counter() - began
+
+
+class _CompiledStep:
+    """A step as one graph for each shape of its arguments; beyond MOST_TRACES all are dropped, and begun anew."""
+
+    def __init__(self, step: Callable[..., Any], state: list[Any]) -> None:
+        self.step, self.state, self.shapes = step, state, set[Any]()
+        self.notes: list[str] | None = None
+        self._begin()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the step returns; its shapes decide which graph computes it."""
+        shapes = tuple((array.shape, array.dtype) for _, array in tree_flatten(arguments))
+        if shapes not in self.shapes and len(self.shapes) >= MOST_TRACES:
+            self._begin()
+            if self.notes is None:  # the first time
+                self.notes = [
+                    f"compile: this step came in more than {MOST_TRACES} shapes, and MLX keeps a graph of each: they "
+                    "were dropped, and will be whenever there are as many; --run.compile off does without graphs"
+                ]
+        self.shapes.add(shapes)
+        return self.compiled(*arguments)
+
+    def _begin(self) -> None:
+        self.shapes.clear()
+        # MLX frees the graphs of a compiled function together with it, and in no other way.
+        self.compiled = mx.compile(self.step, inputs=self.state, outputs=self.state)
 
 
 def _choose_device(wanted: str) -> tuple[str, str]:

@@ -12,40 +12,11 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca.text import format_bytes
+from faisca_mlx.device import compile_step
 from faisca_mlx.model import GPT
 from faisca_mlx.sums import total
 
 Metrics = dict[str, mx.array]
-MOST_TRACES = 64
-"""shapes for which a compiled step keeps a graph; MLX itself would keep one for each for ever (mlx#4464)"""
-
-
-class _CompiledStep:
-    """A step as one graph for each shape of its arguments; beyond MOST_TRACES all are dropped, and begun anew."""
-
-    def __init__(self, step: Callable[..., Any], state: list[Any]) -> None:
-        self.step, self.state, self.shapes = step, state, set[Any]()
-        self.notes: list[str] | None = None
-        self._begin()
-
-    def __call__(self, *arguments: Any) -> Any:
-        """What the step returns; its shapes decide which graph computes it."""
-        shapes = tuple((array.shape, array.dtype) for _, array in tree_flatten(arguments))
-        if shapes not in self.shapes and len(self.shapes) >= MOST_TRACES:
-            self._begin()
-            if self.notes is None:  # the first time
-                self.notes = [
-                    f"compile: this step came in more than {MOST_TRACES} shapes, and MLX keeps a graph of each: they "
-                    "were dropped, and will be whenever there are as many; --run.compile off does without graphs"
-                ]
-        self.shapes.add(shapes)
-        return self.compiled(*arguments)
-
-    def _begin(self) -> None:
-        self.shapes.clear()
-        # MLX frees the graphs of a compiled function together with it, and in no other way.
-        self.compiled = mx.compile(self.step, inputs=self.state, outputs=self.state)
 
 
 @dataclass
@@ -69,7 +40,7 @@ class Learner:
         if key not in self.made:
             step = partial(function, self, *fixed)
             state = [self.model.state, self.optimizer.state, mx.random.state]
-            self.made[key] = _CompiledStep(step, state) if self.model.runtime.compile else step
+            self.made[key] = compile_step(step, state, self.model.runtime)
         return self.made[key]
 
 
@@ -78,20 +49,6 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(model.trainable_parameters())
     return Learner(model, optimizer, config)
-
-
-def tidy_memory(*, learner: Learner) -> list[str]:
-    """Empty the buffer cache where it exceeds the runtime's threshold; say so the 1st, 10th, 100th … time."""
-    graphs = [made for made in learner.made.values() if isinstance(made, _CompiledStep)]
-    lines = [graph.notes.pop() for graph in graphs if graph.notes]
-    threshold, held = learner.model.runtime.cache_threshold, mx.get_cache_memory()
-    if threshold and held > threshold:
-        mx.clear_cache()
-        learner.cleared += 1
-        if str(learner.cleared).rstrip("0") == "1":
-            most = format_bytes(threshold)
-            lines.append(f"MLX held {format_bytes(held)} of free buffers, over {most}: emptied, {learner.cleared} ×")
-    return lines
 
 
 def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradients: Any) -> Metrics:

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca_torch.model import GPT
+
+if TYPE_CHECKING:
+    from faisca_torch.optimizer import Learner
 
 LOSS_CHUNK = 512
 """rows of logits in the loss: larger is no faster, and takes more memory"""
@@ -60,6 +64,16 @@ def memory(*, runtime: Runtime, reset_peak: bool) -> dict[str, int]:
 def training_memory(*, runtime: Runtime) -> Iterator[None]:
     """Nothing to do: torch has no such setting."""
     yield
+
+
+def tidy_memory(*, learner: "Learner") -> list[str]:
+    """Nothing to give back: torch reuses its free blocks, and bounds the graphs that its compiler keeps."""
+    return []
+
+
+def compile_step(step: Callable[..., Any], state: list[Any], runtime: Runtime) -> Callable[..., Any]:
+    """The step as graphs where the runtime compiles; torch finds the `state` of a module by itself."""
+    return torch.compile(step) if runtime.compile else step
 
 
 def to_device(model: GPT, tokens: np.ndarray) -> Tensor:

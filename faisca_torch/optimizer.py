@@ -10,6 +10,7 @@ from torch import Tensor
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
+from faisca_torch.device import compile_step
 from faisca_torch.model import GPT
 from faisca_torch.sums import total
 
@@ -31,7 +32,7 @@ class Learner:
         key = (function, *fixed)
         if key not in self.made:
             forward = partial(function, *fixed) if fixed else function
-            self.made[key] = torch.compile(forward) if self.model.runtime.compile else forward
+            self.made[key] = compile_step(forward, [], self.model.runtime)
         return self.made[key]
 
 
@@ -52,11 +53,6 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
         fused=True,
     )
     return Learner(model, optimizer, config)
-
-
-def tidy_memory(*, learner: Learner) -> list[str]:
-    """Nothing to give back: torch reuses its free blocks, and bounds the graphs that its compiler keeps."""
-    return []
 
 
 def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:

@@ -31,8 +31,19 @@ FLOORS: dict[str, set[str]] = {
     "runs": {"backend", "config", "parameters", "system", *FOUNDATION},
     "certificate": {"backend", "backends", "config", "parameters", "streams"},
     "planning": {"backend", "config", "parameters", "system", *FOUNDATION},
-    "training": {"backend", "certificate", "config", "data", "parameters", "planning", "runs", "streams", "system"}
-    | FOUNDATION,
+    "training": {
+        "backend",
+        "backends",
+        "certificate",
+        "config",
+        "data",
+        "parameters",
+        "planning",
+        "runs",
+        "streams",
+        "system",
+    }
+    | {"streams", "system", *FOUNDATION},
     "commands": {"config", "data", "loaded_model", "porting", "runs", "system", "training", *FOUNDATION},
 }
 """what each room of the core may import; the rooms that are not here (parity, porting, bench, …) are above all these"""

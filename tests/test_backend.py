@@ -8,8 +8,8 @@ import pytest
 from small_models import SMALL, TWINS, cpu_runtime, same_arrays, small_model
 
 from faisca import backend, backends
-from faisca.backend import BFLOAT16, PLACES_MULTIPLE, Rollouts, choose_backend, load_backend
-from faisca.backends import BACKENDS
+from faisca.backend import BFLOAT16, PLACES_MULTIPLE, Rollouts, load_backend
+from faisca.backends import BACKENDS, choose_backend
 from faisca.config import RunConfig, TrainConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters, parameter_shapes

@@ -174,7 +174,7 @@ def test_a_model_computes_its_loss_as_its_runtime_says(monkeypatch: pytest.Monke
 
 
 def test_shapes_beyond_the_cap_drop_the_graphs_and_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "MOST_TRACES", 3)
+    monkeypatch.setattr(device, "MOST_TRACES", 3)
     learner, traced = learner_for(SMALL, RunConfig(device="cpu", compile="on")), []
 
     def step(learner: object, x: mx.array) -> mx.array:  # a single product: nothing to compile with g++
@@ -194,7 +194,7 @@ def test_shapes_beyond_the_cap_drop_the_graphs_and_say_so_once(monkeypatch: pyte
 
 def test_dropped_graphs_are_freed(fresh_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each graph holds a constant of its own of 0.4 MB: forty shapes at most hold a cap of five."""
-    monkeypatch.setattr(optimizer, "MOST_TRACES", 5)
+    monkeypatch.setattr(device, "MOST_TRACES", 5)
     learner = learner_for(SMALL, RunConfig(device="cpu", compile="on"))
 
     def constant(learner: object, x: mx.array) -> mx.array:

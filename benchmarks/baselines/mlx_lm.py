@@ -23,8 +23,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.utils import load_model
 
-from faisca.bench.theirs import their_model
-from faisca.bench.twin import later, timed
+from faisca.bench.twin import later, their_model, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
 from faisca.porting.huggingface import MODEL_FILE

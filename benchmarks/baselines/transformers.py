@@ -8,8 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from faisca.bench.theirs import their_model
-from faisca.bench.twin import later, timed
+from faisca.bench.twin import later, their_model, timed
 from faisca.bench.work import Work
 
 

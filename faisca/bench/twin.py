@@ -9,6 +9,7 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from faisca.backend import Backend, Model, load_backend
 from faisca.bench.work import Work, peak_size, training_products
 from faisca.config import RunConfig
+from faisca.porting.formats import Portable
+from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
 from faisca.streams import generator, uniforms
 from faisca.training.generate import complete, rollout_sampling
 from faisca.training.grpo import Completions, pack, update_policy, with_log_probs
@@ -161,3 +164,10 @@ def timed(action: Callable[[], Any]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
+
+
+def their_model(work: Work) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
+    """For baselines: what `faisca port --to hf` writes of it, and whether mlx-lm needs a file of ours to compute it."""
+    tokenizer: Any = SimpleNamespace(end_of_text=work.end_of_text, kind="bpe", companions={})
+    portable = Portable("faisca", "the benchmark's weights", work.model, work.parameters(), tokenizer, {})
+    return config_json(portable), dict(to_theirs(portable)), needs_model_file(portable)

@@ -17,8 +17,8 @@ from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
 from faisca.errors import FaiscaError
-from faisca.parameters import check_finite, check_shapes
-from faisca.system.tensors import STORED, Tensors
+from faisca.parameters import check_shapes
+from faisca.system.tensors import STORED, Tensors, check_finite
 from faisca.text import in_one_line, shortened
 
 FORMATS = ("faisca", *BACKENDS, "hf")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from faisca.backend import Sampling, choose_backend, load_backend
-from faisca.backends import BACKENDS
+from faisca.backend import Sampling, load_backend
+from faisca.backends import BACKENDS, choose_backend
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError

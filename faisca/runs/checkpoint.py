@@ -22,14 +22,13 @@ from safetensors import SafetensorError
 
 from faisca.config import STAGES
 from faisca.errors import FaiscaError, VerificationError
-from faisca.parameters import check_finite, finite
 from faisca.runs.checks import check_weights
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
 from faisca.runs.pointers import BEST, LATEST, read_pointer, way_on, write_pointers
 from faisca.runs.state import State
 from faisca.system.files import flush_folder
-from faisca.system.tensors import open_safetensors
+from faisca.system.tensors import check_finite, finite, open_safetensors
 from faisca.text import json_text
 
 SET_ASIDE = ".replaced-"

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from faisca.errors import FaiscaError
+
 Shape = tuple[int, ...]
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """dtypes that are written, and what safetensors calls them"""
@@ -148,3 +150,25 @@ def _read(path: Path, header: Mapping[str, Any], begin: int, name: str) -> np.nd
     count = int(np.prod(entry["shape"], dtype=np.int64))
     array = np.fromfile(path, NUMPY[code], count, offset=begin + entry["data_offsets"][0])
     return (wide(array) if code == "BF16" else array).reshape(entry["shape"])
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: Path) -> None:
+    """Raise a FaiscaError that names the first array of a file with numbers that are not finite."""
+    for name, array in arrays.items():
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise FaiscaError(
+                f"{source}: {name} has {bad:,} numbers that are not finite (NaN or infinite), of {array.size:,}: "
+                "its training failed, or the file is broken; take an earlier checkpoint or another file"
+            )
+
+
+def finite(arrays: Tensors, source: Path) -> Tensors:
+    """The same arrays, each checked when it is read; see `check_finite`."""
+
+    def read(name: str) -> np.ndarray:
+        array = arrays[name]
+        check_finite({name: array}, source)
+        return array
+
+    return Tensors(arrays.shapes, read, arrays.dtypes)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from faisca.backend import choose_backend, load_backend
+from faisca.backend import load_backend
+from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text
 from faisca.data.headlines import Headlines, Titles, address_filters, load_headlines, select_titles, title_hashes

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from faisca.backend import Backend, Runtime, choose_backend, load_backend
+from faisca.backend import Backend, Runtime, load_backend
+from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
 from faisca.errors import FaiscaError
 from faisca.planning.fit import usable_memory

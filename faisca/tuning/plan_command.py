@@ -72,7 +72,7 @@ def _speed(options: PlanOptions, config: Config) -> float | None:
 
 
 def _bench_speed(path: Path, config: Config) -> float:
-    from faisca.backend import choose_backend
+    from faisca.backends import choose_backend
     from faisca.bench.results import read_results
 
     results, backend = read_results(path), choose_backend(config.run.backend)[0]

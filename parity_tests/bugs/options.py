@@ -92,9 +92,9 @@ BUGS = (
     ),
     Mutation(
         "compile ignored",
-        T + "optimizer.py",
-        "torch.compile(forward) if self.model.runtime.compile else forward",
-        "forward",
+        T + "device.py",
+        "torch.compile(step) if runtime.compile else step",
+        "step",
         TWIN + "test_compile_reaches_the_step",
     ),
     Mutation(
