@@ -85,6 +85,13 @@ def json_file(files: Mapping[str, bytes], name: str, source: str) -> dict[str, A
     return values
 
 
+def as_ids(stated: Any) -> list[int]:
+    """An eos_token_id as files state it (an id, several or none) as a list."""
+    if stated is None:
+        return []
+    return list(stated) if isinstance(stated, list) else [stated]
+
+
 def byte_characters() -> dict[int, str]:
     """The printable character by which GPT-2's vocabulary files write each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

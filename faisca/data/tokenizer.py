@@ -28,7 +28,9 @@ from faisca.data.json_encoding import (
     COMPANIONS,
     NO_TOKEN,
     JsonEncoding,
+    as_ids,
     byte_characters,
+    json_file,
     named_end_of_text,
     parse_tokenizer,
 )
@@ -116,6 +118,12 @@ class Tokenizer:
         """The id that ends each title."""
         return self.encoding.eot_token
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Every id at which generation stops, in order: `end_of_text`, and those that generation_config.json names."""
+        stated = json_file(self.companions, "generation_config.json", "the tokenizer's files").get("eos_token_id")
+        return tuple(sorted({self.end_of_text, *as_ids(stated)}))
+
     @property
     def vocabulary_size(self) -> int:
         """How many tokens there are, end-of-text included."""
@@ -150,9 +158,9 @@ class Tokenizer:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids: end-of-text left out; what is no UTF-8, or no token, becomes U+FFFD."""
+        """Text of token ids: what ends a text left out; what is no UTF-8, or no token, becomes U+FFFD."""
         known = range(self.vocabulary_size)
-        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in ids if i != self.end_of_text]
+        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in ids if i not in self.ends]
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def bytes_per_token(self) -> np.ndarray:
