@@ -8,7 +8,7 @@ logit of its own: never, or as often as it comes after a headline's tokens.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tiktoken
@@ -24,6 +24,7 @@ GPT2_TOKENS = 50_257
 HEADLINE_TOKENS = 20
 """tokens in a headline, its end-of-text included: what rows that end are as long as, on average"""
 PROMPT_TOKENS = 4
+Train = TypeVar("Train", bound=TrainConfig)
 QUICK = {"windows": 8, "completions": 8, "new_tokens": 32}
 """the largest sizes of `--quick`"""
 PEAK_SIZE = 2048
@@ -173,7 +174,7 @@ def _linear(N: int, into: int, out: int) -> list[tuple[int, int, int, int]]:
 
 
 def _quick(config: Config) -> Config:
-    def smaller(train: TrainConfig) -> TrainConfig:
+    def smaller(train: Train) -> Train:
         windows = min(train.batch_size, QUICK["windows"])
         return replace(train, batch_size=windows, micro_batch_size=min(train.micro_batch_size, windows))
 

@@ -10,11 +10,9 @@ another byte-level BPE: then Hugging Face's engine runs it (`json_encoding.py`).
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from faisca.data.json_encoding import (
     as_ids,
     byte_characters,
     json_file,
+    merged_from,
     named_end_of_text,
     parse_tokenizer,
 )
@@ -148,6 +147,12 @@ class Tokenizer:
         """Token ids of ordinary text: a literal <|endoftext|> in it is text like any other."""
         return self.encoding.encode_ordinary(text)
 
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are written out, as chat templates do."""
+        if isinstance(self.encoding, JsonEncoding):
+            return self.encoding.encode_special(text)
+        return self.encoding.encode(text, allowed_special="all")
+
     def encode_titles(self, titles: Sequence[str]) -> np.ndarray:
         """Ids of all titles, end-of-text after each: uint32. As `encode`, in one call of the library."""
         # a literal <|endoftext|> is text like any other, not the token
@@ -239,17 +244,7 @@ def _json_from_tokens(tokens: list[bytes]) -> str:
     characters = byte_characters()
     texts = ["".join(characters[byte] for byte in token) for token in tokens]
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    pairs = [_merged_from(token, ranks) for token in tokens if len(token) > 1]
+    pairs = [merged_from(token, ranks) for token in tokens if len(token) > 1]
     merges = [(texts[ranks[left]], texts[ranks[right]]) for left, right in pairs]
     vocabulary = {text: rank for rank, text in enumerate(texts)}
     return _json_with_end_of_text(_byte_level(models.BPE(vocab=vocabulary, merges=merges)))
-
-
-def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were joined to `token`: what BPE makes of it one merge before the last."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        unions = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
-        i = unions.index(min(unions))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts[0], parts[1]
