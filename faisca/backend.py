@@ -153,7 +153,9 @@ class Backend(Protocol):
         micro_batch_size: int,
         dropout_seed: int,
     ) -> Metrics:
-        """One optimiser step on [B, T] token ids: `loss` (mean, nats), `grad_norm` (before clipping) and `skipped`.
+        """One optimiser step on [B, T] token ids: `loss` (nats), `grad_norm` (before clipping) and `skipped`.
+
+        The loss is the mean over all targets of the batch that are not negative, whatever the micro-batches.
 
         `skipped` is 1 where loss or norm was not finite, and weights and moments stayed as they were.
         """
@@ -188,13 +190,13 @@ class Backend(Protocol):
         prompts: list[list[int]],
         uniforms: np.ndarray,
         sampling: Sampling,
-        end_of_text: int,
+        end_of_text: tuple[int, ...],
     ) -> Iterator[np.ndarray]:
         """Sample completions: yields int [B] arrays, a column of new tokens at a time.
 
         `uniforms` is float32 [B, max_new_tokens]; the n-th new token of a row uses the n-th of its
         numbers. A row that has no token in a column (still in its prompt, or finished) holds -1. A
-        row ends after its first end-of-text, after `max_new_tokens`, or when the context is full.
+        row ends after the first of the `end_of_text` ids, after `max_new_tokens`, or when the context is full.
         """
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:

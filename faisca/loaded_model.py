@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from faisca.backend import Model, Sampling, load_backend
 from faisca.backends import choose_backend
-from faisca.config import Config, RunConfig
+from faisca.config import Config, RunConfig, SFTConfig
 from faisca.config.files import config_from_dict, lay, preset_sections
+from faisca.data.chat import ChatTemplate, Message, check_messages
 from faisca.data.headlines import has_address, load_headlines, select_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
@@ -27,6 +28,8 @@ from faisca.training.setup import Setup
 from faisca.training.start import held_out_by
 
 NOTHING: Mapping[str, Any] = {}
+LONGEST_ANSWER = 256
+"""tokens of an answer in a chat, where nobody says otherwise"""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -90,6 +93,33 @@ class LoadedModel:
         """The headlines of `generate`, each as soon as it is complete, in order."""
         return self._stream(prompt, n, seed, self.sampling(temperature, top_k, top_p, max_new_tokens))
 
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> str:
+        """The answer to a conversation, a list of {"role": …, "content": …}, as the model's chat template writes it.
+
+        Settings as in `generate`, but `max_new_tokens` None is LONGEST_ANSWER. FaiscaError for a model without a
+        template, for messages that it does not take, and for a conversation that fills the context.
+        """
+        sampling = self.sampling(
+            temperature, top_k, top_p, LONGEST_ANSWER if max_new_tokens is None else max_new_tokens
+        )
+        ids, context = ChatTemplate(self.tokenizer).ids(check_messages(messages), answer=True), self.setup.model_config
+        if len(ids) > context.context:
+            raise FaiscaError(
+                f"the conversation has {len(ids)} tokens, but the model's context is {context.context}: begin a new one"
+            )
+        draws = uniforms(seed, "chat", step=0, rows=1, columns=sampling.max_new_tokens)
+        (answer,) = complete(self.setup, self.model, [ids], sampling, draws)
+        return self.tokenizer.decode(answer).strip()
+
     def sampling(
         self,
         temperature: float | None = None,
@@ -143,9 +173,9 @@ class LoadedModel:
         config = config_from_dict(sections, self.config)
         headlines = load_headlines(config.data, held_out_by(config, self.checkpoint), seen=self.checkpoint.seen)
         reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
-        abroad = not has_address(headlines.validation, config.sft.url_contains)
+        abroad = bool(config.sft.conversations) or not has_address(headlines.validation, config.sft.url_contains)
         if abroad:
-            config = dataclasses.replace(config, sft=config.pretrain)
+            config = dataclasses.replace(config, sft=SFTConfig(**vars(config.pretrain)))
         titles = select_titles(headlines, config)
         yardsticks = make_yardsticks(config, titles, lambda some, _: tokenise(some, self.tokenizer))
         measured = measure(dataclasses.replace(self.setup, reward=reward), self.model, yardsticks)

@@ -71,7 +71,7 @@ def _share(total_R1: mx.array, share: float) -> mx.array:
 
 
 def generate(
-    *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: int
+    *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: tuple[int, ...]
 ) -> Iterator[np.ndarray]:
     """Completions a column at a time: int64 [B], -1 where a row has no new token."""
     model.eval()
@@ -107,7 +107,7 @@ def generate(
         yield new_tokens
         position += 1
         # Rows that have ended leave the batch, and their place in the cache.
-        ended = (nth_new >= 0) & ((chosen == end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
+        ended = (nth_new >= 0) & (np.isin(chosen, end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
         stays = np.flatnonzero(~ended & (position <= model.config.context))
         if len(stays) < len(rows):
             cache.keep(stays)

@@ -19,7 +19,7 @@ def train_step(
     micro_batch_size: int,
     dropout_seed: int,
 ) -> Metrics:
-    """One AdamW step on the mean cross-entropy of [B, T] windows, `micro_batch_size` rows at a time."""
+    """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     learner.model.train()
     # Dropout draws from the framework's own generator: a seed of its own for each step makes it repeatable.
     mx.random.seed(dropout_seed)
@@ -55,6 +55,7 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
         loss, more = loss_and_grad(inputs, targets)
         total = total + loss
         gradients = more if gradients is None else tree_map(mx.add, gradients, more)
-    # The mean over all tokens, whatever the micro-batches were.
-    gradients = tree_map(lambda gradient: gradient / targets_MRT.size, gradients)
-    return update(learner=learner, loss=total / targets_MRT.size, learning_rate=learning_rate, gradients=gradients)
+    # The mean over all counted tokens, whatever the micro-batches were.
+    counted = mx.maximum((targets_MRT >= 0).sum(), 1).astype(mx.float32)
+    gradients = tree_map(lambda gradient: gradient / counted, gradients)
+    return update(learner=learner, loss=total / counted, learning_rate=learning_rate, gradients=gradients)

@@ -17,17 +17,18 @@ def train_step(
     micro_batch_size: int,
     dropout_seed: int,
 ) -> Metrics:
-    """One AdamW step on the mean cross-entropy of [B, T] windows, `micro_batch_size` rows at a time."""
+    """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     model = learner.model.train()
     hidden = learner.compiled(model)
     # Dropout draws from the framework's own generator: a seed of its own for each step makes it repeatable.
     torch.manual_seed(dropout_seed)
+    counted = max(1, int((targets >= 0).sum()))  # of the whole batch, however micro-batches share them
     loss = torch.zeros((), device=model.runtime.device)
     for rows in range(0, len(inputs), micro_batch_size or len(inputs)):
         part = slice(rows, rows + (micro_batch_size or len(inputs)))
         # Forward: hidden states, then the loss straight from them, never all logits.
         hidden_ND = hidden(to_device(model, inputs[part])).flatten(0, 1)
-        part_loss = summed_loss(model, hidden_ND, to_device(model, targets[part]), True) / targets.size
+        part_loss = summed_loss(model, hidden_ND, to_device(model, targets[part]), True) / counted
         # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
         part_loss.backward()
         loss += part_loss.detach()

@@ -26,7 +26,7 @@ def samples(twin: Twin, model: Model) -> np.ndarray:
         prompts=make_prompts(PLAIN, 8, 5),
         uniforms=uniforms(0, "modes", step=0, rows=8, columns=9),
         sampling=Sampling(1.0, 0, 1.0, 9),
-        end_of_text=0,
+        end_of_text=(0,),
     )
     return np.stack(list(columns), axis=1)
 

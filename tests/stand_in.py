@@ -133,7 +133,7 @@ class StandIn:
         self._note("set_optimizer_state", learner.model.updates, steps=learner.steps)
 
     def train_step(self, *, learner: StandInLearner, inputs: Any, targets: Any, **more: Any) -> dict[str, float]:
-        metrics = {"loss": nats(learner.model.updates, targets) / targets.size}
+        metrics = {"loss": nats(learner.model.updates, targets) / (targets >= 0).sum()}
         shown = {"inputs": inputs, "targets": targets, **more, "config": learner.config, "learner_steps": learner.steps}
         return self._update("train_step", learner, metrics, **shown)
 
@@ -173,12 +173,18 @@ class StandIn:
         return self._note("token_log_probs", model.updates, found, tokens=tokens, temperature=temperature)
 
     def generate(
-        self, *, model: StandInModel, prompts: Any, uniforms: np.ndarray, sampling: Sampling, end_of_text: int
+        self,
+        *,
+        model: StandInModel,
+        prompts: Any,
+        uniforms: np.ndarray,
+        sampling: Sampling,
+        end_of_text: tuple[int, ...],
     ) -> Iterator[np.ndarray]:
         rows = []
         for prompt, row in zip(prompts, uniforms, strict=True):
             phrase = self.phrases[(int(row[0] * len(self.phrases)) + model.updates) % len(self.phrases)]
-            ended = phrase + [end_of_text] * bool(len(row) > 1 and row[1] < self.ends)
+            ended = phrase + [end_of_text[0]] * bool(len(row) > 1 and row[1] < self.ends)
             rows.append(ended[: min(sampling.max_new_tokens, model.config.context + 1 - len(prompt))])
         given = {"prompts": [list(prompt) for prompt in prompts], "uniforms": uniforms, "sampling": sampling}
         self._note("generate", model.updates, rows, **given)

@@ -176,7 +176,7 @@ def test_sampling_stays_under_its_plan(name, dtype):
     def sample() -> None:
         made = twin.make_model(config=model, parameters=initial_parameters(model, 0), runtime=runtime)
         columns = twin.generate(
-            model=made, prompts=[[1]] * 64, uniforms=draws, sampling=Sampling(1.0, 0, 1.0, 8), end_of_text=0
+            model=made, prompts=[[1]] * 64, uniforms=draws, sampling=Sampling(1.0, 0, 1.0, 8), end_of_text=(0,)
         )
         assert len(list(columns)) == 8
 

@@ -140,7 +140,7 @@ class TwinSubject:
                 prompts=prompts,
                 uniforms=uniforms,
                 sampling=sampling,
-                end_of_text=self.work.end_of_text,
+                end_of_text=(self.work.end_of_text,),
             )
             count = 1 if first_only else sampling.max_new_tokens
             for _ in range(count):

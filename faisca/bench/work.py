@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tiktoken
@@ -30,6 +30,7 @@ NEVER = -60.0
 """what end-of-text's logit is below the others, or half of it, where rows never end"""
 WRITERS = ("attention.out_proj", "feed_forward.down")
 """modules of a block that write to the residual stream"""
+Train = TypeVar("Train", bound=TrainConfig)
 QUICK = {"windows": 8, "completions": 8, "new_tokens": 32}
 """the largest sizes of `--quick`"""
 PEAK_SIZE = 2048
@@ -217,7 +218,7 @@ def _linear(N: int, into: int, out: int) -> list[tuple[int, int, int, int]]:
 
 
 def _quick(config: Config) -> Config:
-    def smaller(train: TrainConfig) -> TrainConfig:
+    def smaller(train: Train) -> Train:
         windows = min(train.batch_size, QUICK["windows"])
         return replace(train, batch_size=windows, micro_batch_size=min(train.micro_batch_size, windows))
 

@@ -1,13 +1,15 @@
 """The commands that use a trained model: `faisca generate` and `faisca evaluate`."""
 
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
+from faisca.commands.chat import ask, converse
 from faisca.commands.options import (
     OF_THE_RUN,
     AddressOptions,
@@ -23,6 +25,9 @@ from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.text import in_one_line, printable, reward_title, titles_name
 
+if TYPE_CHECKING:
+    from faisca.loaded_model import LoadedModel
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
@@ -33,7 +38,12 @@ class GenerateOptions:
     """what the headlines begin with, a space at its end left out; an empty text lets the model begin"""
     prompts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """a file with a prompt a line, or - for standard input; empty lines are passed over"""
-    n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
+    chat: FlagCreatePairsOff[bool] = False
+    """take each prompt for a user's message, and answer it as the model's chat template asks; without a prompt, a
+    conversation: a line of standard input a turn, until Ctrl-D"""
+    system: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
+    """with --chat, the system's message before it"""
+    n: Annotated[int | None, arg(metavar="N", aliases=["-n"], help_behavior_hint="(default: 5; --chat gives 1)")] = None
     """headlines, of each prompt"""
     temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint=OF_THE_RUN)] = None
     """above 1 is bolder, below 1 is safer; 0 takes the likeliest token each time"""
@@ -42,7 +52,7 @@ class GenerateOptions:
     top_p: Annotated[float | None, arg(metavar="P", help_behavior_hint=OF_THE_RUN)] = None
     """sample among the likeliest tokens that together have this probability; 1 is off"""
     max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint=OF_THE_RUN)] = None
-    """longest headline, in tokens"""
+    """longest headline, in tokens; with --chat, longest answer (default: 256)"""
     seed: Annotated[int, arg(metavar="N")] = 0
     """the same seed writes the same headlines"""
     json: FlagCreatePairsOff[bool] = False
@@ -79,15 +89,22 @@ def generate(argv: list[str]) -> int:
       faisca generate runs/spark --prompt Governo -n 10 --temperature 0.8
       faisca generate runs/spark/checkpoints/pretrain-000300 --prompt ""
       faisca generate runs/spark --prompts prompts.txt -n 1 --json
+      faisca generate runs/instruct --chat -p "What is the capital of Portugal?"
+      faisca generate runs/instruct --chat --system "Answer in one word."
     """
     options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
     prompts = _prompts(options)
-    from faisca.loaded_model import load
+    _check_chat(options, prompts)
+    from faisca.loaded_model import LONGEST_ANSWER, load
 
     model = load(options.checkpoint, backend=options.backend, device=options.device, weights=options.weights)
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+    if options.chat:
+        settings |= {"max_new_tokens": LONGEST_ANSWER if options.max_new_tokens is None else options.max_new_tokens}
+    if options.chat and not prompts:
+        return converse(model, options.system, options.seed, settings)
     prompts = prompts or [model.config.sample.prompt]
-    streams = [model.stream(prompt, options.n, seed=options.seed, **settings) for prompt in prompts]
+    streams = [_texts(model, prompt, options, settings) for prompt in prompts]
     if options.json:
         print_json(
             {
@@ -101,6 +118,24 @@ def generate(argv: list[str]) -> int:
     for headline in chain.from_iterable(streams):
         print(printable(headline), flush=True)
     return 0
+
+
+def _texts(model: "LoadedModel", prompt: str, options: GenerateOptions, settings: Mapping[str, Any]) -> Iterator[str]:
+    """What the model makes of a prompt: its headlines, or its answer."""
+    if options.chat:
+        yield ask(model, prompt, options.system, options.seed, settings)
+    else:
+        yield from model.stream(prompt, 5 if options.n is None else options.n, seed=options.seed, **settings)
+
+
+def _check_chat(options: GenerateOptions, prompts: list[str]) -> None:
+    """FaiscaError for options that mean nothing together."""
+    if options.system is not None and not options.chat:
+        raise FaiscaError("--system is for conversations: add --chat, or leave it out")
+    if options.chat and options.n not in (None, 1):
+        raise FaiscaError(f"-n {options.n} does not go with --chat, which answers once: leave it out")
+    if options.chat and options.json and not prompts:
+        raise FaiscaError("--json does not go with a conversation: name what to answer with --prompt or --prompts")
 
 
 def _prompts(options: GenerateOptions) -> list[str]:

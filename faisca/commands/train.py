@@ -23,6 +23,7 @@ from faisca.config import (
     ModelConfig,
     RunConfig,
     SampleConfig,
+    SFTConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -79,7 +80,7 @@ class ConfigOptions(LayerOptions):
     tokenizer: TokenizerConfig
     data: DataConfig
     pretrain: TrainConfig
-    sft: TrainConfig
+    sft: SFTConfig
     grpo: GRPOConfig
     sample: SampleConfig
     run: RunConfig
@@ -122,11 +123,14 @@ def pretrain(argv: list[str]) -> int:
 
 def sft(argv: list[str]) -> int:
     """Supervised fine-tuning: train a checkpoint on with headlines of one kind, by
-    default those whose address contains .pt/, and with a fresh optimiser.
+    default those whose address contains .pt/, and with a fresh optimiser. With
+    --sft.conversations it learns the answers in conversations instead, as the
+    model's chat template writes them.
 
     examples:
       faisca sft --from runs/base --out runs/portugal
       faisca sft --from runs/base --out runs/brazil --sft.url-contains .com.br/
+      faisca sft --from runs/instruct --out runs/tuned --sft.conversations chats.jsonl
     """
     return _train("sft", argv, sft.__doc__)
 

@@ -16,6 +16,7 @@ from faisca.config.sections import (
     OptimizerConfig,
     RunConfig,
     SampleConfig,
+    SFTConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
+    "SFTConfig",
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
@@ -45,7 +47,7 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     pretrain: TrainConfig = field(default_factory=TrainConfig)
-    sft: TrainConfig = field(default_factory=lambda: TrainConfig(learning_rate=1e-3, url_contains=".pt/"))
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3, url_contains=".pt/"))
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -107,6 +107,15 @@ class TrainConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True)
+class SFTConfig(TrainConfig):
+    """Supervised fine-tuning: on titles of one kind, or on the answers in conversations."""
+
+    conversations: str = ""
+    """a JSONL file, a conversation a line (messages, or prompt and completion), instead of titles; the loss is on
+    answers alone, and data.window is the longest conversation, in tokens"""
+
+
+@dataclass(frozen=True)
 class GRPOConfig(OptimizerConfig):
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
 

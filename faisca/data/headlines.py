@@ -94,6 +94,12 @@ def title_hashes(titles: pa.Array) -> np.ndarray:
     return np.unique(_hashes(titles, SEEN))
 
 
+def is_held_out(texts: pa.Array, share: float, seed: int) -> np.ndarray:
+    """Which texts are held out, bool [n]: about `share` of them, at least one, whatever stands beside them."""
+    hashes = _hashes(texts, seed)
+    return hashes <= np.uint64(max(int(share * 2**64), int(hashes.min())))
+
+
 def address_filters(config: Config) -> Filters:
     """What the stages ask of addresses, by the stage."""
     filters = {stage: getattr(config, stage).url_contains for stage in ("pretrain", "sft")}
@@ -174,8 +180,7 @@ def _hold_out(table: pa.Table, share: float, seed: int) -> tuple[pa.Table, pa.Ta
     """Training and validation part by a hash of the title, which keeps its side as the data grow."""
     if not table.num_rows:
         return table, table
-    hashes = _hashes(table["title"].combine_chunks(), seed)
-    held_out = hashes <= np.uint64(max(int(share * 2**64), int(hashes.min())))  # at least one
+    held_out = is_held_out(table["title"].combine_chunks(), share, seed)
     return table.filter(pa.array(~held_out)), table.filter(pa.array(held_out))
 
 

@@ -4,7 +4,9 @@ For what a ported model brings: other splits into words, special tokens anywhere
 """
 
 import json
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer as Engine
@@ -42,6 +44,14 @@ class JsonEncoding:
         """Token ids of a text."""
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken does
         return list(self.engine.encode(clean, add_special_tokens=False).ids)
+
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a text whose special tokens are tokens."""
+        self.engine.encode_special_tokens = False
+        try:
+            return self.encode_ordinary(text)
+        finally:
+            self.engine.encode_special_tokens = True
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of a token; U+FFFD's where no token has that id."""
@@ -85,8 +95,25 @@ def json_file(files: Mapping[str, bytes], name: str, source: str) -> dict[str, A
     return values
 
 
+def as_ids(stated: Any) -> list[int]:
+    """An eos_token_id as files state it (an id, several or none) as a list."""
+    if stated is None:
+        return []
+    return list(stated) if isinstance(stated, list) else [stated]
+
+
 def byte_characters() -> dict[int, str]:
     """The printable character by which GPT-2's vocabulary files write each byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that were joined to `token`: what BPE makes of it one merge before the last."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        unions = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
+        i = unions.index(min(unions))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts[0], parts[1]

@@ -10,11 +10,9 @@ another byte-level BPE: then Hugging Face's engine runs it (`json_encoding.py`).
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,10 @@ from faisca.data.json_encoding import (
     COMPANIONS,
     NO_TOKEN,
     JsonEncoding,
+    as_ids,
     byte_characters,
+    json_file,
+    merged_from,
     named_end_of_text,
     parse_tokenizer,
 )
@@ -118,6 +119,12 @@ class Tokenizer:
         """The id that ends each title."""
         return self.encoding.eot_token
 
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Every id at which generation stops, in order: `end_of_text`, and those that generation_config.json names."""
+        stated = json_file(self.companions, "generation_config.json", "the tokenizer's files").get("eos_token_id")
+        return tuple(sorted({self.end_of_text, *as_ids(stated)}))
+
     @property
     def vocabulary_size(self) -> int:
         """How many tokens there are, end-of-text included."""
@@ -142,6 +149,12 @@ class Tokenizer:
         """Token ids of ordinary text: a literal <|endoftext|> in it is text like any other."""
         return self.encoding.encode_ordinary(text)
 
+    def encode_special(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are written out, as chat templates do."""
+        if isinstance(self.encoding, JsonEncoding):
+            return self.encoding.encode_special(text)
+        return self.encoding.encode(text, allowed_special="all")
+
     def encode_titles(self, titles: Sequence[str]) -> np.ndarray:
         """Ids of all titles, end-of-text after each: uint32. As `encode`, in one call of the library."""
         # a literal <|endoftext|> is text like any other, not the token
@@ -152,9 +165,9 @@ class Tokenizer:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids: end-of-text left out; what is no UTF-8, or no token, becomes U+FFFD."""
+        """Text of token ids: what ends a text left out; what is no UTF-8, or no token, becomes U+FFFD."""
         known = range(self.vocabulary_size)
-        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in ids if i != self.end_of_text]
+        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in ids if i not in self.ends]
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def bytes_per_token(self) -> np.ndarray:
@@ -233,17 +246,7 @@ def _json_from_tokens(tokens: list[bytes]) -> str:
     characters = byte_characters()
     texts = ["".join(characters[byte] for byte in token) for token in tokens]
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    pairs = [_merged_from(token, ranks) for token in tokens if len(token) > 1]
+    pairs = [merged_from(token, ranks) for token in tokens if len(token) > 1]
     merges = [(texts[ranks[left]], texts[ranks[right]]) for left, right in pairs]
     vocabulary = {text: rank for rank, text in enumerate(texts)}
     return _json_with_end_of_text(_byte_level(models.BPE(vocab=vocabulary, merges=merges)))
-
-
-def _merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were joined to `token`: what BPE makes of it one merge before the last."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        unions = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
-        i = unions.index(min(unions))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts[0], parts[1]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -44,18 +45,29 @@ class Windows:
         return self.tokens[places].astype(np.int32), self.tokens[places + 1].astype(np.int32)
 
 
-def steps_per_epoch(windows: Windows, batch_size: int) -> int:
+class Rows(Protocol):
+    """What a step takes its rows from: windows of titles, or conversations."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def steps_per_epoch(windows: Rows, batch_size: int) -> int:
     """Full batches in one pass; the rest is dropped. Raises FaiscaError where there is none."""
     if batch_size > len(windows):
         raise FaiscaError(
             f"batch_size {batch_size} is more than the {len(windows)} training windows: use at most "
-            f"{len(windows)}, a smaller --data.window or --data.stride, or more titles"
+            f"{len(windows)}, a smaller --data.window or --data.stride, or more data"
         )
     return len(windows) // batch_size
 
 
 def training_batch(
-    windows: Windows, *, batch_size: int, seed: int, stage: str, step: int
+    windows: Rows, *, batch_size: int, seed: int, stage: str, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of a step (from 0): int32 [B, T]. Each epoch has an order of its own."""
     epoch, batch = divmod(step, steps_per_epoch(windows, batch_size))

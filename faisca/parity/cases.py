@@ -38,6 +38,13 @@ class Case:
     length: int = 32
     steps: int = 20
     seed: int = 0
+    ends: tuple[int, ...] = ()
+    """more ids that end a completion"""
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Every id that ends a completion."""
+        return (self.end_of_text, *self.ends)
 
     def make_model(self, side: Side, **changes: Any) -> Any:
         return side.backend.make_model(config=self.model, parameters=self.parameters, runtime=side.open(**changes))

@@ -141,10 +141,10 @@ def make_case(path: Path | None, preset: str | None = None) -> Case:
 
     checkpoint = load_checkpoint(path)
     config = dataclasses.replace(checkpoint.state.model, dropout=0.0, attention_dropout=0.0)
-    end_of_text = checkpoint_tokenizer(checkpoint).end_of_text
+    first, *more = checkpoint_tokenizer(checkpoint).ends
     rows, steps = (2, 6) if count_parameters(config) > LARGE else (8, 20)
     length = min(32, config.context)
-    return Case(config, checkpoint.parameters, end_of_text, rows=rows, length=length, steps=steps)
+    return Case(config, checkpoint.parameters, first, rows=rows, length=length, steps=steps, ends=tuple(more))
 
 
 def compare_sides(sides: dict[str, Side], case: Case) -> list[RungResult]:

@@ -59,7 +59,7 @@ def make_prompts(case: Case, rows: int, longest: int) -> list[list[int]]:
 def sample_rows(side: Side, case: Case, prompts: list[list[int]], draws: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Completions of a side: int [B, columns], -1 where there is no token, as `Backend.generate` yields them."""
     columns = side.backend.generate(
-        model=case.make_model(side), prompts=prompts, uniforms=draws, sampling=sampling, end_of_text=case.end_of_text
+        model=case.make_model(side), prompts=prompts, uniforms=draws, sampling=sampling, end_of_text=case.stops
     )
     return np.stack(list(columns), axis=1)
 
@@ -154,8 +154,8 @@ def agreement(side: Side, other: Side, case: Case, sampling: Sampling, rows: int
 
 def ends_well(row: list[int], prompt: int, case: Case, sampling: Sampling) -> bool:
     """Whether a completion ends after its first end-of-text, its most tokens, or the one that fills the context."""
-    if case.end_of_text in row:
-        return row.index(case.end_of_text) == len(row) - 1
+    if not set(case.stops).isdisjoint(row):
+        return next(n for n, token in enumerate(row) if token in case.stops) == len(row) - 1
     return len(row) == min(sampling.max_new_tokens, case.model.context + 1 - prompt)
 
 

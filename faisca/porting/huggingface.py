@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from faisca.config import ModelConfig
-from faisca.data.json_encoding import COMPANIONS, json_file, parse_tokenizer
+from faisca.data.json_encoding import COMPANIONS, as_ids, json_file, parse_tokenizer
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.porting.formats import (
@@ -90,7 +90,7 @@ def nfc(tokenizer: Tokenizer) -> bool:
 def config_json(portable: Portable, dtype: str = "float32") -> dict[str, Any]:
     """config.json: the family's names, those that mlx-lm reads, and what the way back needs."""
     model, tokenizer = portable.model, portable.tokenizer
-    ends = stops(tokenizer)
+    ends = list(tokenizer.ends)
     begin = _companion(tokenizer, "generation_config.json").get("bos_token_id", tokenizer.end_of_text)
     return {
         **layout_of(portable).config(model),
@@ -109,12 +109,6 @@ def needs_model_file(portable: Portable) -> bool:
 def to_theirs(portable: Portable) -> Tensors:
     """Our parameters under the family's names."""
     return layout.to_theirs(portable.parameters, layout_of(portable), portable.model)
-
-
-def stops(tokenizer: Tokenizer) -> list[int]:
-    """Every id that ends a text: the tokenizer's own, and those of a generation_config.json that came with it."""
-    stated = _companion(tokenizer, "generation_config.json").get("eos_token_id")
-    return sorted({tokenizer.end_of_text, *_ids(stated)})
 
 
 def _layout_of(config: Mapping[str, Any], source: str) -> Layout:
@@ -191,12 +185,12 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any], named: Path | None)
             f"{folder} has no tokenizer.json: name the model's with --tokenizer FILE; "
             f"transformers.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}') writes one"
         )
-    stated = _ids(config.get("eos_token_id", 50256 if config["model_type"] == "gpt2" else None))
+    stated = as_ids(config.get("eos_token_id", 50256 if config["model_type"] == "gpt2" else None))
     companions = {name: _read_bytes(folder / name) for name in COMPANIONS if (folder / name).is_file()}
     tokenizer = read_tokenizer(named or own, companions, stated[0] if stated else None)
     if tokenizer.kind == "json":
         tokenizer = _with_end_of_text(tokenizer, stated)
-    strange = [i for i in stated if i not in stops(tokenizer)]
+    strange = [i for i in stated if i not in tokenizer.ends]
     if strange and tokenizer.vocabulary_size == config.get("vocab_size", 50257):
         raise FaiscaError(
             f"{folder / 'config.json'}: eos_token_id {strange[0]} is not the tokenizer's end of text, "
@@ -227,10 +221,3 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise cannot_be_read(path, error) from error
-
-
-def _ids(stated: Any) -> list[int]:
-    """An id, several or none, as a list."""
-    if stated is None:
-        return []
-    return list(stated) if isinstance(stated, list) else [stated]

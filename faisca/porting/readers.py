@@ -15,7 +15,6 @@ from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.porting.folders import write_view
 from faisca.porting.formats import Portable, float32
-from faisca.porting.huggingface import stops
 from faisca.porting.libraries import REMEDIES, Reader, missing_package, open_exported, read_arrays, require
 from faisca.porting.weight_files import canonical_names
 from faisca.streams import generator
@@ -38,7 +37,7 @@ class TwinReader:
         self, twin: str, model: ModelConfig, parameters: Mapping[str, np.ndarray], tokenizer: Tokenizer
     ) -> None:
         self.name, self.tokenizer = f"faisca_{twin}", tokenizer
-        self.end_of_text_ids = stops(tokenizer)
+        self.end_of_text_ids = list(tokenizer.ends)
         backend, run = load_backend(twin), RunConfig(device="cpu", dtype="float32", compile="off")
         self.setup = Setup(Config(run=run), backend, backend.open_runtime(config=run), tokenizer, model)
         self.model = self.setup.make_model(parameters)

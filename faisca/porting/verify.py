@@ -14,7 +14,6 @@ import numpy as np
 from faisca.config import ModelConfig
 from faisca.data.tokenizer import Tokenizer
 from faisca.porting.formats import Portable
-from faisca.porting.huggingface import stops
 from faisca.porting.libraries import Reader
 from faisca.porting.readers import nudged_by
 from faisca.streams import generator
@@ -104,7 +103,7 @@ def compare(source: Reader, target: Reader, portable: Portable, told: Callable[[
         tokens=tokens,
         ties=ties,
         end_of_text_ids=list(target.end_of_text_ids),
-        stops=stops(tokenizer),
+        stops=list(tokenizer.ends),
         equal_texts=sum(_same_text(tokenizer, target, text) for text in TEXTS),
         texts=len(TEXTS),
     )

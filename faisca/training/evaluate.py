@@ -8,7 +8,7 @@ over completions of GRPO's prompts, sampled as GRPO samples.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from faisca.backend import Model, Sampling
 from faisca.config import Config
+from faisca.data.conversations import Conversations
 from faisca.data.headlines import Titles
 from faisca.data.windows import evaluation_batches, target_bytes
 from faisca.runs.measures import Measures
@@ -29,11 +30,17 @@ from faisca.training.setup import Setup
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Validation titles, tokenised, with the shape in which they are evaluated."""
+    """Validation titles, tokenised, or conversations, with the shape in which they are evaluated."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray | Conversations
     window: int
     batch_size: int
+
+    def batches(self, most: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and targets, int32 [B, T] each, of the first `most` batches, or of all."""
+        if isinstance(self.tokens, Conversations):
+            return self.tokens.evaluation_batches(self.batch_size, most)
+        return evaluation_batches(self.tokens, window=self.window, batch_size=self.batch_size, most=most)
 
 
 def make_yardsticks(
@@ -59,8 +66,7 @@ def measure_loss(setup: Setup, model: Model, yardstick: Yardstick, most: int | N
     # Sums, not means of means: the last batch is smaller, and its tokens count no more than others.
     sizes = setup.tokenizer.bytes_per_token()
     total, tokens, size = 0.0, 0, 0
-    batches = evaluation_batches(yardstick.tokens, window=yardstick.window, batch_size=yardstick.batch_size, most=most)
-    for inputs, targets in batches:
+    for inputs, targets in yardstick.batches(most):
         total += setup.backend.evaluate(model=model, inputs=inputs, targets=targets)
         tokens += int((targets >= 0).sum())
         size += target_bytes(targets, sizes)

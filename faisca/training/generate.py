@@ -74,7 +74,7 @@ def complete(
             prompts=prompts[rows],
             uniforms=uniforms[rows],
             sampling=sampling,
-            end_of_text=setup.tokenizer.end_of_text,
+            end_of_text=setup.tokenizer.ends,
         )
         # The twin yields a column of tokens at a time, and -1 where a row has none.
         table = np.stack(list(columns), axis=1)

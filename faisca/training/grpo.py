@@ -107,7 +107,7 @@ def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: b
         end = len(prompt) + len(completion)
         tokens[row, :end] = prompt + completion
         # Position t predicts token t + 1, so the completion is counted from the last token of its prompt on.
-        truncated = completion[-1] != end_of_text
+        truncated = completion[-1] not in setup.tokenizer.ends
         mask[row, len(prompt) - 1 : end - 1] = not (truncated and mask_truncated)
     zeros = np.zeros_like(mask)
     return Rollouts(tokens, mask, advantages.astype(np.float32), zeros, zeros, float(mask.sum()))
@@ -180,7 +180,7 @@ def measure_round(
     """What a trainer logs of a step, so that reward hacking, collapse and length bias can be seen."""
     # Length and truncation show length bias, equal groups a reward that teaches nothing, distinct texts collapse.
     lengths = np.array([len(ids) for ids in written.completions])
-    ended = [ids[-1] == setup.tokenizer.end_of_text for ids in written.completions]
+    ended = [ids[-1] in setup.tokenizer.ends for ids in written.completions]
     groups = rewards.reshape(-1, setup.config.grpo.group_size)
     mean, deviation = mean_and_deviation(rewards)
     rows = zip(written.texts, written.completions, strict=True)

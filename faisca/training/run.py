@@ -15,6 +15,7 @@ from faisca.backend import load_backend
 from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text
+from faisca.data.conversations import Conversations, ConversationSplits
 from faisca.data.headlines import Headlines, Titles, address_filters, load_headlines, select_titles, title_hashes
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
@@ -29,6 +30,7 @@ from faisca.system.files import write_atomically
 from faisca.system.interrupts import StopRequest, stop_on_signals
 from faisca.system.memory import peak_resident_bytes, reset_peak
 from faisca.system.progress_bar import Tracker
+from faisca.training.conversations import open_conversations, without_filter
 from faisca.training.evaluate import Yardstick, make_yardsticks
 from faisca.training.generate import encode_prompt, ends_in_space
 from faisca.training.rewards import load_reward
@@ -44,7 +46,7 @@ class Run:
     folder: Path
     log: RunLog
     stop: StopRequest
-    windows: Mapping[str, Windows]
+    windows: Mapping[str, Windows | Conversations]
     """training windows of pre-training and SFT, by stage"""
     yardsticks: Mapping[str, Yardstick]
     stages: list[dict[str, Any]]
@@ -121,10 +123,12 @@ def open_run(
     """
     # Refuse first, what needs no framework before what needs one: loading it takes seconds.
     hold_out_seed = held_out_by(config, checkpoint)
+    config = without_filter(config)
     seen = NOTHING_SEEN if checkpoint is None else checkpoint.seen
     headlines = load_headlines(config.data, hold_out_seed, address_filters(config), seen)
     titles = select_titles(headlines, config)
     setup, reason = _open_setup(config, titles, checkpoint)
+    chats = open_conversations(setup, hold_out_seed)
     # Then take the folder: one run at a time writes there, and never over another run.
     with nullcontext() if resuming else hold_folder(folder):
         _prepare_folder(setup, folder, resuming)
@@ -133,7 +137,7 @@ def open_run(
         with RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log, stop_on_signals() as stop:
             for line in (reason, *_words(setup, headlines)):
                 log.say(line)
-            windows, yardsticks = _tokenised(setup, titles, log)
+            windows, yardsticks = _tokenised(setup, titles, log, chats)
             yield Run(
                 setup=setup,
                 folder=folder,
@@ -145,7 +149,7 @@ def open_run(
                 best=begun.best if begun else None,
                 hold_out_seed=hold_out_seed,
                 seen=seen,
-                hashes={stage: title_hashes(titles[stage][0]) for stage in windows},
+                hashes={stage: title_hashes(titles[stage][0]) for stage in windows if not chats or stage != "sft"},
                 data_report=headlines.report,
             )
 
@@ -177,14 +181,23 @@ def _prepare_folder(setup: Setup, folder: Path, resuming: bool) -> None:
         write_atomically(folder / name, content)
 
 
-def _tokenised(setup: Setup, titles: Titles, log: RunLog) -> tuple[dict[str, Windows], dict[str, Yardstick]]:
-    """Windows to train on, by stage, and two sets of titles to measure on: tokenised once a run."""
+def _tokenised(
+    setup: Setup, titles: Titles, log: RunLog, chats: ConversationSplits | None
+) -> tuple[dict[str, Windows | Conversations], dict[str, Yardstick]]:
+    """What to train on, by stage, and two sets of titles to measure on: tokenised once a run.
+
+    Conversations take the place of SFT's titles.
+    """
     tokens = partial(_tokens, setup.tokenizer, log)
     yardsticks = make_yardsticks(setup.config, titles, tokens)
-    stages = [stage for stage in setup.config.run.stages if stage in titles]
-    windows = {
+    stages = [stage for stage in setup.config.run.stages if stage in titles and not (chats and stage == "sft")]
+    windows: dict[str, Windows | Conversations] = {
         stage: _windows(setup.config, stage, tokens(titles[stage][0], f"tokenising {stage} titles")) for stage in stages
     }
+    if chats:
+        log.say(f"sft learns from {setup.config.sft.conversations}: {chats.report}")
+        windows["sft"] = chats.train
+        yardsticks["portugal"] = dataclasses.replace(yardsticks["portugal"], tokens=chats.validation)
     return windows, yardsticks
 
 

@@ -2,7 +2,7 @@
 
 from faisca.backend import Model
 from faisca.config import TrainConfig
-from faisca.data.windows import Windows, steps_per_epoch, training_batch
+from faisca.data.windows import Rows, steps_per_epoch, training_batch
 from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.manifest import sha256
 from faisca.runs.state import Progress
@@ -54,7 +54,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     stage.finish()
 
 
-def _note_changes(run: Run, progress: Progress, windows: Windows, total: int, an_epoch: int) -> None:
+def _note_changes(run: Run, progress: Progress, windows: Rows, total: int, an_epoch: int) -> None:
     """Say what follows where a resumed stage has other data, or other steps, than it began with."""
     before, progress.data_sha256 = progress.data_sha256, sha256(windows.tokens.tobytes())
     if before not in ("", progress.data_sha256):

@@ -37,7 +37,7 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "micro-batches each averaged",
         T + "train.py",
-        "to_device(model, targets[part]), True) / targets.size",
+        "to_device(model, targets[part]), True) / counted",
         "to_device(model, targets[part]), True) / targets[part].size",
         "05",
     ),
