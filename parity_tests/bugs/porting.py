@@ -42,7 +42,7 @@ BUGS: tuple[Mutation, ...] = (
         f"{REFUSED}[part of a head turned]",
     ),
     Mutation(
-        "keys before queries", LLAMA, 'for part in "qkv"), rows)', 'for part in "kqv"), rows)', f"{IN_AND_OUT}[llama]"
+        "values before keys", LLAMA, 'for part in "qkv"), rows)', 'for part in "qvk"), rows)', f"{IN_AND_OUT}[llama]"
     ),
     Mutation(
         "gate and up swapped",
