@@ -9,7 +9,7 @@ J = K/2, V vocabulary. Modules are named so that `parameters()` has the names of
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,10 +21,14 @@ from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 
+if TYPE_CHECKING:
+    from faisca_mlx.generate import KeyValueCache
+
 Rotation = tuple[mx.array, mx.array]
 """cosine and sine of the positions' angles, [T, J] each"""
 RandomKey: TypeAlias = mx.array | None
 """of dropout; None draws from MLX's own generator"""
+Cache: TypeAlias = "KeyValueCache | None"
 
 
 class Head(NamedTuple):
@@ -32,36 +36,6 @@ class Head(NamedTuple):
 
     weight_VD: mx.array
     soft_cap: float = 0.0
-
-
-class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair of [B, G, length, K] arrays a block."""
-
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        self.length, self.capacity = 0, capacity
-        self.layers: list[tuple[mx.array, mx.array] | None] = [None] * num_layers
-
-    def append(self, layer: int, key_BGTK: mx.array, value_BGTK: mx.array) -> tuple[mx.array, mx.array]:
-        """Write new positions of a block, and return all of its positions so far."""
-        pair = self.layers[layer]
-        # All the room at once: growing would copy the cache at every token.
-        if pair is None:
-            B, G, _, K = key_BGTK.shape
-            pair = tuple(mx.zeros((B, G, self.capacity, K), key_BGTK.dtype) for _ in range(2))
-        end = self.length + key_BGTK.shape[2]
-        keys, values = pair
-        keys[:, :, self.length : end] = key_BGTK
-        values[:, :, self.length : end] = value_BGTK
-        self.layers[layer] = (keys, values)
-        return keys[:, :, :end], values[:, :, :end]
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Drop all rows but these: finished rows cost nothing."""
-        kept = mx.array(rows)
-        self.layers = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in self.layers]
-
-
-Cache: TypeAlias = KeyValueCache | None
 
 
 class _Dropout(nn.Module):
@@ -122,9 +96,9 @@ class Attention(nn.Module):
         self.dropout = _Dropout(config.attention_dropout)
 
     def __call__(self, x_BTD: mx.array, rotation: Rotation | None, cache: Cache, random_key: RandomKey) -> mx.array:
-        (B, T, _), H, G = x_BTD.shape, self.config.num_heads, self.config.kv_heads
+        H, G = self.config.num_heads, self.config.kv_heads
         # One product for queries, keys and values, then heads as a dimension of the batch.
-        all_heads = self.in_proj(x_BTD).reshape(B, T, -1, self.config.head_width).swapaxes(1, 2)
+        all_heads = mx.unflatten(self.in_proj(x_BTD), 2, (H + 2 * G, -1)).swapaxes(1, 2)
         query_BHTK, key_BGTK, value_BGTK = mx.split(all_heads, [H, H + G], axis=1)
         if self.config.qk_norm:
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
@@ -133,7 +107,7 @@ class Attention(nn.Module):
         if cache is not None:
             key_BGTK, value_BGTK = cache.append(self.layer, key_BGTK, value_BGTK)
         attended_BHTK = self.attend(query_BHTK, key_BGTK, value_BGTK, random_key)
-        return self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, -1))
+        return self.out_proj(attended_BHTK.swapaxes(1, 2).flatten(2))
 
     def attend(self, query_BHTK: mx.array, key_BGTK: mx.array, value_BGTK: mx.array, random_key: RandomKey) -> mx.array:
         """softmax(query · key / √K) · value over the positions up to each query's own."""

@@ -8,7 +8,7 @@ J = K/2, V vocabulary. Modules are named so that `state_dict()` has the names of
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 
+if TYPE_CHECKING:
+    from faisca_torch.generate import KeyValueCache
+
 Rotation = tuple[Tensor, Tensor]
 """cosine and sine of the positions' angles, [T, J] each"""
 
@@ -30,30 +33,6 @@ class Head(NamedTuple):
 
     weight_VD: Tensor
     soft_cap: float = 0.0
-
-
-class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair of [B, G, length, K] tensors a block."""
-
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        self.length, self.capacity = 0, capacity
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-
-    def append(self, layer: int, key_BGTK: Tensor, value_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new positions of a block, and return all of its positions so far."""
-        pair = self.layers[layer]
-        # All the room at once: growing would copy the cache at every token.
-        if pair is None:
-            B, G, _, K = key_BGTK.shape
-            pair = self.layers[layer] = tuple(key_BGTK.new_empty(2, B, G, self.capacity, K))
-        end = self.length + key_BGTK.shape[2]
-        pair[0][:, :, self.length : end] = key_BGTK
-        pair[1][:, :, self.length : end] = value_BGTK
-        return pair[0][:, :, :end], pair[1][:, :, :end]
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Drop all rows but these: finished rows cost nothing."""
-        self.layers = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.layers]
 
 
 class Norm(nn.Module):
@@ -96,10 +75,9 @@ class Attention(nn.Module):
             self.query_norm = Norm("rms", config.head_width, config, runtime)
             self.key_norm = Norm("rms", config.head_width, config, runtime)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
-        B, T, _ = x_BTD.shape
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: "KeyValueCache | None") -> Tensor:
         # One product for queries, keys and values, then heads as a dimension of the batch.
-        all_heads = self.in_proj(x_BTD).view(B, T, -1, self.config.head_width).transpose(1, 2)
+        all_heads = self.in_proj(x_BTD).unflatten(2, (-1, self.config.head_width)).transpose(1, 2)
         query_BHTK, key_BGTK, value_BGTK = all_heads.split(self.heads, dim=1)
         if self.config.qk_norm:
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
@@ -108,7 +86,7 @@ class Attention(nn.Module):
         if cache is not None:
             key_BGTK, value_BGTK = cache.append(self.layer, key_BGTK, value_BGTK)
         attended_BHTK = self.attend(query_BHTK, key_BGTK, value_BGTK)
-        return cast(Tensor, self.out_proj(attended_BHTK.transpose(1, 2).reshape(B, T, -1)))
+        return cast(Tensor, self.out_proj(attended_BHTK.transpose(1, 2).flatten(2)))
 
     def attend(self, query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor) -> Tensor:
         """softmax(query · key / √K) · value over the positions up to each query's own."""
@@ -168,7 +146,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: "KeyValueCache | None") -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
         return cast(Tensor, x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))))
 
@@ -196,7 +174,7 @@ class GPT(nn.Module):
         weight_VD = self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
         return Head(weight_VD, self.config.logit_soft_cap)
 
-    def forward(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: "KeyValueCache | None" = None) -> Tensor:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start

@@ -13,7 +13,7 @@ from faults import Fault, Patches
 from mlx.utils import tree_map
 
 from faisca_mlx import losses
-from faisca_mlx.model import KeyValueCache
+from faisca_mlx.generate import KeyValueCache
 
 Wrong = Callable[..., Any]
 
@@ -119,9 +119,9 @@ def corrupted_mask(right: Wrong, length: int, *rest: Any) -> mx.array:
     return mx.concatenate([mx.full((min(2, length), length), -1e9), mask[2:]])
 
 
-def lost_token(right: Wrong, cache: KeyValueCache, layer: int, key: Any, value: Any, capacity: int) -> Any:
+def lost_token(right: Wrong, cache: KeyValueCache, layer: int, key: Any, value: Any) -> Any:
     """What a cache returns has a zero where the token just appended should be."""
-    keys, values = right(cache, layer, key, value, capacity)
+    keys, values = right(cache, layer, key, value)
     if key.shape[2] > 1:
         return keys, values
     return tuple(mx.concatenate([x[:, :, :-1], mx.zeros_like(x[:, :, -1:])], axis=2) for x in (keys, values))

@@ -30,12 +30,11 @@ from faisca.system.files import write_atomically
 from faisca.system.interrupts import StopRequest, stop_on_signals
 from faisca.system.memory import peak_resident_bytes, reset_peak
 from faisca.system.progress_bar import Tracker
-from faisca.training.conversations import open_conversations, without_filter
 from faisca.training.evaluate import Yardstick, make_yardsticks
 from faisca.training.generate import encode_prompt, ends_in_space
 from faisca.training.rewards import load_reward
 from faisca.training.setup import Setup
-from faisca.training.start import held_out_by
+from faisca.training.start import held_out_by, open_conversations, without_filter
 
 
 @dataclass

@@ -188,9 +188,8 @@ class Stage:
             **({} if self.reference is None else {"reference": self.reference}),
             "seen": {"titles": run.seen},
         }
-        run.tidy(
-            save_checkpoint(run.folder, state, arrays, tokenizer_files=setup.tokenizer.files(), best=run.best_name)
-        )
+        files = setup.tokenizer.files()
+        run.tidy(save_checkpoint(run.folder, state, arrays, tokenizer_files=files, best=run.best_name))
 
     def _read_pending(self) -> None:
         """Read the metrics of the steps since the last time, write a line a step, and show the last."""

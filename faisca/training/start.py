@@ -1,14 +1,20 @@
-"""Beginning with a checkpoint's weights: what belongs to them, and what another run may choose."""
+"""What a run begins with: a checkpoint's weights, with what belongs to them; conversations in the place of titles."""
 
 import dataclasses
 from pathlib import Path
 
 from faisca.config import Config, ModelConfig, TokenizerConfig
 from faisca.config.files import Sections
+from faisca.data.chat import ChatTemplate
+from faisca.data.conversations import ConversationSplits, encode_rows, read_rows
 from faisca.data.sources import is_path
+from faisca.data.windows import steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import IMPORTED, State
+from faisca.system.progress_bar import track_if_long
+from faisca.system.tables import PlainConsole
+from faisca.training.setup import Setup
 
 SETTINGS = ("dropout", "attention_dropout")
 """of the model: how it is trained, and not what it is"""
@@ -98,3 +104,23 @@ def _tokenizer(state: State) -> TokenizerConfig:
     """The tokenizer's section, which older versions wrote wrong where a run began with --from."""
     kind, saved = state.tokenizer.get("kind", state.config.tokenizer.kind), state.config.tokenizer
     return saved if saved.kind == kind else TokenizerConfig(kind, state.model.vocabulary_size)  # type: ignore[arg-type]
+
+
+def without_filter(config: Config) -> Config:
+    """The configuration without SFT's filter of addresses where it learns from conversations, which have none."""
+    if not config.sft.conversations:
+        return config
+    return dataclasses.replace(config, sft=dataclasses.replace(config.sft, url_contains=""))
+
+
+def open_conversations(setup: Setup, seed: int) -> ConversationSplits | None:
+    """What SFT learns from where it is not titles, held out by `seed`; FaiscaError for what is no conversation."""
+    config = setup.config
+    if not config.sft.conversations or "sft" not in config.run.stages:
+        return None
+    template, rows = ChatTemplate(setup.tokenizer), read_rows(config.sft.conversations)
+    window, share = config.data.window, config.data.validation_share
+    with track_if_long(PlainConsole(stderr=True), "tokenising conversations", len(rows)) as told:
+        chats = encode_rows(rows, template, window=window, share=share, seed=seed, told=told)
+    steps_per_epoch(chats.train, config.sft.batch_size)  # refuses a batch that is too large
+    return chats

@@ -23,8 +23,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "output projection transposed",
         M + "model.py",
-        "self.out_proj(attended_BHTK.swapaxes(1, 2).reshape(B, T, -1))",
-        "attended_BHTK.swapaxes(1, 2).reshape(B, T, -1) @ self.out_proj.weight",
+        "self.out_proj(attended_BHTK.swapaxes(1, 2).flatten(2))",
+        "attended_BHTK.swapaxes(1, 2).flatten(2) @ self.out_proj.weight",
         "02",
     ),
     Mutation(

@@ -39,7 +39,7 @@ BUGS: tuple[Mutation, ...] = (
         M,
         "cache.append(self.layer, key_BGTK, value_BGTK)\n",
         "cache.append(self.layer, key_BGTK, value_BGTK)\n"
-        "            if rotation is not None and T == 1:\n"
+        "            if rotation is not None and x_BTD.shape[1] == 1:\n"
         "                key_BGTK = rotate(key_BGTK, rotation)\n",
         "07",
     ),
