@@ -10,7 +10,7 @@ from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.parameters import initial_parameters
 from faisca.runs.changes import change_words, check_changes, stages_to_do, with_finished_stages
-from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
+from faisca.runs.checkpoint import Arrays, Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.runs.checks import check_resumable
 from faisca.runs.folder import hold_folder
 from faisca.runs.plots import draw_charts
@@ -38,10 +38,10 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
         for line in words:
             opened.log.say(line)
         if checkpoint is None:
-            model = opened.setup.make_model(initial_parameters(opened.setup.model_config, config.run.seed))
+            parameters: Arrays = initial_parameters(opened.setup.model_config, config.run.seed)
         else:
-            model = opened.setup.make_model(checkpoint.parameters)
-        return _run_stages(opened, model, list(config.run.stages), None)
+            parameters = checkpoint.parameters
+        return _run_stages(opened, opened.setup.make_model(parameters), list(config.run.stages), None)
 
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:
