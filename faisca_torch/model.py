@@ -8,7 +8,7 @@ J = K/2, V vocabulary. Modules are named so that `state_dict()` has the names of
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from faisca.backend import Runtime
 from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
-
-if TYPE_CHECKING:
-    from faisca_torch.generate import KeyValueCache
+from faisca_torch.cache import KeyValueCache
 
 Rotation = tuple[Tensor, Tensor]
 """cosine and sine of the positions' angles, [T, J] each"""
@@ -75,7 +73,7 @@ class Attention(nn.Module):
             self.query_norm = Norm("rms", config.head_width, config, runtime)
             self.key_norm = Norm("rms", config.head_width, config, runtime)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: "KeyValueCache | None") -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
         # One product for queries, keys and values, then heads as a dimension of the batch.
         all_heads = self.in_proj(x_BTD).unflatten(2, (-1, self.config.head_width)).transpose(1, 2)
         query_BHTK, key_BGTK, value_BGTK = all_heads.split(self.heads, dim=1)
@@ -146,7 +144,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: "KeyValueCache | None") -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
         return cast(Tensor, x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))))
 
@@ -174,7 +172,7 @@ class GPT(nn.Module):
         weight_VD = self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
         return Head(weight_VD, self.config.logit_soft_cap)
 
-    def forward(self, tokens_BT: Tensor, cache: "KeyValueCache | None" = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start
