@@ -98,7 +98,8 @@ class Work:
 
     def long_prompt(self) -> list[list[int]]:
         """One prompt of LONG_PROMPT random ids."""
-        return generator(0, "bench prefill").integers(self.end_of_text, size=(1, LONG_PROMPT)).tolist()
+        ids = generator(0, "bench prefill").integers(self.end_of_text, size=LONG_PROMPT)
+        return [[int(i) for i in ids]]
 
     @property
     def has_prefill(self) -> bool:
