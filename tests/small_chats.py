@@ -56,7 +56,7 @@ def chat_tokenizer(template: str = CHATML, tokens: int = 300, **config: object) 
     engine = Engine.from_str(small_tokenizer(tokens).json_text())
     engine.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     ends = [engine.token_to_id(token) for token in ("<|endoftext|>", "<|im_end|>")]
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     files = {
         "tokenizer.json": engine.to_str().encode(),
         "tokenizer_config.json": json.dumps(named | config).encode(),

@@ -81,7 +81,11 @@ FORGETS = "{% for m in messages %}{{ m.role + m.content if loop.last else '' }}<
         ({"prompt": 1, "completion": "a"}, CHATML, "line 2: messages are a int"),
         ({"messages": turns("a")}, CHATML, "line 2: no message of the assistant's"),
         ({"messages": turns("a", "b", "c", "d")}, FORGETS, "line 2: message 2 does not go on from what comes before"),
-        ({"messages": turns("a", "\nb")}, CHATML.replace("t\n'", "t\n\n'"), "line 2: message 2 does not go on"),
+        (
+            {"messages": turns("a", "b")},
+            CHATML.replace("assistant\n'", "assistant:'"),
+            "line 2: message 2 does not go on",
+        ),
         ({"messages": turns("a", "b")}, OPEN, "line 2: the chat template closes message 2 with none of the model's"),
         ({"messages": turns("a", "b", system="x")}, MISTRAL, "line 2: the model's chat template does not take these"),
     ],
@@ -161,7 +165,7 @@ def test_a_run_learns_answers_and_resumes_exactly(tmp_path: Path, backend: str, 
         main(sft(base, tmp_path / "killed", backend, chats))
     assert main(["run", "--resume", str(tmp_path / "killed")]) == 0
     whole, killed = (load_checkpoint(tmp_path / name) for name in ("whole", "killed"))
-    assert same_arrays(dict(whole.parameters), dict(killed.parameters))
+    assert same_arrays(*(dict(sorted(done.parameters.items())) for done in (whole, killed)))
     assert not len(whole.seen) or "sft" not in whole.state.stages  # no title was seen
     assert faisca.load(tmp_path / "whole", backend=backend).chat(turns("Peru"), max_new_tokens=3) is not None
 
