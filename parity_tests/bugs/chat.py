@@ -57,10 +57,10 @@ BUGS: tuple[Mutation, ...] = (
         f"{TESTS}test_rows_are_padded_on_the_right_where_nothing_is_learnt",
     ),
     Mutation(
-        "what the user says is learnt too",
+        "answers in a prompt learnt too",
         FILE,
-        'if row.messages[i]["role"] != "assistant":',
-        'if row.messages[i]["role"] == "system":',
+        "range(row.first, len(row.messages))",
+        "range(0, len(row.messages))",
         LEARNT,
     ),
 )
