@@ -26,6 +26,7 @@ from faisca.config import (
     ModelConfig,
     RunConfig,
     SampleConfig,
+    SFTConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -252,7 +253,7 @@ def small_config(folder: Path, **changes: Any) -> Config:
             **{"batch_size": 12, "micro_batch_size": 4, "evaluate_every": 4, "evaluation_batches": 3},
             **{"max_titles": 120, "max_validation_titles": 50, "weight_decay": 0.3},
         ),
-        sft=TrainConfig(
+        sft=SFTConfig(
             **{"learning_rate": 0.25, "schedule": "constant", "warmup_steps": 2, "epochs": 2, "url_contains": ".pt/"},
             **{"batch_size": 5, "micro_batch_size": 0, "evaluate_every": 3, "evaluation_batches": 2},
             **{"max_titles": 40, "max_validation_titles": 20, "weight_decay": 0.2},

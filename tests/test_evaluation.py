@@ -10,7 +10,7 @@ from setups import bare_tokenizer, small_setup
 from small_models import SMALL, same_arrays, small_model
 from stand_in import StandIn
 
-from faisca.config import Config, GRPOConfig, SampleConfig, TrainConfig
+from faisca.config import Config, GRPOConfig, SampleConfig, SFTConfig, TrainConfig
 from faisca.data.headlines import Headlines, select_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
@@ -167,7 +167,7 @@ def test_yardsticks_are_validation_titles_and_those_of_portugal(tokenizer):
     table = pa.table({"title": pa.chunked_array([TITLES]), "url": pa.chunked_array([urls])})
     config = Config(
         pretrain=TrainConfig(max_validation_titles=4, batch_size=6),
-        sft=TrainConfig(url_contains=".pt/", batch_size=8, micro_batch_size=2),
+        sft=SFTConfig(url_contains=".pt/", batch_size=8, micro_batch_size=2),
     )
     asked = {}
     yardsticks = make_yardsticks(

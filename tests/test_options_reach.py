@@ -189,6 +189,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     "data.stride": (30, BATCHES),
     **{f"pretrain.{name}": entry for name, entry in TRAIN.items()},
     **{f"sft.{name}": entry for name, entry in TRAIN.items()},
+    "sft.conversations": ("train.jsonl", lambda ran: [ran.ended]),  # this model has no template: test_conversations.py
     "sft.micro_batch_size": (1, TRAIN["micro_batch_size"][1]),
     **{f"grpo.{name}": entry for name, entry in GRPO.items()},
     "sample.prompt": ("Clube", sampled("prompts", 2)),

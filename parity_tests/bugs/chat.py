@@ -4,6 +4,8 @@ from bugs.mutation import Mutation
 
 ENDS = "tests/test_generation.py::test_rows_stop_at_whichever_end_comes_first"
 EDGES = "parity_tests/test_14_limits.py::test_a_micro_batch_of_targets_that_are_left_out"
+FILE, TESTS = "faisca/data/conversations.py", "tests/test_conversations.py::"
+LEARNT = f"{TESTS}test_answers_and_what_closes_them_are_learnt"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "only the first end stops (torch)",
@@ -25,5 +27,40 @@ BUGS: tuple[Mutation, ...] = (
         "counted = mx.maximum((targets_MRT >= 0).sum(), 1)",
         "counted = mx.maximum(mx.array(targets_MRT.size), 1)",
         EDGES,
+    ),
+    Mutation(
+        "an answer's first token not learnt",
+        FILE,
+        "counted[len(before) : closes[-1] + 1] = True",
+        "counted[len(before) + 1 : closes[-1] + 1] = True",
+        LEARNT,
+    ),
+    Mutation(
+        "the end of an answer not learnt",
+        FILE,
+        "counted[len(before) : closes[-1] + 1] = True",
+        "counted[len(before) : closes[-1]] = True",
+        LEARNT,
+    ),
+    Mutation(
+        "targets of a conversation not shifted",
+        FILE,
+        "strict=True)][1 : end + 1]",
+        "strict=True)][:end]",
+        LEARNT,
+    ),
+    Mutation(
+        "padding of a conversation learnt",
+        FILE,
+        "_padded(targets, window, -1)",
+        "_padded(targets, window, 0)",
+        f"{TESTS}test_rows_are_padded_on_the_right_where_nothing_is_learnt",
+    ),
+    Mutation(
+        "answers in a prompt learnt too",
+        FILE,
+        "range(row.first, len(row.messages))",
+        "range(0, len(row.messages))",
+        LEARNT,
     ),
 )
