@@ -45,8 +45,9 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
     at_once = 2 if (load.scored or load.tokens) > load.chunk else 1
     copied = 0.5 * at_once if load.narrow else 0
     logits, chunks = 1 + copied, 3.0  # in GRPO logits, exponentials, and their product for the entropy
-    if load.model.logit_soft_cap:  # beside the logits a quotient and the slope, and the chunk's before with its copy
-        logits, chunks = 2 + at_once + (0.5 * (at_once - 1) if load.narrow else 0), 3 + at_once
+    if load.model.logit_soft_cap:  # a quotient and the slope; from the second chunk on beside the slope before
+        second = min((load.scored or load.tokens) / load.chunk - 1, 1)
+        logits, chunks = max(3, 2 + copied / 2 + 2 * second), max(4.0, 3 + 2 * second)
     # In bfloat16 the head is copied, multiplied in float32, and its gradient rounded before it is added.
     copies = 2.5 * load.head if load.narrow else 0
     if not load.policy:
