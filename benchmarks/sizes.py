@@ -17,6 +17,8 @@ from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, TrainConfi
 from faisca.parameters import count_parameters, initial_parameters
 from faisca.planning.load import load_of
 from faisca.planning.plan import sampling, step_moments
+from faisca.system.progress_bar import track
+from faisca.system.tables import PlainConsole
 
 ROOT = Path(__file__).parent.parent
 PAGE, MEASURED = ROOT / "docs" / "sizes.md", ROOT / "benchmarks" / "sizes.json"
@@ -90,9 +92,16 @@ def settings() -> Iterator[Setting]:
 
 
 def measurable() -> list[Setting]:
-    """What `--measure` measures: one row at a time, as much as a CPU does in minutes."""
-    left_out = (Setting("sft", 1, "bfloat16", checkpointing=True), Setting("grpo", 1, "bfloat16"))
-    return [each for each in settings() if each.rows == 1 and each not in left_out]
+    """What `--measure` measures, cheapest first: one row at a time, as much as a CPU does in minutes."""
+    generate = [each for each in settings() if each.does == "generate"]
+    reinforced, supervised = Setting("grpo", 1, weights="bfloat16"), Setting("sft", 1)
+    return [
+        *generate,
+        reinforced,
+        supervised,
+        replace(supervised, checkpointing=True),
+        replace(supervised, dtype="bfloat16"),
+    ]
 
 
 def prepared(setting: Setting) -> tuple[Config, str]:
@@ -162,15 +171,18 @@ def key(twin: str, setting: Setting) -> str:
 
 
 def measure() -> None:
-    """Measure all, each in a process of its own, and keep the numbers."""
+    """Measure what MEASURED has not yet, each in a process of its own, and keep the numbers."""
     results = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    todo = [(twin, number) for twin in TWINS for number in range(len(measurable()))]
-    for done, (twin, number) in enumerate(todo, 1):
-        name = key(twin, measurable()[number])
-        command = [sys.executable, __file__, "--one", twin, str(number)]
-        results[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-        print(f"{done}/{len(todo)} {name}: {results[name] / 1e9:.2f} GB", flush=True)
-        MEASURED.write_text(json.dumps(results, indent=2) + "\n")
+    todo = [(twin, number) for number in range(len(measurable())) for twin in TWINS]
+    todo = [(twin, number) for twin, number in todo if key(twin, measurable()[number]) not in results]
+    with track(PlainConsole(), "measuring", len(todo)) as tracker:
+        for done, (twin, number) in enumerate(todo, 1):
+            name = key(twin, measurable()[number])
+            command = [sys.executable, __file__, "--one", twin, str(number)]
+            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            results[name] = int(printed.split()[-1])
+            MEASURED.write_text(json.dumps(results, indent=2) + "\n")
+            tracker.update(done, notes=[(name, f"{results[name] / 1e9:.2f} GB")])
 
 
 def tables() -> str:

@@ -7,7 +7,7 @@ width. In bfloat16 what lies between two products has 2 bytes a number; the resi
 from faisca.planning.load import FLOAT, Load
 
 TORCH_ACTIVATION = {"gelu": 2, "gelu_tanh": 2, "relu2": 2, "swiglu": 4}
-"""arrays [N, F]: what the activation reads and what `down` reads; with a gate also its SiLU, and what that multiplies"""
+"""arrays [N, F]: what the activation reads and what `down` reads; a gate, its SiLU, and what that multiplies"""
 
 MLX_STREAM = 2
 """arrays [N, D] in float32 that MLX keeps of a block: what both norms read"""
@@ -49,7 +49,7 @@ def _torch_attention(load: Load) -> float:
 
 
 def _torch_head_norms(load: Load, product_kept: bool) -> float:
-    """Bytes a token of the norms of queries and keys: what they read, if it is not kept already, and as in a block's."""
+    """Bytes a token of the norms of queries and keys: what they read, unless it is kept anyway, and as in a block's."""
     if not load.model.qk_norm:
         return 0
     read = FLOAT * load.changed if load.narrow else (0 if product_kept else FLOAT * load.projected)
