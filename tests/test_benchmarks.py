@@ -103,3 +103,19 @@ def test_a_script_that_cannot_work_says_so_in_one_line(name, arguments, message,
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("faisca: ") and message in line
+
+
+def test_the_page_of_sizes_has_what_is_planned_now():
+    """And what is planned for the smallest is what was measured, within the bounds of the plan's own tests."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import sizes
+
+    found = sizes.PAGE.read_text(encoding="utf-8")
+    assert sizes.page(found) == found, "run python benchmarks/sizes.py"
+    settings = {sizes.key(twin, each): (twin, each) for each in sizes.measurable() for twin in sizes.TWINS}
+    measured = json.loads(sizes.MEASURED.read_text())
+    assert measured
+    for name, bytes_measured in measured.items():
+        twin, setting = settings[name]
+        ratio = sizes.planned(twin, sizes.SIZES["135M"], setting) / bytes_measured
+        assert 1 / 1.05 <= ratio <= 1.15, (name, ratio)

@@ -1,48 +1,70 @@
 """What a transformer block keeps for the backward pass, array by array.
 
-N tokens, D model width, F feed-forward width, T tokens in a row, H heads. In bfloat16 what lies between two
-products has 2 bytes a number; the residual stream and its norms keep 4.
+N tokens, D model width, F feed-forward width, T tokens in a row, H query heads, G heads of keys and values, K head
+width. In bfloat16 what lies between two products has 2 bytes a number; the residual stream and its norms keep 4.
 """
 
 from faisca.planning.load import FLOAT, Load
 
+TORCH_ACTIVATION = {"gelu": 2, "gelu_tanh": 2, "relu2": 2, "swiglu": 4}
+"""arrays [N, F]: what the activation reads and what `down` reads; a gate, its SiLU, and what that multiplies"""
+
 MLX_STREAM = 2
 """arrays [N, D] in float32 that MLX keeps of a block: what both norms read"""
-MLX_BETWEEN = 8.3
-"""and as wide as a product's factor: both norms' results, queries, keys, values, their copies, and the result"""
+MLX_ATTENDED = 3.3
+"""arrays [N, H·K] as wide as a product's factor: scaled queries, what is attended to, and its copy"""
+MLX_HEAD_NORMS = 1.3
+"""times the queries and keys, in float32: what their norms read, and what the norms' weights multiply"""
+MLX_ACTIVATION = {"gelu": 4, "gelu_tanh": 5, "relu2": 3.3, "swiglu": 5}
+"""arrays [N, F]: GELU is four operations whose inputs stay; the tanh form has one more; a gate is a second input"""
 MLX_SCORES = 1.1
 """arrays [N, H·T]: the softmax, for on the CPU MLX's fused kernel has no backward pass; with dropout three"""
 
 
 def torch_block(load: Load) -> float:
     """Bytes that autograd saves of a block; exact: it is known which inputs each operation saves."""
-    D, F, width = load.model.dim, load.model.hidden_dim, load.width
-    norms = 2 * (FLOAT * D + 2 * FLOAT)  # their inputs, with mean and inverse deviation
-    between = 2 * width * D  # their results, which the products read
-    feed_forward = 2 * width * F  # before and after the activation
+    D, width = load.model.dim, load.width
+    # Their inputs, with mean and inverse deviation; RMSNorm is some operations, and keeps what its weight multiplies.
+    norm = FLOAT * (2 * D + 1 if load.model.norm == "rms" else D + 2)
+    feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.model.hidden_dim
     masks = 2 * width * D if load.dropout else 0
-    return load.tokens * (norms + between + feed_forward + masks + _torch_attention(load))
+    results = 2 * width * D  # of both norms, which the products read
+    return load.tokens * (2 * norm + results + feed_forward + masks + _torch_attention(load))
 
 
 def _torch_attention(load: Load) -> float:
     """Bytes a token: queries, keys, values, the result, and the scores, of which a fused kernel keeps none."""
-    D, H, T, width = load.model.dim, load.model.num_heads, load.length, load.width
-    if load.explicit:
+    HK, scores, width = load.queries, load.model.num_heads * load.length, load.width
+    if load.explicit:  # keys and values are repeated for their queries
         shares = FLOAT + (width if load.narrow else 0)  # the softmax, and its copy in bfloat16
-        return 4 * width * D + H * T * (FLOAT + 2 * width if load.attention_dropout else shares)
+        shares = FLOAT + 2 * width if load.attention_dropout else shares
+        return 4 * width * HK + shares * scores + _torch_head_norms(load, product_kept=False)
     if load.attention_dropout:  # torch's own unfused path, on the CPU in float32 even in bfloat16
-        arrays = 3 * FLOAT + 2 if load.narrow else 6 * FLOAT
-        return arrays * D + 3 * FLOAT * H * T
-    return 4 * width * D + FLOAT * H
+        arrays, shares = (3 * FLOAT + 2, 3 * FLOAT) if load.narrow else (7 * FLOAT, 2.25 * FLOAT)
+        return arrays * HK + shares * scores + _torch_head_norms(load, product_kept=False)
+    fused = width * (load.projected + HK) + FLOAT * load.model.num_heads
+    if load.changed:  # they are new arrays, beside the product's; the kernel's result is copied for the next one
+        fused += width * (load.changed + HK)
+    return fused + _torch_head_norms(load, product_kept=True)
+
+
+def _torch_head_norms(load: Load, product_kept: bool) -> float:
+    """Bytes a token of the norms of queries and keys: what they read, unless it is kept anyway, and as in a block's."""
+    if not load.model.qk_norm:
+        return 0
+    read = FLOAT * load.changed if load.narrow else (0 if product_kept else FLOAT * load.projected)
+    return read + FLOAT * (load.changed + load.model.num_heads + load.model.kv_heads)
 
 
 def mlx_block(load: Load) -> float:
     """Bytes that MLX's graph holds of a block: fitted to measured peaks, and close to the arrays that vjps read."""
-    D, F, width = load.model.dim, load.model.hidden_dim, load.width
-    between = width * D * (MLX_BETWEEN + (2 if load.dropout else 0))
-    # GELU is four operations on [N, F], whose inputs stay; the tanh form has one more
-    feed_forward = width * F * (5 if load.model.activation == "gelu_tanh" else 4)
-    return load.tokens * (FLOAT * MLX_STREAM * D + between + feed_forward) + _mlx_scores(load)
+    D, HK, width = load.model.dim, load.queries, load.width
+    # Both norms' results, queries, keys, values, what is made anew of them, the scaled and the attended, with copies.
+    between = (2 + (2 if load.dropout else 0)) * D + load.projected + load.changed + MLX_ATTENDED * HK
+    head_norms = MLX_HEAD_NORMS * FLOAT * load.changed if load.model.qk_norm else 0
+    feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.model.hidden_dim
+    stream = FLOAT * MLX_STREAM * D
+    return load.tokens * (stream + width * between + head_norms + feed_forward) + _mlx_scores(load)
 
 
 def _mlx_scores(load: Load) -> float:

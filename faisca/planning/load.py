@@ -6,7 +6,7 @@ from functools import cached_property
 
 from faisca.backend import PLACES_MULTIPLE, Runtime
 from faisca.config import Config, ModelConfig
-from faisca.parameters import parameter_shapes
+from faisca.parameters import in_block, parameter_shapes
 
 FLOAT = 4
 """bytes of a float32"""
@@ -37,6 +37,8 @@ class Load:
     """factors of products in bfloat16"""
     explicit: bool = False
     """scores, softmax and product one after the other"""
+    narrow_weights: bool = False
+    """where nothing trains them, the blocks' matrices are kept in bfloat16: GRPO's reference, and what only samples"""
     checkpointing: bool = False
     """blocks are computed again in the backward pass; GRPO's updates, which run without dropout, never do"""
 
@@ -65,6 +67,26 @@ class Load:
         """Whether attention weights are dropped."""
         return self.model.attention_dropout > 0 and not self.policy
 
+    @property
+    def queries(self) -> int:
+        """H·K: numbers a token of all queries, as wide as what the heads attend to."""
+        return self.model.num_heads * self.model.head_width
+
+    @property
+    def keys(self) -> int:
+        """G·K: numbers a token of all keys; values are as many."""
+        return self.model.kv_heads * self.model.head_width
+
+    @property
+    def projected(self) -> int:
+        """(H + 2·G)·K: numbers a token that one product makes: queries, keys and values."""
+        return self.queries + 2 * self.keys
+
+    @property
+    def changed(self) -> int:
+        """Numbers a token of queries and keys that a rotation or a norm makes anew: (H + G)·K, or none."""
+        return self.queries + self.keys if self.model.positions == "rope" or self.model.qk_norm else 0
+
     @cached_property
     def parameters(self) -> int:
         """Bytes of all weights, float32; gradients, and each of Adam's two moments, are as many."""
@@ -73,8 +95,21 @@ class Load:
     @cached_property
     def matrices(self) -> int:
         """Numbers in the weight matrices of all blocks, which bfloat16 copies."""
-        shapes = parameter_shapes(self.model).items()
-        return sum(math.prod(shape) for name, shape in shapes if len(shape) == 2 and "blocks" in name)
+        return sum(self._matrix_sizes)
+
+    @property
+    def largest_matrix(self) -> int:
+        """Numbers in the largest matrix of a block."""
+        return max(self._matrix_sizes)
+
+    @property
+    def frozen(self) -> int:
+        """Bytes of the weights of a model that nothing trains."""
+        return self.parameters - (2 * self.matrices if self.narrow_weights else 0)
+
+    @cached_property
+    def _matrix_sizes(self) -> list[int]:
+        return [math.prod(shape) for name, shape in parameter_shapes(self.model).items() if in_block(name, shape)]
 
     @property
     def head(self) -> int:
@@ -102,6 +137,7 @@ def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) ->
         chunk=runtime.loss_chunk,
         narrow=runtime.dtype == "bfloat16",
         explicit=runtime.attention == "explicit",
+        narrow_weights=runtime.weights == "bfloat16",
     )
     if stage == "grpo":
         new = min(config.grpo.max_new_tokens, model.context)

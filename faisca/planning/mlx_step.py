@@ -17,6 +17,8 @@ LOSS = {False: (3.7, 2.2), True: (5.6, 4.4)}
 """chunks of logits, and heads, alive in the loss; in bfloat16 with copies"""
 POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
 """the same in GRPO's log-probabilities, with residual streams"""
+SQUEEZED, SQUEEZED_POLICY = 4.4, 6.4
+"""and chunks more with a soft cap: tanh, the squeezed logits, the slope, and the slope's product"""
 RECOMPUTED = (7.0, 9.4, 3.5)
 """arrays [N, D], [N, F] and [N, H·T] of the blocks that checkpointing computes again, two or three at a time"""
 
@@ -31,6 +33,7 @@ def mlx_moments(load: Load) -> Moments:
     if load.policy:
         return {"update": update} | _policy_moments(load, saved, half)
     chunks, heads = LOSS[load.narrow]
+    chunks += SQUEEZED if load.model.logit_soft_cap else 0
     scores = FLOAT * load.tokens * load.model.num_heads * load.length
     transient = (2.5 if load.narrow and load.attention_dropout else 1.2) * scores
     return {
@@ -50,6 +53,7 @@ def mlx_moments(load: Load) -> Moments:
 def _policy_moments(load: Load, saved: float, half: float) -> Moments:
     kept = kept_exponentials(load) * (1.7 if load.narrow else 1)  # some wait in float32 to be rounded
     chunks, heads, streams = POLICY[load.narrow]
+    chunks += SQUEEZED_POLICY if load.model.logit_soft_cap else 0
     if kept and load.scored <= load.chunk:
         chunks -= 3.5  # one chunk: what is kept is among what it makes
     moments: Moments = {

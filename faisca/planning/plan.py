@@ -72,19 +72,13 @@ def step_moments(load: Load) -> Moments:
 def _with_state(load: Load, moments: Moments) -> Moments:
     """The moments with what is alive at all of them: weights, Adam's two moments, GRPO's reference."""
     state = {"parameters": load.parameters, "optimiser": 2 * load.parameters}
-    state |= {"reference": load.parameters} if load.policy else {}
+    state |= {"reference": load.frozen} if load.policy else {}
     return {name: {**state, **parts} for name, parts in moments.items()}
 
 
 def _other_moments(config: Config, load: Load) -> Moments:
     """Sampling and evaluation, which no gradient waits for."""
-    model, V = load.model, load.model.vocabulary_size
-    grpo = config.grpo.group_size * config.grpo.prompts_per_step if load.policy else 0
-    rows = min(MOST_ROWS_SAMPLED, max(config.sample.counted, config.sample.count, grpo))
-    # Keys and values of the whole context; twice, while rows that have ended leave.
-    cache = 2 * 2 * model.num_layers * rows * model.context * model.dim * load.width
-    copies = 1.5 * load.head if load.narrow else 0
-    train = config.pretrain
+    model, train = load.model, config.pretrain
     shown = replace(
         load,
         rows=train.micro_batch_size or train.batch_size,
@@ -93,9 +87,34 @@ def _other_moments(config: Config, load: Load) -> Moments:
         scored=0,
     )
     # Of a block, without a gradient: the stream, a norm, queries to values, what attends, the feed-forward layer.
-    block = shown.tokens * (3 * FLOAT * model.dim + load.width * (5 * model.dim + 2 * model.hidden_dim))
+    hidden = (4 if model.activation == "swiglu" else 2) * model.hidden_dim
+    attention = load.projected + load.changed + 2 * load.queries
+    block = shown.tokens * (3 * FLOAT * model.dim + load.width * (attention + hidden))
     scores = 2 * FLOAT * shown.tokens * model.num_heads * shown.length if load.backend == "mlx" or load.explicit else 0
+    copies = 1.5 * load.head if load.narrow else 0
     return {
-        "sampling": {"cache": cache, "logits": SAMPLING * rows * V + copies},
+        "sampling": sampling(load, *_most_sampled(config, load)),
         "evaluation": {"activations": block + scores, "logits": 3 * shown.logits + copies},
     }
+
+
+def sampling(load: Load, rows: int, positions: int) -> dict[str, float]:
+    """Bytes by part that `rows` take whose prompts and completions together have so many positions, besides weights."""
+    model = load.model
+    # Keys and values of all positions, in all blocks; twice, while rows that have ended leave.
+    cache = 2 * 2 * model.num_layers * rows * positions * load.keys * load.width
+    # In bfloat16 the head is rounded and multiplied in float32.
+    copies = 1.5 * load.head if load.narrow else 0
+    return {"cache": cache, "logits": SAMPLING * rows * model.vocabulary_size + copies}
+
+
+def _most_sampled(config: Config, load: Load) -> tuple[int, int]:
+    """Rows and positions of whatever a stage samples: headlines that are shown or counted, and GRPO's rollouts."""
+    sample, grpo = config.sample, config.grpo
+    at_a_time = grpo.rollout_batch or MOST_ROWS_SAMPLED
+    written = min(at_a_time, grpo.group_size * grpo.prompts_per_step) if load.policy else 0
+    rows = max(written, min(MOST_ROWS_SAMPLED, max(sample.counted, sample.count)))
+    # A token has at least one byte, and end-of-text stands before the prompt: no prompt is longer.
+    longest = max(len(prompt.encode()) for prompt in (sample.prompt, *grpo.prompts))
+    positions = 1 + longest + max(sample.max_new_tokens, grpo.max_new_tokens)
+    return rows, min(positions, load.model.context)

@@ -21,8 +21,9 @@ def torch_moments(load: Load) -> Moments:
     saved += (load.stream if load.dropout else 0) + 16 * load.tokens  # the embeddings' mask; ids
     saved += 0 if load.checkpointing else narrow_weights
     waiting = load.parameters if load.accumulates else 0
-    # A block's backward pass: the gradient of the stream, and that of the activation's result.
-    passing = load.stream + width * load.tokens * load.model.hidden_dim
+    # A block's backward pass: the gradient of the stream, and that of the activation's result; with a gate of both.
+    gated = 2 if load.model.activation == "swiglu" else 1
+    passing = load.stream + gated * width * load.tokens * load.model.hidden_dim
     again = block - load.stream + narrow_weights / load.model.num_layers if load.checkpointing else 0
     head_alone = load.parameters if load.accumulates else load.head
     most_gradients = load.parameters - (0 if load.accumulates or load.model.tie_embeddings else load.head)
@@ -43,6 +44,10 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
     # Until a chunk's copy is there, that of the chunk before it lives on.
     at_once = 2 if (load.scored or load.tokens) > load.chunk else 1
     copied = 0.5 * at_once if load.narrow else 0
+    logits, chunks = 1 + copied, 3.0  # in GRPO logits, exponentials, and their product for the entropy
+    if load.model.logit_soft_cap:  # a quotient and the slope; from the second chunk on beside the slope before
+        second = min((load.scored or load.tokens) / load.chunk - 1, 1)
+        logits, chunks = max(3, 2 + copied / 2 + 2 * second), max(4.0, 3 + 2 * second)
     # In bfloat16 the head is copied, multiplied in float32, and its gradient rounded before it is added.
     copies = 2.5 * load.head if load.narrow else 0
     if not load.policy:
@@ -50,15 +55,14 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
             "loss": {
                 "gradients": waiting + load.head,
                 "activations": saved + d_hidden,
-                "logits": (1 + copied) * load.logits + copies,
+                "logits": logits * load.logits + copies,
             },
             "gradient of the head": {"gradients": waiting + 2 * load.head, "activations": saved + 2 * d_hidden},
         }
     kept = kept_exponentials(load)
-    again = load.logits * (at_once * load.width / FLOAT if kept else 1 + copied)
+    again = load.logits * (at_once * load.width / FLOAT if kept else logits)
     return {
-        # logits, exponentials, and their product for the entropy
-        "log-probabilities": {"activations": saved + d_hidden, "logits": kept + 3 * load.logits + 0.6 * copies},
+        "log-probabilities": {"activations": saved + d_hidden, "logits": kept + chunks * load.logits + 0.6 * copies},
         "gradient of the head": {
             "gradients": load.head,
             "activations": saved + 2 * d_hidden,
@@ -70,4 +74,4 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
 def kept_exponentials(load: Load) -> float:
     """Bytes of the exponentials that log-probabilities keep for their gradient; 0 where they are too many."""
     numbers = load.scored * load.model.vocabulary_size
-    return numbers * load.width if numbers <= KEPT_EXPONENTIALS else 0
+    return numbers * load.width if numbers <= KEPT_EXPONENTIALS and not load.model.logit_soft_cap else 0

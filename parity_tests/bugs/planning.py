@@ -3,6 +3,7 @@
 from bugs.mutation import Mutation
 
 PLANNED = "tests/test_planning.py::test_a_plan_is_what_a_twin_takes[torch-spark]"
+CACHED = "tests/test_planning.py::test_a_cache_"
 TUNED = "tests/test_tuning.py::"
 BUGS = (
     Mutation(
@@ -15,9 +16,37 @@ BUGS = (
     Mutation(
         "the plan forgets what the feed-forward layer keeps",
         "faisca/planning/blocks.py",
-        "feed_forward = 2 * width * F  # before and after the activation",
+        "feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.model.hidden_dim",
         "feed_forward = 0",
         PLANNED,
+    ),
+    Mutation(
+        "the plan forgets the gate",
+        "faisca/planning/blocks.py",
+        '"relu2": 2, "swiglu": 4}',
+        '"relu2": 2, "swiglu": 2}',
+        PLANNED.replace("spark", "llama"),
+    ),
+    Mutation(
+        "the plan forgets that keys and values are grouped",
+        "faisca/planning/plan.py",
+        "rows * positions * load.keys",
+        "rows * positions * load.queries",
+        f"{CACHED}holds_the_heads_of_keys_and_as_many_positions_as_are_written",
+    ),
+    Mutation(
+        "the plan forgets what the reference is kept in",
+        "faisca/planning/plan.py",
+        '{"reference": load.frozen}',
+        '{"reference": load.parameters}',
+        "tests/test_planning.py::test_a_reference_in_bfloat16_halves_the_matrices_of_blocks",
+    ),
+    Mutation(
+        "the plan forgets that queries and keys are turned",
+        "faisca/planning/blocks.py",
+        "fused += width * (load.changed + HK)",
+        "fused += 0",
+        PLANNED.replace("spark", "llama"),
     ),
     Mutation(
         "the plan forgets the head's gradient in the loss",
