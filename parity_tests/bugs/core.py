@@ -300,9 +300,8 @@ BUGS = (
     Mutation(
         "a run from a checkpoint begins anew",
         STAGES,
-        "            model = opened.setup.make_model(checkpoint.parameters)\n        return",
-        "            model = opened.setup.make_model(initial_parameters(opened.setup.model_config, config.run.seed))\n"
-        "        return",
+        "            parameters = checkpoint.parameters\n        return",
+        "            parameters = initial_parameters(opened.setup.model_config, config.run.seed)\n        return",
         BOUNDARY,
     ),
     Mutation(
