@@ -43,8 +43,8 @@ class GenerateOptions:
     conversation: a line of standard input a turn, until Ctrl-D"""
     system: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
     """with --chat, the system's message before it"""
-    n: Annotated[int | None, arg(metavar="N", aliases=["-n"], help_behavior_hint="(default: 5; --chat gives 1)")] = None
-    """headlines, of each prompt"""
+    n: Annotated[int, arg(metavar="N", aliases=["-n"])] = 5
+    """headlines, of each prompt; --chat answers once"""
     temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint=OF_THE_RUN)] = None
     """above 1 is bolder, below 1 is safer; 0 takes the likeliest token each time"""
     top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint=OF_THE_RUN)] = None
@@ -95,11 +95,13 @@ def generate(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, command="generate", help=generate.__doc__)
     prompts = _prompts(options)
     _check_chat(options, prompts)
-    from faisca.loaded_model import LONGEST_ANSWER, load
+    from faisca.loaded_model import load
 
     model = load(options.checkpoint, backend=options.backend, device=options.device, weights=options.weights)
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
     if options.chat:
+        from faisca.loaded_model import LONGEST_ANSWER
+
         settings |= {"max_new_tokens": LONGEST_ANSWER if options.max_new_tokens is None else options.max_new_tokens}
     if options.chat and not prompts:
         return converse(model, options.system, options.seed, settings)
@@ -125,14 +127,14 @@ def _texts(model: "LoadedModel", prompt: str, options: GenerateOptions, settings
     if options.chat:
         yield ask(model, prompt, options.system, options.seed, settings)
     else:
-        yield from model.stream(prompt, 5 if options.n is None else options.n, seed=options.seed, **settings)
+        yield from model.stream(prompt, options.n, seed=options.seed, **settings)
 
 
 def _check_chat(options: GenerateOptions, prompts: list[str]) -> None:
     """FaiscaError for options that mean nothing together."""
     if options.system is not None and not options.chat:
         raise FaiscaError("--system is for conversations: add --chat, or leave it out")
-    if options.chat and options.n not in (None, 1):
+    if options.chat and options.n not in (1, GenerateOptions.n):
         raise FaiscaError(f"-n {options.n} does not go with --chat, which answers once: leave it out")
     if options.chat and options.json and not prompts:
         raise FaiscaError("--json does not go with a conversation: name what to answer with --prompt or --prompts")
