@@ -23,6 +23,7 @@ from faisca.tuning.search import Search, duel
 from faisca.tuning.trial import Trial, difference
 
 pytestmark = pytest.mark.xdist_group("tuning")
+ROOT = Path(__file__).parent.parent
 HERE = "--preset tiny --device cpu --backend torch"
 
 
@@ -75,8 +76,10 @@ def test_plan_takes_the_speed_of_a_bench_file(tmp_path, capsys, monkeypatch):
     open_twin("torch")
     monkeypatch.chdir(tmp_path)
     model = {name: getattr(load_preset("tiny").model, name) for name in ("dim", "num_layers", "hidden_dim", "context")}
-    subject = {"computed_with": {}, "measured": {"pretrain": {"median": 128.0}}}
-    results = {"format": "faisca bench 1", "work": {"model": model}, "subjects": {"torch": subject}}
+    results = json.loads((ROOT / "benchmarks" / "results" / "faisca-cpu.json").read_text())
+    results["work"]["model"] |= model
+    results["subjects"] = {"torch": results["subjects"]["torch"]}
+    results["subjects"]["torch"]["measured"]["pretrain"]["median"] = 128.0
     Path("b.json").write_text(json.dumps(results))
     found = json.loads(printed(f"plan {HERE} --bench b.json --json", capsys))
     assert found["stages"][0]["seconds_per_step"] == 8 * 32 / 128
