@@ -114,12 +114,12 @@ def test_a_mistake_is_one_line(line, said, capsys):
 
 def test_a_run_says_where_its_plan_exceeds_the_memory(tmp_path, monkeypatch, capsys):
     open_twin("torch")
-    monkeypatch.setattr("faisca.planning.fit.physical_memory", lambda: 1_000_000)
+    monkeypatch.setattr("faisca.planning.fit.physical_memory", lambda: 300_000)
     monkeypatch.setattr(stages, "_run_stages", lambda run, *_: None)
     steps = "--pretrain.max-steps 1 --stages pretrain"
     assert cli.main(shlex.split(f"run {HERE} {steps} --out {tmp_path}/run")) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "memory: pretrain needs" in line]
-    assert "cpu may use 1.0 MB" in line and "nothing makes it fit" in line
+    assert "cpu may use 300 kB" in line and "nothing makes it fit" in line
 
 
 # --- tune ---------------------------------------------------------------------------------------
