@@ -223,9 +223,12 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
     check_parameters(parameters, config)
     model = GPT(config, runtime)  # its own initial values are lazy, and never computed
-    arrays = {name: mx.array(value) for name, value in parameters.items()}
-    if runtime.weights == "bfloat16":
-        arrays = {name: a.astype(mx.bfloat16) if in_block(name, a.shape) else a for name, a in arrays.items()}
+    # Rounded one by one: all in float32 first would take more than rounding saves. None: as they come.
+    narrow = mx.bfloat16 if runtime.weights == "bfloat16" else None
+    arrays = {
+        name: mx.array(value, dtype=narrow if in_block(name, value.shape) else None)
+        for name, value in parameters.items()
+    }
     model.update(tree_unflatten(list(arrays.items())))
     if config.positions == "rope":
         cos_TJ, sin_TJ = (mx.array(table.astype(np.float32)) for table in rotation_table(config))

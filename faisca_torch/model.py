@@ -201,9 +201,12 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     check_parameters(parameters, config)
     with torch.device("meta"):  # no memory and no random numbers: every value comes from `parameters`
         model = GPT(config, runtime)
-    tensors = {name: torch.tensor(value, device=runtime.device) for name, value in parameters.items()}
-    if runtime.weights == "bfloat16":
-        tensors = {name: value.bfloat16() if in_block(name, value.shape) else value for name, value in tensors.items()}
+    # Rounded one by one: all in float32 first would take more than rounding saves. None: as they come.
+    narrow = torch.bfloat16 if runtime.weights == "bfloat16" else None
+    tensors = {
+        name: torch.tensor(value, dtype=narrow if in_block(name, value.shape) else None, device=runtime.device)
+        for name, value in parameters.items()
+    }
     model.load_state_dict(tensors, strict=True, assign=True)
     if config.positions == "rope":
         cos_TJ, sin_TJ = (model.head.weight_VD.new_tensor(table) for table in rotation_table(config))

@@ -282,6 +282,25 @@ def test_a_reference_in_bfloat16_halves_the_matrices_of_blocks():
     }, "what is trained is float32"
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_a_frozen_model_takes_what_it_keeps_also_while_it_is_made(name):
+    """Were all matrices there in float32 before they are rounded, bfloat16 would take more, not less."""
+    twin = open_twin(name)
+    config, model = case_config(LLAMA | {"vocabulary_size": 300, "num_layers": 6, "batch": 2, "weights": "bfloat16"})
+    runtime, parameters, made = twin.open_runtime(config=config.run), initial_parameters(model, 0), []
+    load = load_of(config, model, runtime, "grpo")
+    peak = peak_of(name, lambda: made.append(twin.make_model(config=model, parameters=parameters, runtime=runtime)))
+    assert load.frozen <= 0.6 * load.parameters
+    assert abs(peak / load.frozen - 1) <= OFF
+    for key, value in twin.get_parameters(model=made[0]).items():
+        if in_block(key, value.shape):  # to the nearest, ties to even
+            bits = parameters[key].view(np.uint32)
+            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+            assert (value.view(np.uint32) == rounded).all(), key
+        else:
+            assert (value == parameters[key]).all(), key
+
+
 def test_rows_sampled_together_are_those_of_generate():
     assert MOST_ROWS_SAMPLED == ROWS_AT_A_TIME
 
