@@ -51,7 +51,8 @@ def linear_log_probs(
     Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
     """
     most_kept = KEPT_EXPONENTIALS if with_gradients and not head.soft_cap else 0
-    found = _LinearLogProbs.apply(hidden_ND, *head, targets_N, temperature, chunk, most_kept)
+    how = (head.soft_cap, temperature, chunk, most_kept)
+    found = _LinearLogProbs.apply(hidden_ND, head.weight_VD, targets_N, how)
     return cast(tuple[Tensor, Tensor], found)
 
 
@@ -98,15 +99,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        head_VD: Tensor,
-        soft_cap: float,
-        targets_N: Tensor,
-        temperature: float,
-        chunk: int,
-        most_kept: int,
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, how: tuple[float, float, int, int]
     ) -> tuple[Tensor, Tensor]:
+        soft_cap, temperature, chunk, most_kept = how
         (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         log_probs_N, entropies_N, peaks_N, sums_N = (
@@ -149,7 +144,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 exps = _scores(logits, ctx.temperature, peaks_N[rows]).exp_()
             softmax = _Softmax(exps.to(hidden.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows], slope)
             d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
-        return d_hidden_ND, d_head_VD, None, None, None, None, None
+        return d_hidden_ND, d_head_VD, None, None
 
 
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
