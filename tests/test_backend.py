@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_models import SMALL, TWINS, cpu_runtime, same_arrays, small_model
 
-from faisca import backend, backends
+from faisca import backends
 from faisca.backend import BFLOAT16, PLACES_MULTIPLE, Rollouts, load_backend
 from faisca.backends import BACKENDS, choose_backend
 from faisca.config import RunConfig, TrainConfig
@@ -62,8 +62,8 @@ def distance(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
     ],
 )
 def test_auto_takes_the_native_backend(monkeypatch, system, machine, installed, chosen):
-    monkeypatch.setattr(backend.platform, "system", lambda: system)
-    monkeypatch.setattr(backend.platform, "machine", lambda: machine)
+    monkeypatch.setattr(backends.platform, "system", lambda: system)
+    monkeypatch.setattr(backends.platform, "machine", lambda: machine)
     monkeypatch.setattr(backends, "importable", lambda module: module.partition(".")[0] in installed)
     assert choose_backend("auto")[0] == chosen
     assert choose_backend("torch") == ("torch", "asked for")

@@ -408,14 +408,14 @@ class FakeModel:
 def test_generate_prints_a_headline_a_line(monkeypatch, capsys):
     model, loads = FakeModel(), []
 
-    def load(path, backend, device):
-        loads.append((path, backend, device))
+    def load(path, backend, device, weights):
+        loads.append((path, backend, device, weights))
         return model
 
     monkeypatch.setitem(sys.modules, "faisca.loaded_model", SimpleNamespace(load=load))
     assert main(["generate", "runs/x", "--prompt", "Olá", "-n", "2", "--top-k", "3", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "Olá 0\nOlá 1\n"
-    assert loads == [(Path("runs/x"), "auto", "cpu")]
+    assert loads == [(Path("runs/x"), "auto", "cpu", "float32")]
     left_out = {"temperature": None, "top_p": None, "max_new_tokens": None}
     assert model.asked == {"prompt": "Olá", "n": 2, "seed": 0, "top_k": 3, **left_out}
     assert main(["generate", "runs/x"]) == 0
@@ -428,7 +428,7 @@ def test_generate_prints_a_headline_a_line(monkeypatch, capsys):
 
 def test_generate_takes_prompts_from_a_file_and_from_standard_input(monkeypatch, capsys):
     monkeypatch.setitem(
-        sys.modules, "faisca.loaded_model", SimpleNamespace(load=lambda path, backend, device: FakeModel())
+        sys.modules, "faisca.loaded_model", SimpleNamespace(load=lambda path, backend, device, weights: FakeModel())
     )
     content = "\ufeffGoverno\r\n\r\nO Porto \u2028x\nGoverno".encode()
     Path("prompts.txt").write_bytes(content)
@@ -441,7 +441,7 @@ def test_generate_takes_prompts_from_a_file_and_from_standard_input(monkeypatch,
 
 def test_generate_as_json_says_what_repeats_it(monkeypatch, capsys):
     monkeypatch.setitem(
-        sys.modules, "faisca.loaded_model", SimpleNamespace(load=lambda path, backend, device: FakeModel())
+        sys.modules, "faisca.loaded_model", SimpleNamespace(load=lambda path, backend, device, weights: FakeModel())
     )
     Path("prompts.txt").write_text("Olá\nPorto\n")
 
@@ -480,8 +480,8 @@ def test_evaluate_prints_a_table_or_json(monkeypatch, capsys):
     config = load_preset("tiny")
     measured = {"validation_loss": 3.961234, "portugal_validation_loss": 3.5, "football_share": 0.25, "rows": 12345}
 
-    def load(path, *, backend, device):
-        assert (path, backend, device) == (Path("runs/x"), "mlx", "auto")
+    def load(path, *, backend, device, weights):
+        assert (path, backend, device, weights) == (Path("runs/x"), "mlx", "auto", "float32")
         return SimpleNamespace(evaluate=lambda source, **_: {**measured, source: 1}, config=config)
 
     monkeypatch.setitem(sys.modules, "faisca.loaded_model", SimpleNamespace(load=load))
