@@ -132,7 +132,7 @@ def test_an_option_of_the_policy_loss_reaches_the_twins_steps(twin: Backend, nam
 def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     """A new option of the policy's step must be tried on the twins too."""
     core = {*RATE, *ADAM, "decay", "steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
-    core |= {"minibatch_size", "reward", "scale_rewards", "mask_truncated"}
+    core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
     assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, "decay"}
 
