@@ -19,6 +19,8 @@ from faisca.backends import BACKENDS
 from faisca.config import COLDEST, GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.errors import FaiscaError
 
+ROWS_AT_A_TIME = 64
+"""completions sampled together, where nobody says otherwise: bounds the key-value cache"""
 PLACES_MULTIPLE = 64
 """the counts of positions whose log-probabilities are computed are multiples of this"""
 BFLOAT16 = "factors of products in bfloat16; weights, norms, the residual stream, softmax and all sums in float32"

@@ -18,7 +18,7 @@ import numpy as np
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.streams import generator
-from faisca.system.tensors import Shape
+from faisca.system.tensors import Shape, Tensors
 
 Parameters = dict[str, np.ndarray]
 Initial = Callable[[np.random.Generator, Shape], np.ndarray]
@@ -80,7 +80,7 @@ def in_block(name: str, shape: Shape) -> bool:
 
 def check_parameters(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
     """Raise a FaiscaError unless names and shapes are exactly those of `config`."""
-    check_shapes({name: array.shape for name, array in parameters.items()}, config)
+    check_shapes(Tensors.of(parameters).shapes, config)  # of a file, without reading it
 
 
 def check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:

@@ -62,8 +62,6 @@ def test_torch_in_float64_against_the_reference(yardstick: Side, options: dict):
 def test_logits_against_hugging_face(twin: Twin, options: dict):
     """`GPT2LMHeadModel`, which others wrote, with our weights."""
     transformers = pytest.importorskip("transformers", reason="transformers, the third oracle, is not installed")
-    import torch
-
     case = make_case(**options)
     config = case.model
     model = transformers.GPT2LMHeadModel(
@@ -81,12 +79,20 @@ def test_logits_against_hugging_face(twin: Twin, options: dict):
             eos_token_id=0,
         )
     ).eval()
-    values = {name: torch.tensor(value) for name, value in hugging_face_weights(case).items()}
-    missing, unexpected = model.load_state_dict(values, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"} | {n for n in missing if n.endswith("attn.bias")}
-    with torch.no_grad():
-        expected = model(torch.tensor(case.batch()[0].astype(np.int64))).logits.numpy()
+    missing, expected = their_logits(model, hugging_face_weights(case), case)
+    assert set(missing) <= {"lm_head.weight"} | {n for n in missing if n.endswith("attn.bias")}
     require_close({"logits": expected}, logits(twin.side, case), 1e-5)
+
+
+def their_logits(model: Any, weights: dict[str, np.ndarray], case: Case) -> tuple[list[str], np.ndarray]:
+    """Names of weights that a model of transformers' was not given, and its logits of the case's batch."""
+    import torch
+
+    values = {name: torch.tensor(value) for name, value in weights.items()}
+    missing, unexpected = model.load_state_dict(values, strict=False)
+    assert not unexpected
+    with torch.no_grad():
+        return missing, model(torch.tensor(case.batch()[0].astype(np.int64))).logits.numpy()
 
 
 def hugging_face_weights(case: Case) -> dict[str, np.ndarray]:
@@ -120,8 +126,6 @@ def hugging_face_weights(case: Case) -> dict[str, np.ndarray]:
 def test_logits_against_hugging_faces_own_classes(twin: Twin, options: dict):
     """Llama 3, Qwen2.5 and Qwen3 as `transformers` computes them, with our weights."""
     transformers = pytest.importorskip("transformers", reason="transformers, the third oracle, is not installed")
-    import torch
-
     family, options = options["family"], {k: v for k, v in options.items() if k != "family"}
     case = make_case(**options)
     config = case.model
@@ -146,11 +150,8 @@ def test_logits_against_hugging_faces_own_classes(twin: Twin, options: dict):
         rope_parameters=rope,
     )
     model = getattr(transformers, f"{family}ForCausalLM")(theirs).eval()
-    values = {name: torch.tensor(value) for name, value in llama_weights(case).items()}
-    missing, unexpected = model.load_state_dict(values, strict=False)
-    assert not unexpected and missing == ["lm_head.weight"] * config.tie_embeddings
-    with torch.no_grad():
-        expected = model(torch.tensor(case.batch()[0].astype(np.int64))).logits.numpy()
+    missing, expected = their_logits(model, llama_weights(case), case)
+    assert missing == ["lm_head.weight"] * config.tie_embeddings
     require_close({"logits": expected}, logits(twin.side, case), 1e-5)
 
 

@@ -19,7 +19,8 @@ from faisca.config.files import load_preset
 from faisca.parameters import count_parameters, in_block, initial_parameters, parameter_shapes
 from faisca.planning import fit
 from faisca.planning.fit import largest_rows, possible_rows, remedy, warnings
-from faisca.planning.load import MOST_ROWS_SAMPLED, load_of
+from faisca.planning.load import load_of
+from faisca.planning.plan import ROWS_AT_A_TIME as MOST_ROWS_SAMPLED
 from faisca.planning.plan import StagePlan, plan, sampling, step_moments
 from faisca.training.generate import ROWS_AT_A_TIME
 

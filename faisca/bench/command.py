@@ -32,7 +32,7 @@ from faisca.config import RunConfig
 from faisca.config.sections import DeviceName
 from faisca.errors import FaiscaError
 from faisca.porting.libraries import missing_package
-from faisca.system.files import write_atomically
+from faisca.system.files import write_named
 from faisca.system.tables import PlainConsole
 from faisca.text import explained, json_text
 
@@ -111,7 +111,7 @@ def bench(argv: list[str]) -> int:
     run = RunConfig(device=options.device, dtype=options.dtype, compile=options.compile)
     rounds = options.rounds or (3 if options.quick else 5)
     results = run_benchmark(work, names, run, rounds, _listed(options.cases) or ALL, options.sustained)
-    _write(path, (json_text(explained(results), indent=2) + "\n").encode())
+    write_named("--json", path, (json_text(explained(results), indent=2) + "\n").encode())
     subjects = results["subjects"].items()
     columns = {name: subject["measured"] for name, subject in subjects}
     table = rows(columns)
@@ -182,13 +182,6 @@ def _backends(text: str) -> list[str]:
 
 def _listed(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise FaiscaError(f"--json {path} cannot be written ({error.strerror}): name another file") from error
 
 
 def _check_writable(path: Path) -> None:

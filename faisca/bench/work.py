@@ -17,7 +17,7 @@ import tiktoken
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
 from faisca.config.files import layered_sections
-from faisca.data.tokenizer import END_OF_TEXT, GPT2_TOKENS, Tokenizer
+from faisca.data.tokenizer import END_OF_TEXT, Tokenizer, expected_tokens
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 
@@ -150,7 +150,7 @@ def make_work(preset: str | None, *, quick: bool, file: Path | None = None) -> W
     config = Config(**layered_sections(preset, file))
     if quick:
         config = _quick(config)
-    tokens = GPT2_TOKENS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocabulary_size
+    tokens = expected_tokens(config.tokenizer)
     model = replace(config.model, vocabulary_size=config.model.vocabulary_size or tokens)
     most = min(config.grpo.max_new_tokens, model.context - PROMPT_TOKENS)
     return Work(

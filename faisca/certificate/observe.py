@@ -18,6 +18,7 @@ from faisca.config import GRPOConfig, OptimizerConfig, RunConfig
 Arrays = dict[str, np.ndarray]
 STEPS = 3
 LOSSES: tuple[str, ...] = ("loss", "kl", "entropy", "ratio_mean")
+"""the numbers of a step that are compared, where it has them"""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def observe_training(side: Side, work: Work) -> Iterator[Observation]:
     model = side.make_model(work)
     inputs, targets = work.batch(STEPS, 2)
     masked = np.where(np.arange(targets.size).reshape(targets.shape) % 3 == 0, -1, targets)
-    losses = {"loss of an evaluation": np.array(side.backend.evaluate(model=model, inputs=inputs, targets=masked))}
-    yield Observation("loss", f"evaluation of {_shape(inputs)}", {k: v / masked.size for k, v in losses.items()})
+    loss = np.array(side.backend.evaluate(model=model, inputs=inputs, targets=masked) / masked.size)
+    yield Observation("loss", f"evaluation of {_shape(inputs)}", {"loss of an evaluation": loss})
     learner = side.backend.make_learner(model=model, config=work.optimizer(OptimizerConfig()))
     for step in range(STEPS):
         inputs, targets, micro, what = _batch(work, step, side.whole)
@@ -166,10 +167,7 @@ def _batch(work: Work, step: int, whole: bool) -> tuple[np.ndarray, np.ndarray, 
 def _after_step(side: Side, work: Work, learner: Learner, metrics: Any, what: str) -> Iterator[Observation]:
     """Numbers, gradients and weights of the step just made."""
     (numbers,) = side.backend.read_metrics(metrics=[metrics])
-    losses: Arrays = {
-        str(name): np.array(numbers[name]) for name in ("loss", "kl", "entropy", "ratio_mean") if name in numbers
-    }
-    yield Observation("loss", what, losses)
+    yield Observation("loss", what, {name: np.array(numbers[name]) for name in LOSSES if name in numbers})
     state = side.backend.get_optimizer_state(learner=learner)
     prefix = "first_moment."
     gradients = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

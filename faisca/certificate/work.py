@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from faisca.backend import Rollouts, Sampling
+from faisca.backend import ROWS_AT_A_TIME, Rollouts, Sampling
 from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
 from faisca.parameters import Parameters
 from faisca.streams import generator, permutation
@@ -104,7 +104,7 @@ class Work:
     def prompts(self) -> list[list[int]]:
         """Prompts of a rollout, as many rows as are sampled together."""
         assert self.grpo is not None, "only GRPO rolls out"
-        rows = min(64, self.grpo.group_size * self.grpo.prompts_per_step)
+        rows = min(ROWS_AT_A_TIME, self.grpo.group_size * self.grpo.prompts_per_step)
         tokens = generator(self.seed, "certificate prompts").integers(
             self.model.vocabulary_size, size=(rows, self.prompt)
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
@@ -18,6 +18,7 @@ from faisca.commands.options import (
     DeviceName,
     HeadlineOptions,
     Source,
+    WeightsName,
     given,
 )
 from faisca.commands.parse import parse, print_json
@@ -59,8 +60,7 @@ class GenerateOptions:
     """print one JSON object instead: settings, and each prompt with its headlines"""
     backend: BackendName = "auto"
     device: DeviceName = "auto"
-    weights: Literal["float32", "bfloat16"] = "float32"
-    """what the blocks' weights are kept in: bfloat16 halves their memory, and rounds them"""
+    weights: WeightsName = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,7 @@ class EvaluateOptions:
     """print one JSON object instead of a table"""
     backend: BackendName = "auto"
     device: DeviceName = "auto"
-    weights: Literal["float32", "bfloat16"] = "float32"
-    """what the blocks' weights are kept in: bfloat16 halves their memory, and rounds them"""
+    weights: WeightsName = "float32"
     data: HeadlineOptions = field(default_factory=HeadlineOptions)
     pretrain: AddressOptions = field(default_factory=AddressOptions)
     sft: AddressOptions = field(default_factory=AddressOptions)

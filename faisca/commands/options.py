@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -11,6 +11,10 @@ from faisca.config import sections
 BackendName = Annotated[sections.BackendName, arg(help="what computes; auto: mlx on Apple silicon, torch elsewhere")]
 DeviceName = Annotated[
     sections.DeviceName, arg(help="auto: the fastest that the backend finds; gpu: whichever GPU there is")
+]
+WeightsName = Annotated[
+    Literal["float32", "bfloat16"],
+    arg(help="what the blocks' weights are kept in: bfloat16 halves their memory, and rounds them"),
 ]
 Source = Annotated[
     str,

@@ -171,11 +171,7 @@ def _train(command: str, argv: list[str], help: str | None) -> int:
 def read_config(kind: type[Chosen], argv: list[str], *, command: str, help: str | None) -> tuple[Chosen, Config]:
     """The options of a command that trains nothing, and the configuration that they make, as `faisca run` makes it."""
     layers = parse_known(LayerOptions, argv, command=command)
-    if layers.start_from:
-        sections = _inherited_sections(layers.start_from, layers)
-    else:
-        sections = layered_sections(layers.preset, layers.config)
-    default = _default_options(kind, layers, sections)
+    default = _default_options(kind, layers, _layered(layers))
     options = parse(kind, argv, command=command, help=_with_presets(help), default=default)
     return options, _chosen_config(options, default)
 
@@ -184,13 +180,17 @@ def _starting_sections(start: StartOptions, command: str) -> Sections:
     """The layers below the options: the preset and --config, or the configuration of --resume."""
     if start.resume:
         return _resumed_sections(start.resume, start)
-    if start.start_from:
-        sections = _inherited_sections(start.start_from, start)
-    else:
-        sections = layered_sections(start.preset, start.config)
+    sections = _layered(start)
     if command != "run":
         sections["run"] = replace(sections["run"], stages=(command,))
     return sections
+
+
+def _layered(layers: LayerOptions) -> Sections:
+    """The preset and --config, over what --from brings along."""
+    if layers.start_from:
+        return _inherited_sections(layers.start_from, layers)
+    return layered_sections(layers.preset, layers.config)
 
 
 def _inherited_sections(checkpoint: Path, start: LayerOptions) -> Sections:

@@ -185,6 +185,11 @@ class Tokenizer:
         return {} if self.kind == "gpt2" else {"tokenizer.json": self.json_text().encode(), **self.companions}
 
 
+def expected_tokens(config: TokenizerConfig) -> int:
+    """The vocabulary that a configuration asks for: a BPE may find fewer tokens in its titles."""
+    return GPT2_TOKENS if config.kind == "gpt2" else config.vocabulary_size
+
+
 def load_tokenizer(config: TokenizerConfig, titles: pa.Array) -> Tokenizer:
     """The tokenizer that the configuration asks for; a bpe is trained on the titles."""
     if config.kind == "gpt2":

@@ -14,11 +14,11 @@ from faisca.certificate.compare import TOLERANCES, Finding
 from faisca.certificate.work import Work
 from faisca.config import Config, ModelConfig, RunConfig
 from faisca.config.files import load_preset
-from faisca.data.tokenizer import GPT2_TOKENS
+from faisca.data.tokenizer import expected_tokens
 from faisca.parameters import initial_parameters
 from faisca.system.progress_bar import track
 from faisca.system.tables import PlainConsole
-from faisca.training.preflight import stage_work
+from faisca.training.preflight import longest_prompt, stage_work
 
 PROMPT = 4
 """tokens of a prompt where no tokenizer says it"""
@@ -80,8 +80,7 @@ def subject_of(preset: str | None, checkpoint: Path | None) -> Subject | None:
     """What was named on the command line, if anything."""
     if preset is not None:
         config = load_preset(preset)
-        own = GPT2_TOKENS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocabulary_size
-        model = replace(config.model, vocabulary_size=own)
+        model = replace(config.model, vocabulary_size=expected_tokens(config.tokenizer))
         return Subject(f"preset {preset}", config, model, initial_parameters(model, config.run.seed))
     return None if checkpoint is None else _of_checkpoint(checkpoint)
 
@@ -141,10 +140,9 @@ def _certify(name: str, subject: Subject, work: Work, tick: Callable[[], None]) 
 
 def _of_checkpoint(path: Path) -> Subject:
     from faisca.runs.checkpoint import load_checkpoint
-    from faisca.training.generate import encode_prompt
     from faisca.training.run import checkpoint_tokenizer
 
     checkpoint = load_checkpoint(path)
     state, tokenizer = checkpoint.state, checkpoint_tokenizer(checkpoint)
-    lengths = [len(encode_prompt(tokenizer, text, state.model.context)) for text in state.config.grpo.prompts]
-    return Subject(str(path), state.config, state.model, checkpoint.parameters, max(lengths))
+    prompt = longest_prompt(state.config, tokenizer, state.model.context)
+    return Subject(str(path), state.config, state.model, checkpoint.parameters, prompt)

@@ -10,8 +10,6 @@ from faisca.parameters import in_block, parameter_shapes
 
 FLOAT = 4
 """bytes of a float32"""
-MOST_ROWS_SAMPLED = 64
-"""rows of `faisca.training.generate.ROWS_AT_A_TIME`, which stands above this folder; a test holds them equal"""
 
 
 @dataclass(frozen=True)
@@ -95,21 +93,12 @@ class Load:
     @cached_property
     def matrices(self) -> int:
         """Numbers in the weight matrices of all blocks, which bfloat16 copies."""
-        return sum(self._matrix_sizes)
-
-    @property
-    def largest_matrix(self) -> int:
-        """Numbers in the largest matrix of a block."""
-        return max(self._matrix_sizes)
+        return sum(math.prod(shape) for name, shape in parameter_shapes(self.model).items() if in_block(name, shape))
 
     @property
     def frozen(self) -> int:
         """Bytes of the weights of a model that nothing trains."""
         return self.parameters - (2 * self.matrices if self.narrow_weights else 0)
-
-    @cached_property
-    def _matrix_sizes(self) -> list[int]:
-        return [math.prod(shape) for name, shape in parameter_shapes(self.model).items() if in_block(name, shape)]
 
     @property
     def head(self) -> int:

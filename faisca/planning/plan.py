@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from faisca.backend import Runtime
+from faisca.backend import ROWS_AT_A_TIME, Runtime
 from faisca.config import Config, ModelConfig
-from faisca.planning.load import FLOAT, MOST_ROWS_SAMPLED, Load, load_of
+from faisca.planning.load import FLOAT, Load, load_of, rows_of
 from faisca.planning.mlx_step import mlx_moments
 from faisca.planning.torch_step import Moments, torch_moments
 
@@ -78,10 +78,10 @@ def _with_state(load: Load, moments: Moments) -> Moments:
 
 def _other_moments(config: Config, load: Load) -> Moments:
     """Sampling and evaluation, which no gradient waits for."""
-    model, train = load.model, config.pretrain
+    model = load.model
     shown = replace(
         load,
-        rows=train.micro_batch_size or train.batch_size,
+        rows=rows_of(config, "pretrain"),
         length=config.data.window,
         policy=False,
         scored=0,
@@ -111,9 +111,9 @@ def sampling(load: Load, rows: int, positions: int) -> dict[str, float]:
 def _most_sampled(config: Config, load: Load) -> tuple[int, int]:
     """Rows and positions of whatever a stage samples: headlines that are shown or counted, and GRPO's rollouts."""
     sample, grpo = config.sample, config.grpo
-    at_a_time = grpo.rollout_batch or MOST_ROWS_SAMPLED
+    at_a_time = grpo.rollout_batch or ROWS_AT_A_TIME
     written = min(at_a_time, grpo.group_size * grpo.prompts_per_step) if load.policy else 0
-    rows = max(written, min(MOST_ROWS_SAMPLED, max(sample.counted, sample.count)))
+    rows = max(written, min(ROWS_AT_A_TIME, max(sample.counted, sample.count)))
     # A token has at least one byte, and end-of-text stands before the prompt: no prompt is longer.
     longest = max(len(prompt.encode()) for prompt in (sample.prompt, *grpo.prompts))
     positions = 1 + longest + max(sample.max_new_tokens, grpo.max_new_tokens)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from faisca.errors import FaiscaError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or none of it: readers see the old content until the new is on disk."""
@@ -31,3 +33,11 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_named(option: str, path: Path, content: bytes) -> None:
+    """Write a file that an option names; FaiscaError where that cannot be."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise FaiscaError(f"{option} {path} cannot be written ({error.strerror}): name another file") from error

@@ -13,16 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from faisca.backend import Model, Sampling
+from faisca.backend import ROWS_AT_A_TIME, Model, Sampling
 from faisca.config import GRPOConfig
 from faisca.data.headlines import normalise
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.text import shortened
 from faisca.training.setup import Setup
-
-ROWS_AT_A_TIME = 64
-"""completions sampled together: bounds the key-value cache"""
 
 
 def ends_in_space(prompt: str) -> bool:

@@ -14,7 +14,9 @@ from faisca.backend import Model
 from faisca.certificate.certify import Verdict, find_safe, units
 from faisca.certificate.work import Work, uneven
 from faisca.config import Config, ModelConfig
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
+from faisca.planning.load import rows_of
 from faisca.runs.state import Progress
 from faisca.training.generate import encode_prompt
 from faisca.training.grpo import LENGTH_STEP
@@ -30,7 +32,7 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
     wanted = setup.config.run.preflight
     if wanted == "off" or (wanted == "auto" and setup.runtime.device == "cpu"):
         return model
-    longest = max(len(encode_prompt(setup.tokenizer, p, setup.model_config.context)) for p in setup.config.grpo.prompts)
+    longest = longest_prompt(setup.config, setup.tokenizer, setup.model_config.context)
     parameters = setup.backend.get_parameters(model=model)
     work = stage_work(setup.config, setup.model_config, stage, parameters, longest).on(setup.runtime.device)
     done, total = count(1), units(work)
@@ -50,15 +52,18 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
     return run.setup.make_model(parameters)
 
 
+def longest_prompt(config: Config, tokenizer: Tokenizer, context: int) -> int:
+    """Tokens of GRPO's longest prompt."""
+    return max(len(encode_prompt(tokenizer, prompt, context)) for prompt in config.grpo.prompts)
+
+
 def stage_work(
     config: Config, model: ModelConfig, stage: str, parameters: Mapping[str, np.ndarray], prompt: int
 ) -> Work:
     """The shapes of a stage's steps; `prompt` is the number of tokens in GRPO's longest."""
     seed, weights = config.run.seed, uneven(parameters, config.run.seed)
     if stage != "grpo":
-        training = getattr(config, stage)
-        rows = training.micro_batch_size or training.batch_size
-        return Work(stage, model, weights, rows, min(config.data.window, model.context), seed)
+        return Work(stage, model, weights, rows_of(config, stage), min(config.data.window, model.context), seed)
     prompt = min(prompt, model.context)
     new = min(config.grpo.max_new_tokens, model.context + 1 - prompt)
     length = min(-(-(prompt + new - 1) // LENGTH_STEP) * LENGTH_STEP, model.context)  # padded as in training

@@ -14,7 +14,7 @@ from faisca.commands.train import ConfigOptions, read_config
 from faisca.config import Config
 from faisca.config.files import config_to_dict, load_preset
 from faisca.errors import FaiscaError
-from faisca.system.files import write_atomically
+from faisca.system.files import write_named
 from faisca.system.progress_bar import track
 from faisca.system.tables import PlainConsole, print_table
 from faisca.text import format_bytes
@@ -58,7 +58,7 @@ def tune(argv: list[str]) -> int:
         best = search.run(lambda words, done: tracker.update(done, now=words))
         tracker.update(search.duels)
     text = tuned_text(best)
-    _write(options.out, text.encode())
+    write_named("--out", options.out, text.encode())
     seconds = time.perf_counter() - began
     if options.json:
         facts = {"windows": search.windows, "memory_bytes": opened.memory, "seconds": seconds, "file": str(options.out)}
@@ -78,13 +78,6 @@ def tuned_text(config: Config) -> str:
             changed = {name: value for name, value in options.items() if value != preset[section][name]}
             sections |= {section: changed} if changed else {}
     return f"# by faisca tune; for --config, alone or with --preset {config.preset}\n" + tomli_w.dumps(sections)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise FaiscaError(f"--out {path} cannot be written ({error.strerror}): name another file") from error
 
 
 def _print(opened: Opened, search: Search, seconds: float) -> None:

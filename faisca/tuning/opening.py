@@ -6,10 +6,9 @@ from pathlib import Path
 from faisca.backend import Backend, Runtime, load_backend
 from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
+from faisca.data.tokenizer import expected_tokens
 from faisca.errors import FaiscaError
 from faisca.planning.fit import usable_memory
-
-GPT2_TOKENS = 50_257
 
 
 @dataclass(frozen=True)
@@ -46,5 +45,4 @@ def model_config(config: Config, start_from: Path | None) -> ModelConfig:
         from faisca.training.stages import saved_state
 
         return replace(config.model, vocabulary_size=saved_state(start_from).model.vocabulary_size)
-    tokens = GPT2_TOKENS if config.tokenizer.kind == "gpt2" else config.tokenizer.vocabulary_size
-    return replace(config.model, vocabulary_size=config.model.vocabulary_size or tokens)
+    return replace(config.model, vocabulary_size=config.model.vocabulary_size or expected_tokens(config.tokenizer))

@@ -39,7 +39,7 @@ class Trial:
     def subject(self, windows: int, **model: Any) -> TwinSubject:
         """A twin with this configuration, whose training step has so many windows."""
         train = self._train
-        micro = min(train.micro_batch_size or train.batch_size, windows)
+        micro = min(self.micro, windows)
         smaller = dataclasses.replace(train, batch_size=windows, micro_batch_size=micro)
         most = min(self.config.grpo.max_new_tokens, MOST_NEW_TOKENS, self.opened.model.context - PROMPT_TOKENS)
         grpo = dataclasses.replace(self.config.grpo, max_new_tokens=most)
