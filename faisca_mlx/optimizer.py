@@ -48,6 +48,7 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(model.trainable_parameters())
+    optimizer.state["finite"] = mx.array(True)
     return Learner(model, optimizer, config)
 
 
@@ -59,14 +60,14 @@ def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradien
     model, optimizer, config = learner.model, learner.optimizer, learner.config
     # Clip: all gradients together have a norm of at most `clip_norm`.
     clipped, grad_norm = _clip(gradients, config.clip_norm)
+    # Step, unless loss or gradient is not finite: then with gradient 0 and rate 0, without decay of weights or moments,
+    # which changes nothing. The choice is made on the device, so nothing waits for the host.
     finite = mx.isfinite(loss) & mx.isfinite(grad_norm)
-    # Step: the new weights and moments are an expression of the old ones, which are kept for the choice below.
-    old_weights, old_state = model.trainable_parameters(), tree_map(lambda value: value, optimizer.state)
-    optimizer.learning_rate = learning_rate
-    new_weights = optimizer.apply_gradients(clipped, _decayed(old_weights, config, learning_rate))
-    # Choose on the device: where something is not finite, nothing changes, and nothing waits for the host.
-    model.update(tree_map(partial(mx.where, finite), new_weights, old_weights))
-    optimizer.state.update(tree_map(partial(mx.where, finite), optimizer.state, old_state))
+    usable = tree_map(lambda gradient: mx.where(finite, gradient, 0.0), clipped)
+    rate, steps = mx.where(finite, learning_rate, 0.0), optimizer.step + finite
+    optimizer.state.update(learning_rate=rate, finite=finite)
+    model.update(optimizer.apply_gradients(usable, _decayed(model.trainable_parameters(), config, rate)))
+    optimizer.state["step"] = steps
     return {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(mx.float32)}
 
 
@@ -91,12 +92,14 @@ class _Adam(optim.Adam):
     """
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
-        beta1, beta2 = self.betas
-        state["m"] = beta1 * state["m"] + (1 - beta1) * gradient
-        state["v"] = beta2 * state["v"] + (1 - beta2) * mx.square(gradient)
-        rate = self.learning_rate / _correction(beta1, self.step)
-        root = mx.sqrt(state["v"]) * mx.rsqrt(_correction(beta2, self.step))
-        return parameter - rate * state["m"] / (root + self.eps)
+        (beta1, beta2), step = self.betas, self.step
+        finite = self.state["finite"]
+        state["m"] = mx.where(finite, beta1, 1.0) * state["m"] + (1 - beta1) * gradient
+        state["v"] = mx.where(finite, beta2, 1.0) * state["v"] + (1 - beta2) * mx.square(gradient)
+        # Numbers first, arrays last: each operation on arrays reads and writes all of the model.
+        correction = mx.sqrt(_correction(beta2, step))
+        rate = self.learning_rate * correction / _correction(beta1, step)
+        return parameter - rate * state["m"] / (mx.sqrt(state["v"]) + self.eps * correction)
 
 
 def _correction(beta: float, step: mx.array) -> mx.array:

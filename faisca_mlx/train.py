@@ -42,9 +42,12 @@ def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:
 def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learning_rate: mx.array) -> Metrics:
     """The whole step over M micro-batches of R rows; each waits for the gradients of the one before."""
 
+    # The mean over all counted tokens, whatever the micro-batches are.
+    counted = mx.maximum((targets_MRT >= 0).sum(), 1).astype(mx.float32)
+
     def loss_of(inputs: mx.array, targets: mx.array) -> mx.array:
         # Forward: hidden states, then the loss straight from them, never all logits.
-        return summed_loss(learner.model, learner.model(inputs).flatten(0, 1), targets, True)
+        return summed_loss(learner.model, learner.model(inputs).flatten(0, 1), targets, True) / counted
 
     loss_and_grad = nn.value_and_grad(learner.model, loss_of)
     total, gradients = mx.array(0.0), None
@@ -55,7 +58,4 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
         loss, more = loss_and_grad(inputs, targets)
         total = total + loss
         gradients = more if gradients is None else tree_map(mx.add, gradients, more)
-    # The mean over all counted tokens, whatever the micro-batches were.
-    counted = mx.maximum((targets_MRT >= 0).sum(), 1).astype(mx.float32)
-    gradients = tree_map(lambda gradient: gradient / counted, gradients)
-    return update(learner=learner, loss=total / counted, learning_rate=learning_rate, gradients=gradients)
+    return update(learner=learner, loss=total, learning_rate=learning_rate, gradients=gradients)
