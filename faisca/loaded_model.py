@@ -118,7 +118,7 @@ class LoadedModel:
             )
         draws = uniforms(seed, "chat", step=0, rows=1, columns=sampling.max_new_tokens)
         (answer,) = complete(self.setup, self.model, [ids], sampling, draws)
-        return self.tokenizer.decode(answer).strip()
+        return self.tokenizer.decode(answer, ids).strip()
 
     def sampling(
         self,

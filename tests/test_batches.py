@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from faisca import streams
 from faisca.data import token_cache
+from faisca.data.byte_level import END_OF_TEXT
 from faisca.data.token_cache import tokenise
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.tokenizer import Tokenizer
 from faisca.data.windows import Windows, evaluation_batches, steps_per_epoch, target_bytes, training_batch
 from faisca.errors import FaiscaError
 

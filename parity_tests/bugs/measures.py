@@ -8,15 +8,15 @@ BUGS = (
     Mutation(
         "shares counted over prompts too",
         EVALUATION,
-        "texts = [setup.tokenizer.decode(completion) for completion in count_completions(setup, model)[1]]",
+        "texts = answer_texts(setup, *count_completions(setup, model))",
         "texts = [setup.tokenizer.decode(p + c) for p, c in zip(*count_completions(setup, model), strict=True)]",
         MEASURES,
     ),
     Mutation(
         "shares counted over prompts alone",
         EVALUATION,
-        "count_completions(setup, model)[1]]",
-        "count_completions(setup, model)[0]]",
+        "answer_texts(setup, *count_completions(setup, model))",
+        "answer_texts(setup, *reversed(count_completions(setup, model)))",
         MEASURES,
     ),
     Mutation(
