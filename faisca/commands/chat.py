@@ -1,12 +1,14 @@
 """Conversations on the command line: one answer, or turn by turn."""
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from faisca.text import printable
 
 if TYPE_CHECKING:
+    from faisca.backend import Sampling
+    from faisca.data.chat import Message
     from faisca.loaded_model import LoadedModel
 
 
@@ -15,12 +17,19 @@ def opening(system: str | None) -> list[dict[str, str]]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
-def ask(model: "LoadedModel", prompt: str, system: str | None, seed: int, settings: Mapping[str, Any]) -> str:
-    """The answer to one prompt."""
-    return model.chat([*opening(system), {"role": "user", "content": prompt}], seed=seed, **settings)
+def ask(model: "LoadedModel", messages: "Sequence[Message]", seed: int, sampling: "Sampling") -> str:
+    """The answer to a conversation; standard error says where it is cut short, and how to get more."""
+    answer = model.answer(messages, seed, sampling)
+    if answer.cut == "max_new_tokens":
+        words = f"after {sampling.max_new_tokens} tokens: for more of it, use a larger --max-new-tokens"
+    elif answer.cut:
+        words = f"where the model's context of {model.setup.model_config.context} tokens is full: begin a new one"
+    if answer.cut:
+        print(f"faisca: the answer is cut {words}", file=sys.stderr, flush=True)
+    return answer.text
 
 
-def converse(model: "LoadedModel", system: str | None, seed: int, settings: Mapping[str, Any]) -> int:
+def converse(model: "LoadedModel", system: str | None, seed: int, sampling: "Sampling") -> int:
     """Answer a line of standard input at a time, all turns kept, until it ends (Ctrl-D); returns the exit status.
 
     The n-th answer draws with seed + n.
@@ -30,7 +39,7 @@ def converse(model: "LoadedModel", system: str | None, seed: int, settings: Mapp
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer = model.chat(messages, seed=seed + answered, **settings)
+        answer = ask(model, messages, seed + answered, sampling)
         messages.append({"role": "assistant", "content": answer})
         answered += 1
         print(printable(answer), flush=True)
