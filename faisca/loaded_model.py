@@ -129,10 +129,8 @@ class LoadedModel:
             )
         draws = uniforms(seed, "chat", step=0, rows=1, columns=sampling.max_new_tokens)
         (answer,) = complete(self.setup, self.model, [ids], sampling, draws)
-        cut = "" if answer[-1] in self.tokenizer.ends else "context"
-        if cut and len(answer) == sampling.max_new_tokens:
-            cut = "max_new_tokens"
-        return Answer(self.tokenizer.decode(answer, ids).strip(), cut)
+        limit = "max_new_tokens" if len(answer) == sampling.max_new_tokens else "context"
+        return Answer(self.tokenizer.decode(answer, ids).strip(), "" if answer[-1] in self.tokenizer.ends else limit)
 
     def sampling(
         self,

@@ -1,8 +1,10 @@
 """Tokenizers of SentencePiece's kinds: ids and text are transformers', and text goes on without a space lost or new."""
 
+import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import small_sentencepiece as small
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from faisca.data.chat import ChatTemplate
 from faisca.data.conversations import Row, answers
+from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.training.generate import encode_prompt, headline
@@ -135,6 +138,26 @@ def test_titles_are_as_many_bytes_as_they_are(ours, style):
 def test_it_is_stored_as_it_came(ours, style):
     again = Tokenizer.from_files(ours.files(), "again")
     assert ours.files() == small.files(style) and again.fingerprint == ours.fingerprint and again.kind == "json"
+
+
+def test_a_run_from_before_goes_on_as_it_began(ours, style):
+    before = hashlib.sha256(small.files(style)["tokenizer.json"]).hexdigest()
+    again = ours.as_saved(before)
+    assert again.beginning == (2,) and again.fingerprint == before
+    assert again.encode_titles(["Porto"]).tolist() == [*ours.encode("Porto"), 2]
+    for known in (None, ours.fingerprint):
+        assert ours.as_saved(known).beginning == ours.beginning
+    assert (before == ours.fingerprint) == (style == "unigram")
+
+
+def test_titles_with_another_end_are_not_taken_from_the_cache(tmp_path):
+    contents, titles = small.files("unigram"), pa.array(["Porto", "Braga"])
+    for end, token in (("</s>", 2), ("<s>", 1)):
+        contents["tokenizer_config.json"] = json.dumps(
+            small.CONFIG | {"add_bos_token": False, "eos_token": end}
+        ).encode()
+        ids = tokenise(titles, Tokenizer.from_files(contents, "x"), cache=tmp_path)
+        assert ids[-1] == token and (ids == token).sum() == 2
 
 
 @pytest.mark.parametrize("name", ["llama 2", "tinyllama"])

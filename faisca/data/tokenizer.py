@@ -9,7 +9,8 @@ ported model may be of another kind: then Hugging Face's engine runs it (`json_e
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -135,6 +136,15 @@ class Tokenizer:
     def _bos(self) -> tuple[int, ...]:
         return self.encoding.bos if isinstance(self.encoding, JsonEncoding) else ()
 
+    def as_saved(self, fingerprint: str | None) -> "Tokenizer":
+        """As a run of this fingerprint knows it: runs of earlier versions begin a text with an end-of-text alone."""
+        if not self._bos or fingerprint in (None, self.fingerprint):
+            return self
+        encoding = copy(self.encoding)
+        assert isinstance(encoding, JsonEncoding)
+        encoding.bos = ()
+        return replace(self, encoding=encoding)
+
     @property
     def vocabulary_size(self) -> int:
         """How many tokens there are, end-of-text included."""
@@ -142,9 +152,13 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what determines the ids: how words are split, and the tokens; of json, the whole file."""
+        """SHA-256, in hex, of what determines the ids: how words are split, and the tokens.
+
+        Of json, the whole file, and what begins a text if anything does.
+        """
         if self.kind == "json":
-            return hashlib.sha256(self.json_text().encode()).hexdigest()
+            begins = "".join(f" {token}" for token in self._bos)
+            return hashlib.sha256((self.json_text() + begins).encode()).hexdigest()
         digest = hashlib.sha256(GPT2_PATTERN.encode())
         for token in self.token_bytes:
             digest.update(len(token).to_bytes(4, "little") + token)

@@ -23,7 +23,7 @@ from faisca.data.windows import evaluation_batches, target_bytes
 from faisca.runs.measures import Measures
 from faisca.streams import uniforms
 from faisca.text import titles_name
-from faisca.training.generate import answer_texts, complete, encode_prompt, headline, rollout_sampling
+from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
 from faisca.training.rewards import football, mean_and_deviation, score, share
 from faisca.training.setup import Setup
 
@@ -100,7 +100,8 @@ def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> 
     loss, bits = measure_loss(setup, model, yardsticks["validation"])
     portugal, _ = measure_loss(setup, model, yardsticks["portugal"])
     # What it writes for GRPO's prompts, sampled as GRPO samples: the completion alone is judged.
-    texts = answer_texts(setup, *count_completions(setup, model))
+    prompts, completions = count_completions(setup, model)
+    texts = list(map(setup.tokenizer.decode, completions, prompts))
     mean, deviation = None, None
     if setup.reward is not None:
         mean, deviation = mean_and_deviation(score(setup.reward, setup.config.grpo.reward, texts))

@@ -79,11 +79,6 @@ def complete(
         yield from ([int(token) for token in row if token >= 0] for row in table)
 
 
-def answer_texts(setup: Setup, prompts: list[list[int]], completions: list[list[int]]) -> list[str]:
-    """What was written after each prompt."""
-    return [setup.tokenizer.decode(ids, after) for ids, after in zip(completions, prompts, strict=True)]
-
-
 def headline(tokenizer: Tokenizer, prompt: str, completion: list[int]) -> str:
     """The text that a reader sees: the prompt and what the model added, on one line."""
     return " ".join((clean(prompt) + tokenizer.decode(completion, tokenizer.encode(clean(prompt)))).split())

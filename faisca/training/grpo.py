@@ -19,7 +19,7 @@ from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import Progress
 from faisca.streams import permutation, uniforms
 from faisca.training.evaluate import count_completions, kl_divergence
-from faisca.training.generate import answer_texts, complete, encode_prompt, headline, rollout_sampling
+from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
 from faisca.training.rewards import football, group_advantages, mean_and_deviation, score, share
 from faisca.training.rollout_report import SignalWatch, best_and_worst
 from faisca.training.run import Run
@@ -59,7 +59,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
         while stage.step < config.steps:
             # Roll out: the policy writes a group of completions for each prompt of the step.
             written = roll_out(setup, model, stage.step)
-            answers = answer_texts(setup, written.prompts, written.completions)
+            answers = list(map(setup.tokenizer.decode, written.completions, written.prompts))
             # Judge: a completion's advantage is its reward against those of its group.
             with stage.nothing_lost():
                 rewards = score(setup.reward, config.reward, answers)

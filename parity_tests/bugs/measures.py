@@ -8,15 +8,15 @@ BUGS = (
     Mutation(
         "shares counted over prompts too",
         EVALUATION,
-        "texts = answer_texts(setup, *count_completions(setup, model))",
-        "texts = [setup.tokenizer.decode(p + c) for p, c in zip(*count_completions(setup, model), strict=True)]",
+        "texts = list(map(setup.tokenizer.decode, completions, prompts))",
+        "texts = [setup.tokenizer.decode(p + c) for p, c in zip(prompts, completions, strict=True)]",
         MEASURES,
     ),
     Mutation(
         "shares counted over prompts alone",
         EVALUATION,
-        "answer_texts(setup, *count_completions(setup, model))",
-        "answer_texts(setup, *reversed(count_completions(setup, model)))",
+        "list(map(setup.tokenizer.decode, completions, prompts))",
+        "list(map(setup.tokenizer.decode, prompts, completions))",
         MEASURES,
     ),
     Mutation(
