@@ -1,13 +1,12 @@
 """Conversations on the command line: one answer, or turn by turn."""
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from faisca.text import printable
 
 if TYPE_CHECKING:
-    from faisca.backend import Sampling
     from faisca.data.chat import Message
     from faisca.loaded_model import LoadedModel
 
@@ -17,8 +16,9 @@ def opening(system: str | None) -> list[dict[str, str]]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
-def ask(model: "LoadedModel", messages: "Sequence[Message]", seed: int, sampling: "Sampling") -> str:
+def ask(model: "LoadedModel", messages: "Sequence[Message]", seed: int, settings: Mapping[str, Any]) -> str:
     """The answer to a conversation; standard error says where it is cut short, and how to get more."""
+    sampling = model.sampling(**settings)
     answer = model.answer(messages, seed, sampling)
     if answer.cut == "max_new_tokens":
         words = f"after {sampling.max_new_tokens} tokens: for more of it, use a larger --max-new-tokens"
@@ -29,7 +29,7 @@ def ask(model: "LoadedModel", messages: "Sequence[Message]", seed: int, sampling
     return answer.text
 
 
-def converse(model: "LoadedModel", system: str | None, seed: int, sampling: "Sampling") -> int:
+def converse(model: "LoadedModel", system: str | None, seed: int, settings: Mapping[str, Any]) -> int:
     """Answer a line of standard input at a time, all turns kept, until it ends (Ctrl-D); returns the exit status.
 
     The n-th answer draws with seed + n.
@@ -39,7 +39,7 @@ def converse(model: "LoadedModel", system: str | None, seed: int, sampling: "Sam
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer = ask(model, messages, seed + answered, sampling)
+        answer = ask(model, messages, seed + answered, settings)
         messages.append({"role": "assistant", "content": answer})
         answered += 1
         print(printable(answer), flush=True)

@@ -103,7 +103,7 @@ def generate(argv: list[str]) -> int:
 
         settings |= {"max_new_tokens": LONGEST_ANSWER if options.max_new_tokens is None else options.max_new_tokens}
     if options.chat and not prompts:
-        return converse(model, options.system, options.seed, model.sampling(**settings))
+        return converse(model, options.system, options.seed, settings)
     prompts = prompts or [model.config.sample.prompt]
     streams = [_texts(model, prompt, options, settings) for prompt in prompts]
     if options.json:
@@ -125,7 +125,7 @@ def _texts(model: "LoadedModel", prompt: str, options: GenerateOptions, settings
     """What the model makes of a prompt: its headlines, or its answer."""
     if options.chat:
         messages = [*opening(options.system), {"role": "user", "content": prompt}]
-        yield ask(model, messages, options.seed, model.sampling(**settings))
+        yield ask(model, messages, options.seed, settings)
     else:
         yield from model.stream(prompt, options.n, seed=options.seed, **settings)
 
