@@ -37,11 +37,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("style", small.STYLES)
 def test_it_comes_in_and_goes_out_with_the_same_ids_and_texts(style, tmp_path):
-    port(model_folder(tmp_path / "in", style), tmp_path / "run", "faisca", verify=False)
+    (model_folder(tmp_path / "in", style) / "generation_config.json").unlink()  # then ours is written
+    port(tmp_path / "in", tmp_path / "run", "faisca", verify=False)
     done = port(tmp_path / "run", tmp_path / "out", "hf")  # both libraries are asked nine texts
     assert [(row.library, row.equal_texts) for row in done.comparisons] == [("transformers", 9), ("mlx_lm", 9)]
     ours, before = read_source(tmp_path / "run").tokenizer, small.files(style)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "generation_config.json").read_bytes())
+    assert (stated["bos_token_id"], stated["eos_token_id"]) == (ours.beginning[0], 2)
     assert (theirs.eos_token_id, theirs.unk_token, theirs.bos_token_id) == (2, "<unk>", 1)
     assert theirs("a").input_ids == [*ours.beginning[: style != "unigram"], *ours.encode("a")]
     for text in (*HOSTILE, *small.titles(50)):

@@ -114,6 +114,12 @@ def test_a_character_of_several_tokens_is_whole_where_they_are(ours, style):
     assert ours.decode(ids[-3:], ids[:-3]) == "漢" and ours.decode(ids[-3:-1], ids[:-3]) == "\ufffd"
 
 
+def test_what_is_no_token_is_marked(ours):
+    for strange in (ours.vocabulary_size, -1, 10**12):
+        assert ours.decode([strange]) == ours.decode([strange], [3]) == "\ufffd"
+    assert ours.decode(np.array([ours.end_of_text], np.int32)) == "" == ours.decode([])
+
+
 def test_a_text_begins_as_the_models_own_tokenizer_begins_it(ours, style, tmp_path):
     plain = transformers.AutoTokenizer.from_pretrained(small.write(tmp_path / "own", small.files(style)))
     begun = plain("a").input_ids[: -len(plain("a", add_special_tokens=False).input_ids)]

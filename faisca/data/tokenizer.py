@@ -200,7 +200,8 @@ class Tokenizer:
         known, silent = range(self.vocabulary_size), {*self.ends, *self._bos}
         shown = [i for i in ids if i not in silent]
         parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in shown]
-        if isinstance(self.encoding, JsonEncoding) and parts and silent.issuperset(after):
+        begins = shown and shown[0] in known and silent.issuperset(after)
+        if isinstance(self.encoding, JsonEncoding) and begins:
             parts[0] = self.encoding.first_bytes(shown[0])
         return b"".join(parts).decode("utf-8", errors="replace")
 

@@ -123,7 +123,7 @@ def _generation_config(portable: Portable) -> dict[str, Any]:
     """Sampling as the run samples, so that a short prompt stays within the context."""
     end_of_text, sample = portable.tokenizer.end_of_text, portable.training.get("config", {}).get("sample", {})
     longest = min(sample.get("max_new_tokens", 32), portable.model.context // 2)
-    config = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "max_new_tokens": longest}
+    config = {"bos_token_id": portable.tokenizer.beginning[0], "eos_token_id": end_of_text, "max_new_tokens": longest}
     if sample.get("temperature"):
         config |= {"do_sample": True} | {key: sample[key] for key in ("temperature", "top_k", "top_p") if key in sample}
     return config
