@@ -32,6 +32,15 @@ LONGEST_ANSWER = 256
 """tokens of an answer in a chat, where nobody says otherwise"""
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer in a conversation."""
+
+    text: str
+    cut: str
+    """what ended it: max_new_tokens, context, or nothing but the model itself"""
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A trained model, as `faisca.load` returns it: it writes headlines and answers for its numbers."""
@@ -108,9 +117,11 @@ class LoadedModel:
         Settings as in `generate`, but `max_new_tokens` None is LONGEST_ANSWER. FaiscaError for a model without a
         template, for messages that it does not take, and for a conversation that fills the context.
         """
-        sampling = self.sampling(
-            temperature, top_k, top_p, LONGEST_ANSWER if max_new_tokens is None else max_new_tokens
-        )
+        most = LONGEST_ANSWER if max_new_tokens is None else max_new_tokens
+        return self.answer(messages, seed, self.sampling(temperature, top_k, top_p, most)).text
+
+    def answer(self, messages: Sequence[Message], seed: int, sampling: Sampling) -> Answer:
+        """What `chat` returns, and what cut it short where the model did not end it."""
         ids, context = ChatTemplate(self.tokenizer).ids(check_messages(messages), answer=True), self.setup.model_config
         if len(ids) > context.context:
             raise FaiscaError(
@@ -118,7 +129,8 @@ class LoadedModel:
             )
         draws = uniforms(seed, "chat", step=0, rows=1, columns=sampling.max_new_tokens)
         (answer,) = complete(self.setup, self.model, [ids], sampling, draws)
-        return self.tokenizer.decode(answer).strip()
+        limit = "max_new_tokens" if len(answer) == sampling.max_new_tokens else "context"
+        return Answer(self.tokenizer.decode(answer, ids).strip(), "" if answer[-1] in self.tokenizer.ends else limit)
 
     def sampling(
         self,

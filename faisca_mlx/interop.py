@@ -66,6 +66,16 @@ def open_exported(*, folder: Path) -> Exported:
         raise FaiscaError(f"mlx_lm cannot load {folder}: {in_one_line(error)}") from error
 
 
+def convert_tokenizer(*, folder: Path) -> str:
+    """tokenizer.json of a folder that has SentencePiece's tokenizer.model alone; FaiscaError where that fails."""
+    try:
+        from mlx_lm.tokenizer_utils import load
+
+        return str(load(folder)._tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # over a file that it does not expect, its converter trips in many ways
+        raise FaiscaError(f"mlx_lm cannot convert {folder / 'tokenizer.model'}: {in_one_line(error)}") from error
+
+
 def read_arrays(*, path: Path) -> Tensors:
     """Arrays in .safetensors or .npz: arrays by name."""
     try:

@@ -78,6 +78,18 @@ def open_exported(*, folder: Path) -> Exported:
         raise FaiscaError(f"transformers cannot load {folder}: {in_one_line(error)}") from error
 
 
+def convert_tokenizer(*, folder: Path) -> str:
+    """tokenizer.json of a folder that has SentencePiece's tokenizer.model alone; FaiscaError where that fails."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return str(found.backend_tokenizer.to_str())
+    except Exception as error:  # over a file that it does not expect, its converter trips in many ways
+        raise FaiscaError(f"transformers cannot convert {folder / 'tokenizer.model'}: {in_one_line(error)}") from error
+
+
 def read_arrays(*, path: Path) -> Tensors:
     """A state dict in .safetensors or in a pickle, of which nothing but tensors is taken: arrays by name."""
     try:

@@ -12,7 +12,8 @@ from twins import MlxTwin, TorchTwin
 
 from faisca.backend import Runtime, load_backend
 from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.byte_level import END_OF_TEXT
+from faisca.data.tokenizer import Tokenizer
 from faisca.parity.cases import Case, Side, uneven_parameters
 from faisca.training import stages
 from faisca.training.setup import Setup

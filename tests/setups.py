@@ -9,7 +9,8 @@ from small_models import SMALL, cpu_runtime
 
 from faisca.backend import Backend
 from faisca.config import Config, RunConfig
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.byte_level import END_OF_TEXT
+from faisca.data.tokenizer import Tokenizer
 from faisca.training.setup import Setup
 
 

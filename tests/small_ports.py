@@ -25,11 +25,15 @@ def small_tokenizer(tokens: int = 300) -> Tokenizer:
     return Tokenizer.train([" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))], tokens)
 
 
-def small_run(folder: Path, tokenizer: Tokenizer, **model: object) -> Path:
-    """A run folder with a model of initial values."""
+def small_run(folder: Path, tokenizer: Tokenizer, favourite: int | None = None, **model: object) -> Path:
+    """A run folder with a model of initial values, or one that writes its `favourite` token whatever it reads."""
     sizes = {"dim": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 24, "context": 24}
     config = model_config({**sizes, "vocabulary_size": tokenizer.vocabulary_size, **model}, "test")
-    write_run(Portable("faisca", "made here", config, initial_parameters(config, 0), tokenizer, {}), folder)
+    parameters = initial_parameters(config, 0)
+    if favourite is not None:
+        parameters["final_layer_norm.weight"][:], parameters["final_layer_norm.bias"][:] = 0, 1
+        parameters["out_head.weight"][:] = 10 * (np.arange(config.vocabulary_size) == favourite)[:, None]
+    write_run(Portable("faisca", "made here", config, parameters, tokenizer, {}), folder)
     return folder
 
 

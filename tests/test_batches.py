@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from faisca import streams
 from faisca.data import token_cache
+from faisca.data.byte_level import END_OF_TEXT
 from faisca.data.token_cache import tokenise
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.tokenizer import Tokenizer
 from faisca.data.windows import Windows, evaluation_batches, steps_per_epoch, target_bytes, training_batch
 from faisca.errors import FaiscaError
 
@@ -70,7 +71,10 @@ def test_no_titles_are_no_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path: Path) -> None:
     large: Any = SimpleNamespace(
-        vocabulary_size=70_000, fingerprint="00", encode_titles=lambda titles: np.array([65_536, 69_999] * len(titles))
+        vocabulary_size=70_000,
+        fingerprint="00",
+        end_of_text=69_999,
+        encode_titles=lambda titles: np.array([65_536, 69_999] * len(titles)),
     )
     ids = tokenise(pa.array(["a", "b"]), large, cache=tmp_path)
     assert ids.dtype == np.uint32 and ids.tolist() == [65_536, 69_999] * 2

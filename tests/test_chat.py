@@ -2,11 +2,14 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_chats import STYLES, chat_run, chat_tokenizer, theirs, turns
+from small_ports import small_run
 
 import faisca
 from faisca.cli import main
@@ -108,6 +111,37 @@ def test_a_conversation_goes_on_line_by_line(run: Path, capsys, monkeypatch: pyt
     from faisca.text import printable
 
     assert capsys.readouterr().out == "".join(f"{printable(text)}\n" for text in said)
+
+
+def written(*argv: object, spoken: str | None = None) -> subprocess.CompletedProcess[str]:
+    """What `faisca generate --chat` prints as a process of its own."""
+    command = [sys.executable, "-c", "import sys; from faisca.cli import main; sys.exit(main())", "generate", *argv]
+    words = [*map(str, command), "--chat", "--backend", "torch", "--device", "cpu"]
+    return subprocess.run(words, check=True, capture_output=True, text=True, input=spoken)
+
+
+@pytest.fixture(scope="module")
+def deaf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that never ends its answers, and one that ends them at once."""
+    folder = tmp_path_factory.mktemp("deaf")
+    tokenizer = chat_tokenizer()
+    for name, token in (("never", tokenizer.encode("a")[0]), ("at once", tokenizer.end_of_text)):
+        small_run(folder / name, tokenizer, context=64, favourite=token)
+    return folder
+
+
+def test_an_answer_that_is_cut_short_says_so_and_how_to_get_more(deaf: Path):
+    done = written(deaf / "never", "-p", "a", "--max-new-tokens", 5)
+    assert done.stdout == "aaaaa\n"
+    assert done.stderr == "faisca: the answer is cut after 5 tokens: for more of it, use a larger --max-new-tokens\n"
+    done = written(deaf / "never", "-p", "a", "--json")
+    (text,) = json.loads(done.stdout)["generated"][0]["texts"]
+    assert set(text) == {"a"} and 0 < len(text) < 64
+    full = "faisca: the answer is cut where the model's context of 64 tokens is full: begin a new one\n"
+    assert done.stderr == full
+    assert written(deaf / "never", "--max-new-tokens", 2, spoken="a\nb\n").stderr.count("cut after 2 tokens") == 2
+    done = written(deaf / "at once", "-p", "a", "--max-new-tokens", 1)  # it ended, though there was no more room
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 @pytest.mark.parametrize(

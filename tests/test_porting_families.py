@@ -293,7 +293,10 @@ BAD_TOKENIZERS = {
     "an ordinary end": (lambda f: edit_json(f / "tokenizer_config.json", eos_token="a"), "is none of its added tokens"),
     "a broken companion": (lambda f: (f / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is no JSON"),
     "a companion that is a list": (lambda f: (f / "tokenizer_config.json").write_text("[]"), "holds no JSON object"),
-    "another decoder": (lambda f: edit_json(f / "tokenizer.json", decoder={"type": "Fuse"}), "decoder of type 'Fuse'"),
+    "another decoder": (
+        lambda f: edit_json(f / "tokenizer.json", decoder={"type": "Fuse"}),
+        "does not give text back: 'A b'",
+    ),
 }
 
 

@@ -13,12 +13,19 @@ import pytest
 from small_ports import torch, transformers
 
 import faisca
+from faisca.data.chat import ChatTemplate
 from faisca.porting.port import port
 
 pytest.importorskip("mlx_lm", reason="mlx_lm is missing")
 pytestmark = [pytest.mark.full, pytest.mark.xdist_group("smollm2")]
 
 PROMPT = "The capital of Portugal is"
+QUESTIONS = (
+    "What is the capital of Portugal?",
+    "Write a haiku about the sea.",
+    "Explica em duas frases o que é a fotossíntese. 😀",
+)
+NEW_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,33 @@ def test_both_twins_compute_what_transformers_does(folder, run, backend):
     logits = ours.logits(np.array([ids]))
     assert np.abs(logits - expected).max() < 1e-4
     assert ours.tokenizer.decode([int(logits[0, -1].argmax())]) == " Lisbon"
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[tuple[str, list[int], str]]:
+    """To each question what transformers makes of it: the prompt's text and ids, and the greedy answer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = []
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        given = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+        rows = model.generate(**given, do_sample=False, max_new_tokens=NEW_TOKENS)
+        ids = given["input_ids"][0].tolist()
+        found.append((text, ids, tokenizer.decode(rows[0, len(ids) :], skip_special_tokens=True)))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["torch", "mlx"])
+def test_an_answer_is_that_of_transformers(expected, run, backend):
+    ours = faisca.load(run, backend=backend, device="cpu", dtype="float32")
+    template = ChatTemplate(ours.tokenizer)
+    for question, (text, ids, answer) in zip(QUESTIONS, expected, strict=True):
+        messages = [{"role": "user", "content": question}]
+        assert template.text(messages, answer=True) == text and template.ids(messages, answer=True) == ids
+        said = ours.chat(messages, temperature=0, top_k=0, top_p=1, max_new_tokens=NEW_TOKENS)
+        assert said == answer.strip() and len(said) > 40
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

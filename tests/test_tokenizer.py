@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faisca.config import TokenizerConfig
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from faisca.data.byte_level import END_OF_TEXT
+from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.errors import FaiscaError
 
 PLACES = ["Lisboa", "Braga", "Évora", "São Paulo", "Setúbal", "Viseu", "Luanda", "Maputo", "Aveiro", "Faro"]

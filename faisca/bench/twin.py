@@ -168,6 +168,7 @@ def timed(action: Callable[[], Any]) -> float:
 
 def their_model(work: Work) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
     """For baselines: what `faisca port --to hf` writes of it, and whether mlx-lm needs a file of ours to compute it."""
-    tokenizer: Any = SimpleNamespace(end_of_text=work.end_of_text, ends=(work.end_of_text,), kind="bpe", companions={})
+    ends = (work.end_of_text,)
+    tokenizer: Any = SimpleNamespace(end_of_text=work.end_of_text, ends=ends, beginning=ends, kind="bpe", companions={})
     portable = Portable("faisca", "the benchmark's weights", work.model, work.parameters(), tokenizer, {})
     return config_json(portable), dict(to_theirs(portable)), needs_model_file(portable)

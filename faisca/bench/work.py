@@ -17,7 +17,8 @@ import tiktoken
 from faisca.backend import Sampling
 from faisca.config import Config, ModelConfig, TrainConfig
 from faisca.config.files import layered_sections
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer, expected_tokens
+from faisca.data.byte_level import END_OF_TEXT
+from faisca.data.tokenizer import Tokenizer, expected_tokens
 from faisca.parameters import Parameters, initial_parameters, parameter_shapes
 from faisca.streams import generator
 

@@ -1,12 +1,13 @@
 """Conversations on the command line: one answer, or turn by turn."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from faisca.text import printable
 
 if TYPE_CHECKING:
+    from faisca.data.chat import Message
     from faisca.loaded_model import LoadedModel
 
 
@@ -15,9 +16,17 @@ def opening(system: str | None) -> list[dict[str, str]]:
     return [] if system is None else [{"role": "system", "content": system}]
 
 
-def ask(model: "LoadedModel", prompt: str, system: str | None, seed: int, settings: Mapping[str, Any]) -> str:
-    """The answer to one prompt."""
-    return model.chat([*opening(system), {"role": "user", "content": prompt}], seed=seed, **settings)
+def ask(model: "LoadedModel", messages: "Sequence[Message]", seed: int, settings: Mapping[str, Any]) -> str:
+    """The answer to a conversation; standard error says where it is cut short, and how to get more."""
+    sampling = model.sampling(**settings)
+    answer = model.answer(messages, seed, sampling)
+    if answer.cut == "max_new_tokens":
+        words = f"after {sampling.max_new_tokens} tokens: for more of it, use a larger --max-new-tokens"
+    elif answer.cut:
+        words = f"where the model's context of {model.setup.model_config.context} tokens is full: begin a new one"
+    if answer.cut:
+        print(f"faisca: the answer is cut {words}", file=sys.stderr, flush=True)
+    return answer.text
 
 
 def converse(model: "LoadedModel", system: str | None, seed: int, settings: Mapping[str, Any]) -> int:
@@ -30,7 +39,7 @@ def converse(model: "LoadedModel", system: str | None, seed: int, settings: Mapp
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer = model.chat(messages, seed=seed + answered, **settings)
+        answer = ask(model, messages, seed + answered, settings)
         messages.append({"role": "assistant", "content": answer})
         answered += 1
         print(printable(answer), flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from faisca.commands.chat import ask, converse
+from faisca.commands.chat import ask, converse, opening
 from faisca.commands.options import (
     OF_THE_RUN,
     AddressOptions,
@@ -124,7 +124,8 @@ def generate(argv: list[str]) -> int:
 def _texts(model: "LoadedModel", prompt: str, options: GenerateOptions, settings: Mapping[str, Any]) -> Iterator[str]:
     """What the model makes of a prompt: its headlines, or its answer."""
     if options.chat:
-        yield ask(model, prompt, options.system, options.seed, settings)
+        messages = [*opening(options.system), {"role": "user", "content": prompt}]
+        yield ask(model, messages, options.seed, settings)
     else:
         yield from model.stream(prompt, options.n, seed=options.seed, **settings)
 

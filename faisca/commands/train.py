@@ -1,54 +1,33 @@
 """The commands that train: their options, and what they call.
 
-An option's help is the docstring below its field; the docstring of a command's function is the
-text above the options. A configuration has three layers: the preset, --config FILE, the options.
+The docstring of a command's function is the text above its options; those of a configuration are
+in `configuration.py`.
 """
 
 import os
 import shlex
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from inspect import cleandoc
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from tyro.conf import arg
 
-from faisca.commands.options import BackendName, DeviceName, Source
-from faisca.commands.parse import parse, parse_known
-from faisca.config import (
-    Config,
-    DataConfig,
-    GRPOConfig,
-    ModelConfig,
-    RunConfig,
-    SampleConfig,
-    SFTConfig,
-    TokenizerConfig,
-    TrainConfig,
+from faisca.commands.configuration import (
+    ConfigOptions,
+    LayerOptions,
+    chosen_config,
+    default_options,
+    layered,
+    with_presets,
 )
-from faisca.config.files import Sections, layered_sections, preset_names, preset_summary, sections_of
+from faisca.commands.parse import parse, parse_known
+from faisca.config.files import Sections, sections_of
 from faisca.errors import FaiscaError
 from faisca.runs.nearby import runs_nearby
 
-SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
-"""options of `run` that can be given without its name"""
 LOCK = {".lock"}
 BEGINNING = LOCK | {"config.toml", "tokenizer.json", "metrics.jsonl"}
 """what lies in the folder of a run that was refused before its first checkpoint"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerOptions:
-    """Where a configuration begins."""
-
-    preset: Annotated[str | None, arg(metavar="NAME")] = None
-    """the numbers to start from; the list is above"""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """a TOML file laid over the preset, such as the config.toml of a run"""
-    start_from: Annotated[Path | None, arg(name="from", metavar="CHECKPOINT", help_behavior_hint="")] = None
-    """begin with the weights of a checkpoint or run folder, its model and its tokenizer; without --preset the
-    rest of its configuration comes along"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,36 +41,8 @@ class StartOptions(LayerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfigOptions(LayerOptions):
-    """Every option of a configuration; those before the sections are short for one in them."""
-
-    backend: BackendName
-    device: DeviceName
-    source: Source
-    seed: Annotated[int, arg(metavar="N")]
-    """every random number of the run derives from it"""
-    stages: Annotated[str, arg(metavar="STAGE,...")]
-    """which stages to run, in this order"""
-    checkpoint_every: Annotated[int, arg(metavar="STEPS")]
-    """steps between checkpoints; 0 saves at both ends of each stage"""
-    keep: Annotated[int, arg(metavar="N")]
-    """checkpoints kept along the way, newest first; the ends of stages and the best always stay"""
-    model: ModelConfig
-    tokenizer: TokenizerConfig
-    data: DataConfig
-    pretrain: TrainConfig
-    sft: SFTConfig
-    grpo: GRPOConfig
-    sample: SampleConfig
-    run: RunConfig
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainOptions(ConfigOptions, StartOptions):
     """Every option of the training commands."""
-
-
-Chosen = TypeVar("Chosen", bound=ConfigOptions)
 
 
 def run(argv: list[str]) -> int:
@@ -151,9 +102,9 @@ def grpo(argv: list[str]) -> int:
 
 def _train(command: str, argv: list[str], help: str | None) -> int:
     start = parse_known(StartOptions, argv, command=command)
-    default = _default_options(TrainOptions, start, _starting_sections(start, command))
-    options = parse(TrainOptions, argv, command=command, help=_with_presets(help), default=default)
-    config = _chosen_config(options, default)
+    default = default_options(TrainOptions, start, _starting_sections(start, command))
+    options = parse(TrainOptions, argv, command=command, help=with_presets(help), default=default)
+    config = chosen_config(options, default)
     if command != "run" and config.run.stages != (command,):
         raise FaiscaError(f"faisca {command} cannot run stages {','.join(config.run.stages)}: use faisca run")
     if options.resume:
@@ -168,42 +119,14 @@ def _train(command: str, argv: list[str], help: str | None) -> int:
     return 0
 
 
-def read_config(kind: type[Chosen], argv: list[str], *, command: str, help: str | None) -> tuple[Chosen, Config]:
-    """The options of a command that trains nothing, and the configuration that they make, as `faisca run` makes it."""
-    layers = parse_known(LayerOptions, argv, command=command)
-    default = _default_options(kind, layers, _layered(layers))
-    options = parse(kind, argv, command=command, help=_with_presets(help), default=default)
-    return options, _chosen_config(options, default)
-
-
 def _starting_sections(start: StartOptions, command: str) -> Sections:
     """The layers below the options: the preset and --config, or the configuration of --resume."""
     if start.resume:
         return _resumed_sections(start.resume, start)
-    sections = _layered(start)
+    sections = layered(start)
     if command != "run":
         sections["run"] = replace(sections["run"], stages=(command,))
     return sections
-
-
-def _layered(layers: LayerOptions) -> Sections:
-    """The preset and --config, over what --from brings along."""
-    if layers.start_from:
-        return _inherited_sections(layers.start_from, layers)
-    return layered_sections(layers.preset, layers.config)
-
-
-def _inherited_sections(checkpoint: Path, start: LayerOptions) -> Sections:
-    """What --from brings along: where no preset is named what the run was configured with, but for how it ran.
-
-    Model and tokenizer always come along; so does the seed, unless a preset is named.
-    """
-    from faisca.training.stages import saved_state
-    from faisca.training.start import inherit
-
-    state = saved_state(checkpoint)
-    own = sections_of(state.config) | {"run": RunConfig(seed=state.config.run.seed)}
-    return layered_sections(start.preset, start.config, own, partial(inherit, state=state))
 
 
 def _resumed_sections(run: Path, start: StartOptions) -> Sections:
@@ -216,52 +139,6 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
     from faisca.training.stages import saved_state
 
     return sections_of(saved_state(run).config)
-
-
-def _default_options(kind: type[Chosen], start: LayerOptions, sections: Sections) -> Chosen:
-    """What the options are where none is given: the layers below them."""
-    run: RunConfig = sections["run"]
-    given = {option.name: getattr(start, option.name) for option in fields(start)}
-    short = {name: getattr(run, name) for name in SHORT}
-    source, stages = sections["data"].source, ",".join(run.stages)
-    return kind(**{**given, **sections, **short, "source": source, "stages": stages})
-
-
-def _chosen_config(options: ConfigOptions, default: ConfigOptions) -> Config:
-    """The configuration that the options make; a short option that was given wins over the long one."""
-    sections = {section.name: getattr(options, section.name) for section in fields(Config)}
-    changes = {name: getattr(options, name) for name in (*SHORT, "source", "stages")}
-    changes = {name: value for name, value in changes.items() if value != getattr(default, name)}
-    if "source" in changes:
-        sections["data"] = replace(options.data, source=changes.pop("source"))
-    if "stages" in changes:
-        changes["stages"] = tuple(stage.strip() for stage in changes["stages"].split(","))
-    sections["grpo"] = replace(options.grpo, prompts=_read_prompts(options.grpo.prompts))
-    return Config(**{**sections, "run": replace(options.run, **changes)})
-
-
-def _read_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
-    """The prompts, with the lines of a file in place of its name; a run's configuration holds the lines."""
-    read: list[str] = []
-    for prompt in prompts:
-        path = os.path.expanduser(prompt)
-        if prompt and os.path.isfile(path):
-            try:
-                lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise FaiscaError(f"grpo.prompts {prompt!r} cannot be read ({error}): save it as UTF-8 text") from error
-            read += [line for line in lines if line.strip()]
-        elif prompt.endswith(".txt"):
-            raise FaiscaError(f"grpo.prompts {prompt!r} is no file here: name a text file, a prompt a line")
-        else:
-            read.append(prompt)
-    return tuple(read)
-
-
-def _with_presets(help: str | None) -> str:
-    """The text of a command's help, and the presets below it."""
-    rows = "\n".join(f"  {name:7} {preset_summary(name)}" for name in preset_names())
-    return f"{cleandoc(help or '')}\n\npresets:\n{rows}"
 
 
 def _new_folder(out: Path | None, preset: str) -> Path:

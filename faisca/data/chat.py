@@ -15,8 +15,9 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from faisca.data.byte_level import END_OF_TEXT
 from faisca.data.json_encoding import json_file
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.text import in_one_line
 

@@ -1,44 +1,53 @@
-"""A tokenizer.json of any byte-level BPE, by Hugging Face's own engine, behind the methods of tiktoken's that we use.
+"""A tokenizer.json of any kind, by Hugging Face's own engine, behind the methods of tiktoken's that we use.
 
-For what a ported model brings: other splits into words, special tokens anywhere, an end of text with another name.
+For what a ported model brings: byte-level BPEs with other splits into words, special tokens anywhere and an end of
+text with another name; SentencePiece's BPE (Llama 2, Mistral) and Unigram (T5), whose words begin with U+2581. What a
+token means is asked of the file's own decoder, so there is no list of kinds: only whether text comes back.
 """
 
 import json
-import math
+import re
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer as Engine
 
+from faisca.data.byte_level import byte_characters
 from faisca.errors import FaiscaError
 
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """files that stand beside a tokenizer.json: they travel with it, byte by byte"""
 NO_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""how SentencePiece writes a byte of a character that is no token"""
+SAMPLES = ("a", "A b", "a, b. c", "d'a", "a-b", "(a)", "1.5", "a? b!", "a do n't b")
+"""texts that must come back; WordPiece would move their spaces"""
 
 
 class JsonEncoding:
     """What tiktoken.Encoding is to us, of a tokenizer.json; special tokens in a text are text like any other."""
 
-    def __init__(self, text: str, end_of_text: int, source: str) -> None:
-        self.engine = parse_tokenizer(text, source)
+    def __init__(self, engine: Engine, companions: Mapping[str, bytes], end_of_text: int, source: str) -> None:
+        self.engine, self.eot_token = engine, end_of_text
         self.engine.encode_special_tokens = True
         self.engine.no_truncation()
         self.engine.no_padding()
-        self.eot_token = end_of_text
-        vocabulary = self.engine.get_vocab(with_added_tokens=True)
-        self.n_vocab = max(vocabulary.values()) + 1
-        self._added = {i: token.content for i, token in self.engine.get_added_tokens_decoder().items()}
-        self._bytes = {character: byte for byte, character in byte_characters().items()}
+        self.n_vocab = max(engine.get_vocab(with_added_tokens=True).values()) + 1
+        self._added = {i: token.content for i, token in engine.get_added_tokens_decoder().items()}
         if end_of_text not in self._added:
             raise FaiscaError(
                 f"{source}: {end_of_text}, said to end a text, is none of its added tokens: correct eos_token"
             )
-        decoder = json.loads(text).get("decoder") or {}
-        if decoder.get("type") != "ByteLevel":
-            kind = decoder.get("type", "no decoder")
-            raise FaiscaError(f"{source} has a decoder of type {kind!r}: use a model with a byte-level BPE (ByteLevel)")
+        self._bytes = {character: byte for byte, character in byte_characters().items()}
+        self.byte_level = self._written("\u0120") == " "
+        """whether its tokens are written as GPT-2's are"""
+        self._byte_fallback = self._written("<0x41>") == "A"
+        self.bos = tuple(i for i in _begins(engine, companions, source) if i != end_of_text)
+        """the ids that the model's own tokenizer begins a text with"""
+        first = self.encode_ordinary("a")[:1]
+        self.begins_with_space = any(self.decode_single_token_bytes(i).startswith(b" ") for i in first)
+        """whether the first token of a text brings a space that is not in the text"""
+        self._check(source)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -54,13 +63,47 @@ class JsonEncoding:
             self.engine.encode_special_tokens = True
 
     def decode_single_token_bytes(self, token: int) -> bytes:
-        """The bytes of a token; U+FFFD's where no token has that id."""
+        """The bytes of a token inside a text; U+FFFD's where no token has that id."""
         written = self._added.get(token) or self.engine.id_to_token(token)
         if written is None:
             return NO_TOKEN
-        if token in self._added or not set(written) <= set(self._bytes):
-            return written.encode()
-        return bytes(self._bytes[character] for character in written)
+        if self.byte_level:
+            if token in self._added or not set(written) <= set(self._bytes):
+                return written.encode()
+            return bytes(self._bytes[character] for character in written)
+        if self._byte_fallback and (byte := BYTE.fullmatch(written)):
+            return bytes.fromhex(byte[1])
+        return self._written("a", written)[1:].encode()
+
+    def first_bytes(self, token: int) -> bytes:
+        """The bytes of a token that begins a text: SentencePiece's decoders leave out a space there."""
+        inside = self.decode_single_token_bytes(token)
+        if self.byte_level or inside == NO_TOKEN or (inside >= b"\x80" and len(inside) == 1):
+            return inside
+        return self._written(str(self.engine.id_to_token(token))).encode()
+
+    def _written(self, *tokens: str) -> str:
+        """What the file's decoder makes of tokens."""
+        decoder = self.engine.decoder
+        return decoder.decode(list(tokens)) if decoder else " ".join(tokens)
+
+    def _check(self, source: str) -> None:
+        """Raise a FaiscaError where text does not come back from its ids."""
+        for text in SAMPLES:
+            ids = self.encode_ordinary(text)
+            parts = [self.first_bytes(i) for i in ids[:1]] + [self.decode_single_token_bytes(i) for i in ids[1:]]
+            back = b"".join(parts).decode("utf-8", "replace")
+            if back != text and not self._unknown().intersection(ids):
+                kind = type(self.engine.model).__name__
+                raise FaiscaError(
+                    f"{source} does not give text back: {text!r} comes back from its {kind} as {back!r}; use a model "
+                    "whose tokenizer does, a BPE or Unigram as language models have"
+                )
+
+    def _unknown(self) -> set[int | None]:
+        """The id that stands for whatever is no token, if there is one."""
+        model = json.loads(self.engine.to_str())["model"]
+        return {model.get("unk_id"), self.engine.token_to_id(model.get("unk_token") or "")} - {None}
 
 
 def parse_tokenizer(text: str, source: str) -> Engine:
@@ -71,17 +114,33 @@ def parse_tokenizer(text: str, source: str) -> Engine:
         raise FaiscaError(f"{source} is no tokenizer.json that can be read: {error}") from error
 
 
-def named_end_of_text(files: Mapping[str, bytes], source: str) -> int | None:
-    """The id of the eos_token that tokenizer_config.json names; None where it names none."""
-    config = json_file(files, "tokenizer_config.json", source)
-    token = config.get("eos_token")
-    content = token.get("content") if isinstance(token, dict) else token
-    if content is None:
+def named_end_of_text(engine: Engine, companions: Mapping[str, bytes], source: str) -> int | None:
+    """The id of the eos_token that tokenizer_config.json or special_tokens_map.json names; None where neither does."""
+    return _named(engine, companions, "eos_token", source)
+
+
+def _named(engine: Engine, companions: Mapping[str, bytes], key: str, source: str) -> int | None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = json_file(companions, name, source).get(key)
+        content = token.get("content") if isinstance(token, dict) else token
+        if content is not None:
+            break
+    else:
         return None
-    found = parse_tokenizer(files["tokenizer.json"].decode(), source).token_to_id(str(content))
+    found = engine.token_to_id(str(content))
     if found is None:
-        raise FaiscaError(f"{source}: tokenizer_config.json has eos_token {content!r}, which tokenizer.json has not")
+        raise FaiscaError(f"{source}: {name} has {key} {content!r}, which tokenizer.json has not")
     return int(found)
+
+
+def _begins(engine: Engine, companions: Mapping[str, bytes], source: str) -> list[int]:
+    """What is put before a text: as tokenizer_config.json says, else as tokenizer.json does; as in transformers."""
+    stated = json_file(companions, "tokenizer_config.json", source).get("add_bos_token")
+    if isinstance(stated, bool):
+        bos = _named(engine, companions, "bos_token", source) if stated else None
+        return [] if bos is None else [bos]
+    plain, whole = (engine.encode("a", add_special_tokens=special).ids for special in (False, True))
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
 
 
 def json_file(files: Mapping[str, bytes], name: str, source: str) -> dict[str, Any]:
@@ -100,20 +159,3 @@ def as_ids(stated: Any) -> list[int]:
     if stated is None:
         return []
     return list(stated) if isinstance(stated, list) else [stated]
-
-
-def byte_characters() -> dict[int, str]:
-    """The printable character by which GPT-2's vocabulary files write each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-
-
-def merged_from(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were joined to `token`: what BPE makes of it one merge before the last."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        unions = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
-        i = unions.index(min(unions))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts[0], parts[1]

@@ -58,7 +58,7 @@ def tokenise(
 def _key(titles: pa.Array, tokenizer: Tokenizer) -> str:
     """SHA-256 of what determines the ids; how Arrow slices or chunks the titles does not matter."""
     data, starts = text_buffers(titles)
-    digest = hashlib.sha256(FORMAT + bytes.fromhex(tokenizer.fingerprint))
+    digest = hashlib.sha256(FORMAT + bytes.fromhex(tokenizer.fingerprint) + tokenizer.end_of_text.to_bytes(4))
     digest.update(starts.data)
     digest.update(data.data)
     return digest.hexdigest()

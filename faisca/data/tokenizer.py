@@ -1,51 +1,52 @@
 """Text to token ids and back: GPT-2's byte-level BPE, one trained on the titles, or a ported model's.
 
-The first two run on tiktoken's engine, which is several times as fast on short titles as Hugging Face's;
-a trained BPE is stored as Hugging Face's tokenizer.json, so other tools can read it. tiktoken
-joins the pair whose union has the lowest id, Hugging Face the pair that was learnt first: the
-same thing where ids follow the order of learning. The tokenizer.json of a ported model may be
-another byte-level BPE: then Hugging Face's engine runs it (`json_encoding.py`).
+The first two run on tiktoken's engine (`byte_level.py`), which is several times as fast on short titles as Hugging
+Face's; a trained BPE is stored as Hugging Face's tokenizer.json, so other tools can read it. The tokenizer.json of a
+ported model may be of another kind: then Hugging Face's engine runs it (`json_encoding.py`).
 (BPE: Sennrich et al. 2016, arXiv 1508.07909; on bytes: Radford et al. 2019, GPT-2.)
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import tiktoken
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers import models, pre_tokenizers, trainers
 
 from faisca.config import TokenizerConfig
+from faisca.data.byte_level import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    byte_level,
+    json_from_tokens,
+    json_with_end_of_text,
+    problem,
+    tiktoken_encoding,
+)
 from faisca.data.json_encoding import (
     COMPANIONS,
     NO_TOKEN,
     JsonEncoding,
     as_ids,
-    byte_characters,
     json_file,
-    merged_from,
     named_end_of_text,
     parse_tokenizer,
 )
 from faisca.errors import FaiscaError
 
-END_OF_TEXT = "<|endoftext|>"
 GPT2_TOKENS = 50_257
 """in GPT-2's vocabulary"""
-# how GPT-2 splits a text into words before any merge, as tiktoken writes it
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 COMPARED = 1000  # titles on which both engines must agree after training
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
-    """A byte-level BPE: any text can be encoded, and decodes to itself."""
+    """Text to ids and back; of a byte-level BPE, as all but ported ones are, any text decodes to itself."""
 
     kind: str
     """gpt2, bpe (as this project trains them: its last token is end-of-text) or json (a ported model's)"""
@@ -70,14 +71,14 @@ class Tokenizer:
     def train(titles: Iterable[str], vocabulary_size: int) -> "Tokenizer":
         """Learn a BPE of `vocabulary_size` tokens, or fewer where the titles have no more to merge."""
         titles = list(titles)
-        learner = _byte_level(models.BPE())
+        learner = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size - 1,  # end-of-text comes on top
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         learner.train_from_iterator(titles, trainer, length=len(titles))
-        text = _json_with_end_of_text(learner)
+        text = json_with_end_of_text(learner)
         tokenizer = Tokenizer.from_json(text, "the trained tokenizer")
         learner.encode_special_tokens = True  # compare as ordinary text
         for title in titles[:: max(1, len(titles) // COMPARED)]:
@@ -88,15 +89,15 @@ class Tokenizer:
     def from_json(text: str, source: str) -> "Tokenizer":
         """Take a byte-level BPE from a tokenizer.json; a FaiscaError names `source` where it is none."""
         state = json.loads(parse_tokenizer(text, source).to_str())
-        if problem := _problem(state):
-            raise FaiscaError(f"{source} has {problem}: use a byte-level BPE as faisca or GPT-2 writes it")
-        return Tokenizer("bpe", _encoding(state), text)
+        if found := problem(state):
+            raise FaiscaError(f"{source} has {found}: use a byte-level BPE as faisca or GPT-2 writes it")
+        return Tokenizer("bpe", tiktoken_encoding(state), text)
 
     @staticmethod
     def from_files(files: Mapping[str, bytes], source: str, end_of_text: int | None = None) -> "Tokenizer":
-        """Any byte-level BPE, from a tokenizer.json and its companions, by name; GPT-2's where there is none.
+        """Any tokenizer that gives text back, from a tokenizer.json and its companions, by name; none is GPT-2's.
 
-        What ends a text is what tokenizer_config.json names, or `end_of_text`. FaiscaError names `source`.
+        What ends a text is what its companions name, or `end_of_text`. FaiscaError names `source`.
         """
         if "tokenizer.json" not in files:
             return Tokenizer.gpt2()
@@ -105,14 +106,15 @@ class Tokenizer:
         except UnicodeDecodeError as error:
             raise FaiscaError(f"{source} cannot be read ({error}): copy it again") from error
         companions = {name: files[name] for name in COMPANIONS if name in files}
-        named = named_end_of_text(files, source)
-        state = json.loads(parse_tokenizer(text, source).to_str())
-        if not _problem(state) and named in (None, state["added_tokens"][0]["id"]):
-            return Tokenizer("bpe", _encoding(state), text, companions)
+        engine = parse_tokenizer(text, source)
+        named = named_end_of_text(engine, companions, source)
+        state = json.loads(engine.to_str())
+        if not problem(state) and named in (None, state["added_tokens"][0]["id"]):
+            return Tokenizer("bpe", tiktoken_encoding(state), text, companions)
         ends = end_of_text if named is None else named
         if ends is None:
             raise FaiscaError(f"{source}: nothing says which token ends a text: add eos_token to tokenizer_config.json")
-        return Tokenizer("json", JsonEncoding(text, ends, source), text, companions)
+        return Tokenizer("json", JsonEncoding(engine, companions, ends, source), text, companions)
 
     @property
     def end_of_text(self) -> int:
@@ -126,15 +128,37 @@ class Tokenizer:
         return tuple(sorted({self.end_of_text, *as_ids(stated)}))
 
     @property
+    def beginning(self) -> tuple[int, ...]:
+        """The ids before a prompt: what the model's own tokenizer begins a text with, or else an end-of-text."""
+        return self._bos or (self.end_of_text,)
+
+    @property
+    def _bos(self) -> tuple[int, ...]:
+        return self.encoding.bos if isinstance(self.encoding, JsonEncoding) else ()
+
+    def as_saved(self, fingerprint: str | None) -> "Tokenizer":
+        """As a run of this fingerprint knows it: runs of earlier versions begin a text with an end-of-text alone."""
+        if not self._bos or fingerprint in (None, self.fingerprint):
+            return self
+        encoding = copy(self.encoding)
+        assert isinstance(encoding, JsonEncoding)
+        encoding.bos = ()
+        return replace(self, encoding=encoding)
+
+    @property
     def vocabulary_size(self) -> int:
         """How many tokens there are, end-of-text included."""
         return self.encoding.n_vocab
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what determines the ids: how words are split, and the tokens; of json, the whole file."""
+        """SHA-256, in hex, of what determines the ids: how words are split, and the tokens.
+
+        Of json, the whole file, and what begins a text if anything does.
+        """
         if self.kind == "json":
-            return hashlib.sha256(self.json_text().encode()).hexdigest()
+            begins = "".join(f" {token}" for token in self._bos)
+            return hashlib.sha256((self.json_text() + begins).encode()).hexdigest()
         digest = hashlib.sha256(GPT2_PATTERN.encode())
         for token in self.token_bytes:
             digest.update(len(token).to_bytes(4, "little") + token)
@@ -156,29 +180,46 @@ class Tokenizer:
         return self.encoding.encode(text, allowed_special="all")
 
     def encode_titles(self, titles: Sequence[str]) -> np.ndarray:
-        """Ids of all titles, end-of-text after each: uint32. As `encode`, in one call of the library."""
+        """Ids of all titles, end-of-text after each, and before it what the model's own tokenizer begins with: uint32.
+
+        As `encode`, in one call of the library where that is faster.
+        """
         # a literal <|endoftext|> is text like any other, not the token
         if isinstance(self.encoding, JsonEncoding) or any(END_OF_TEXT in title for title in titles):
-            return np.array([i for title in titles for i in (*self.encode(title), self.end_of_text)], np.uint32)
+            rows = ((*self._bos, *self.encode(title), self.end_of_text) for title in titles)
+            return np.array([i for row in rows for i in row], np.uint32)
         return self.encoding.encode_to_numpy(
             "".join(title + END_OF_TEXT for title in titles), allowed_special={END_OF_TEXT}
         )
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids: what ends a text left out; what is no UTF-8, or no token, becomes U+FFFD."""
-        known = range(self.vocabulary_size)
-        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in ids if i not in self.ends]
+    def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        """Text of token ids as it goes on from the ids `after`, so that the space between them is neither lost nor new.
+
+        What begins and ends a text is left out; what is no UTF-8, or no token, becomes U+FFFD.
+        """
+        known, silent = range(self.vocabulary_size), {*self.ends, *self._bos}
+        shown = [i for i in ids if i not in silent]
+        parts = [self.token_bytes[i] if i in known else NO_TOKEN for i in shown]
+        begins = shown and shown[0] in known and silent.issuperset(after)
+        if isinstance(self.encoding, JsonEncoding) and begins:
+            parts[0] = self.encoding.first_bytes(shown[0])
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def bytes_per_token(self) -> np.ndarray:
-        """Length of each token in bytes: int64 [V]; end-of-text counts 1, for the line break it stands for."""
+        """Length of each token in bytes: int64 [V]; end-of-text counts 1, for the line break it stands for.
+
+        Where a title's first token brings a space of its own, that space is the line break; what begins a text is none.
+        """
         lengths = np.array([len(token) for token in self.token_bytes], np.int64)
         lengths[self.end_of_text] = 1
+        if isinstance(self.encoding, JsonEncoding):
+            lengths[list(self._bos)] = 0
+            lengths[self.end_of_text] -= self.encoding.begins_with_space
         return lengths
 
     def json_text(self) -> str:
         """The tokenizer as Hugging Face's tokenizer.json."""
-        return self.stored_json or _json_from_tokens(self.token_bytes[: self.end_of_text])
+        return self.stored_json or json_from_tokens(self.token_bytes[: self.end_of_text])
 
     def files(self) -> dict[str, bytes]:
         """What a checkpoint keeps of it, by file name, and `from_files` reads: nothing of gpt2."""
@@ -197,61 +238,3 @@ def load_tokenizer(config: TokenizerConfig, titles: pa.Array) -> Tokenizer:
     if config.kind == "json":
         raise FaiscaError("tokenizer.kind json is a ported model's: begin with that model (--from), or choose bpe")
     return Tokenizer.train(titles.to_pylist(), config.vocabulary_size)
-
-
-def _byte_level(model: models.BPE) -> HuggingFaceTokenizer:
-    tokenizer = HuggingFaceTokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _json_with_end_of_text(tokenizer: HuggingFaceTokenizer) -> str:
-    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return str(tokenizer.to_str(pretty=True))
-
-
-def _problem(state: dict[str, Any]) -> str | None:
-    """What in a parsed tokenizer.json is not as in ours; None where tiktoken's engine gives the same ids."""
-    model, splitter = state["model"], state["pre_tokenizer"] or {}
-    options = ("dropout", "byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    if model["type"] != "BPE":
-        return f"a {model['type']} model"
-    if state["normalizer"] or any(model[option] for option in options):
-        return "a normalizer or model options of its own"
-    if splitter.get("type") != "ByteLevel" or splitter["add_prefix_space"] or not splitter["use_regex"]:
-        return "words that are not split as GPT-2 splits them"
-    if not _ids_follow_merges(model, state["added_tokens"]):
-        return "tokens other than 256 bytes, their merges in order, and <|endoftext|>"
-    return None
-
-
-def _encoding(state: dict[str, Any]) -> tiktoken.Encoding:
-    byte_of = {character: byte for byte, character in byte_characters().items()}
-    tokens = {token: i for token, i in state["model"]["vocab"].items() if token != END_OF_TEXT}
-    ranks = {bytes(byte_of[c] for c in token): i for token, i in tokens.items()}
-    specials = {END_OF_TEXT: len(ranks)}
-    return tiktoken.Encoding("bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
-
-
-def _ids_follow_merges(model: dict[str, Any], added: list[dict[str, Any]]) -> bool:
-    vocabulary = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
-    single = {token for token, i in vocabulary.items() if i < 256}
-    merged = [vocabulary[left + right] for left, right in model["merges"]]
-    return (
-        sorted(vocabulary.values()) == list(range(len(vocabulary)))
-        and single == set(byte_characters().values())
-        and merged == list(range(256, len(vocabulary)))
-        and [(token["content"], token["id"]) for token in added] == [(END_OF_TEXT, len(vocabulary))]
-    )
-
-
-def _json_from_tokens(tokens: list[bytes]) -> str:
-    """tokenizer.json from tokens in the order of their ranks."""
-    characters = byte_characters()
-    texts = ["".join(characters[byte] for byte in token) for token in tokens]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    pairs = [merged_from(token, ranks) for token in tokens if len(token) > 1]
-    merges = [(texts[ranks[left]], texts[ranks[right]]) for left, right in pairs]
-    vocabulary = {text: rank for rank, text in enumerate(texts)}
-    return _json_with_end_of_text(_byte_level(models.BPE(vocab=vocabulary, merges=merges)))

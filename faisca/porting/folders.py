@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from faisca.data.tokenizer import END_OF_TEXT
+from faisca.data.byte_level import END_OF_TEXT
+from faisca.data.json_encoding import JsonEncoding, json_file
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.porting.formats import Portable, read_json
@@ -71,6 +73,7 @@ def model_card(portable: Portable) -> str:
         dim=model.dim,
         context=model.context,
         tokens=f"{portable.tokenizer.vocabulary_size:,}",
+        vocabulary="vocabulary" if portable.tokenizer.kind == "json" else "byte-level BPE",
         training=_training(portable),
         longest=longest,
         trust=trust,
@@ -97,15 +100,30 @@ def _write_tokenizer(portable: Portable, folder: Path) -> None:
         "tokenizer.json": tokenizer.json_text().encode(),
         "tokenizer_config.json": _json(_tokenizer_config(portable)).encode(),
     }
-    for name, content in {**ours, **tokenizer.companions}.items():
+    for name, content in {**ours, **tokenizer.companions, **_plain_class(tokenizer)}.items():
         (folder / name).write_bytes(content)
+
+
+def _plain_class(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """tokenizer_config.json of what is no byte-level BPE, with the class that reads tokenizer.json as it is.
+
+    transformers' Llama, T5 and others take its vocabulary alone and build the rest anew: spaces at the beginning of a
+    text get other ids than the model was trained with.
+    """
+    if not isinstance(tokenizer.encoding, JsonEncoding) or tokenizer.encoding.byte_level:
+        return {}
+    name = "tokenizer_config.json"
+    stated = json_file(tokenizer.companions, name, "the tokenizer's files")
+    if stated.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return {}
+    return {name: _json(stated | {"tokenizer_class": "PreTrainedTokenizerFast"}).encode()}
 
 
 def _generation_config(portable: Portable) -> dict[str, Any]:
     """Sampling as the run samples, so that a short prompt stays within the context."""
     end_of_text, sample = portable.tokenizer.end_of_text, portable.training.get("config", {}).get("sample", {})
     longest = min(sample.get("max_new_tokens", 32), portable.model.context // 2)
-    config = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "max_new_tokens": longest}
+    config = {"bos_token_id": portable.tokenizer.beginning[0], "eos_token_id": end_of_text, "max_new_tokens": longest}
     if sample.get("temperature"):
         config |= {"do_sample": True} | {key: sample[key] for key in ("temperature", "top_k", "top_p") if key in sample}
     return config
@@ -152,7 +170,7 @@ tags: [{tag}, mlx, faisca]
 # {title}
 
 A {kind}-style decoder with {parameters} parameters: {blocks} blocks of width {dim}, a context of {context} tokens, and
-a byte-level BPE of {tokens} tokens. Trained and exported with Faísca MLX; an educational model, not a source of facts.
+a {vocabulary} of {tokens} tokens. Trained and exported with Faísca MLX; an educational model, not a source of facts.
 
 ## Training
 

@@ -15,7 +15,8 @@ import numpy as np
 from faisca.backends import BACKENDS
 from faisca.config import STAGES, ModelConfig
 from faisca.config.files import config_from_dict
-from faisca.data.tokenizer import END_OF_TEXT, Tokenizer
+from faisca.data.byte_level import END_OF_TEXT
+from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import check_shapes
 from faisca.system.tensors import STORED, Tensors, check_finite

@@ -24,6 +24,7 @@ from faisca.porting.formats import (
 )
 from faisca.porting.layouts import gpt2, layout, llama
 from faisca.porting.layouts.layout import Layout, check_config
+from faisca.porting.libraries import convert_tokenizer
 from faisca.porting.weight_files import read_file
 from faisca.system.tensors import Tensors
 from faisca.text import json_text
@@ -50,14 +51,15 @@ def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
     options = {"tie_embeddings": HEAD not in theirs, **found.read_model(config, source)}
     model = model_config(options | {"initial_range": config.get("initializer_range", 0.0)}, source)
     theirs = _one_head(_prefixed(theirs, found, model), found, model, folder)
+    tokenizer, converted = _read_tokenizer(folder, config, tokenizer_json)
     return Portable(
         format="hf",
         found=f"a Hugging Face {config['model_type']} folder ({theirs.dtype})",
         model=model,
         parameters=layout.to_ours(theirs, found, model, str(folder)),
-        tokenizer=_read_tokenizer(folder, config, tokenizer_json),
+        tokenizer=tokenizer,
         training=training,
-        notes=tuple(f"{source}: nothing is known here of {key}, which is left out" for key in unknown),
+        notes=(*(f"{source}: nothing is known here of {key}, which is left out" for key in unknown), *converted),
         dtype=theirs.dtype,
     )
 
@@ -91,7 +93,7 @@ def config_json(portable: Portable, dtype: str = "float32") -> dict[str, Any]:
     """config.json: the family's names, those that mlx-lm reads, and what the way back needs."""
     model, tokenizer = portable.model, portable.tokenizer
     ends = list(tokenizer.ends)
-    begin = _companion(tokenizer, "generation_config.json").get("bos_token_id", tokenizer.end_of_text)
+    begin = _companion(tokenizer, "generation_config.json").get("bos_token_id", tokenizer.beginning[0])
     return {
         **layout_of(portable).config(model),
         **{"bos_token_id": begin, "eos_token_id": ends[0] if len(ends) == 1 else ends},
@@ -176,18 +178,25 @@ def _indexed(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _read_tokenizer(folder: Path, config: Mapping[str, Any], named: Path | None) -> Tokenizer:
-    own = folder / "tokenizer.json"
+def _read_tokenizer(folder: Path, config: Mapping[str, Any], named: Path | None) -> tuple[Tokenizer, list[str]]:
+    """The folder's tokenizer, and a note where it had to be converted."""
+    own, slow = folder / "tokenizer.json", folder / "tokenizer.model"
     if named and own.is_file():
         raise FaiscaError(f"--tokenizer does not go with {folder}, which has its own: leave it out")
-    if not named and not own.is_file():
+    if not named and not own.is_file() and not slow.is_file():
         raise FaiscaError(
             f"{folder} has no tokenizer.json: name the model's with --tokenizer FILE; "
             f"transformers.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}') writes one"
         )
     stated = as_ids(config.get("eos_token_id", 50256 if config["model_type"] == "gpt2" else None))
     companions = {name: _read_bytes(folder / name) for name in COMPANIONS if (folder / name).is_file()}
-    tokenizer = read_tokenizer(named or own, companions, stated[0] if stated else None)
+    end, notes = stated[0] if stated else None, list[str]()
+    if named or own.is_file():
+        tokenizer = read_tokenizer(named or own, companions, end)
+    else:
+        text, library = convert_tokenizer(folder)
+        tokenizer = Tokenizer.from_files({"tokenizer.json": text.encode(), **companions}, str(slow), end)
+        notes.append(f"{folder} has no tokenizer.json: {library} made one of its tokenizer.model")
     if tokenizer.kind == "json":
         tokenizer = _with_end_of_text(tokenizer, stated)
     strange = [i for i in stated if i not in tokenizer.ends]
@@ -196,7 +205,7 @@ def _read_tokenizer(folder: Path, config: Mapping[str, Any], named: Path | None)
             f"{folder / 'config.json'}: eos_token_id {strange[0]} is not the tokenizer's end of text, "
             f"{tokenizer.end_of_text}: correct it"
         )
-    return tokenizer
+    return tokenizer, notes
 
 
 def _with_end_of_text(tokenizer: Tokenizer, stated: list[int]) -> Tokenizer:

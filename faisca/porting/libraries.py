@@ -67,5 +67,19 @@ def open_exported(library: str, folder: Path) -> Reader:
     return cast(Reader, _interop(library).open_exported(folder=folder))
 
 
+def convert_tokenizer(folder: Path) -> tuple[str, str]:
+    """tokenizer.json of a folder that has a tokenizer.model alone, and which library made it; FaiscaError if none."""
+    remedy = "pip install sentencepiece protobuf 'transformers>=5,<6', or name its tokenizer.json with --tokenizer FILE"
+    library = next((row.reader for row in BACKENDS.values() if missing_package(row.reader) is None), None)
+    if library is None:
+        raise FaiscaError(
+            f"{folder} has a tokenizer.model and no tokenizer.json, and nothing here converts it: {remedy}"
+        )
+    try:
+        return cast(str, _interop(library).convert_tokenizer(folder=folder)), library
+    except FaiscaError as error:
+        raise FaiscaError(f"{error}; {remedy}") from error
+
+
 def _interop(library: str) -> Any:
     return importlib.import_module(f"faisca_{TWINS[library]}.interop")

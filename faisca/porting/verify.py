@@ -80,7 +80,7 @@ def compare(source: Reader, target: Reader, portable: Portable, told: Callable[[
     """Ask both what they make of `portable`, see the module's docstring; `told` comes before each of `QUESTIONS`."""
     model, tokenizer = portable.model, portable.tokenizer
     count = min(NEW_TOKENS, model.context // 2)
-    prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)][: model.context - count] for text in TEXTS]
+    prompts = [[*tokenizer.beginning, *tokenizer.encode(text)][: model.context - count] for text in TEXTS]
     rows, apart, size = [*prompts, _random_row(model)], list[float](), 0.0
     for row in rows:
         told()
@@ -111,7 +111,7 @@ def compare(source: Reader, target: Reader, portable: Portable, told: Callable[[
 
 def largest_difference(one: Reader, other: Reader, portable: Portable) -> float:
     """Of the logits of two models, on the texts that are continued and on random tokens."""
-    texts = [[portable.tokenizer.end_of_text, *portable.tokenizer.encode(text)] for text in TEXTS[:PROMPTS]]
+    texts = [[*portable.tokenizer.beginning, *portable.tokenizer.encode(text)] for text in TEXTS[:PROMPTS]]
     rows = [*(row[: portable.model.context] for row in texts), _random_row(portable.model)]
     return max(float(np.abs(one.logits(row) - other.logits(row)).max()) for row in rows)
 

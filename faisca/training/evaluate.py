@@ -100,7 +100,8 @@ def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> 
     loss, bits = measure_loss(setup, model, yardsticks["validation"])
     portugal, _ = measure_loss(setup, model, yardsticks["portugal"])
     # What it writes for GRPO's prompts, sampled as GRPO samples: the completion alone is judged.
-    texts = [setup.tokenizer.decode(completion) for completion in count_completions(setup, model)[1]]
+    prompts, completions = count_completions(setup, model)
+    texts = list(map(setup.tokenizer.decode, completions, prompts))
     mean, deviation = None, None
     if setup.reward is not None:
         mean, deviation = mean_and_deviation(score(setup.reward, setup.config.grpo.reward, texts))

@@ -1,7 +1,8 @@
 """From prompts to completions, for samples, rollouts and users alike.
 
 In training every headline follows an end-of-text, so every prompt is preceded by one here: the
-model then knows that a headline begins, and an empty prompt is possible.
+model then knows that a headline begins, and an empty prompt is possible. A ported model whose
+tokenizer begins texts with a token of its own (Llama's <s>) has that one instead.
 
 Prompts are normalised as titles are: the model knows no other spaces and accents. So a space at the
 end is left out. A token begins with its space (` Norte`), so after `Governo ` the model could only
@@ -36,8 +37,8 @@ def clean(prompt: str) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """Token ids of a prompt, cleaned, end-of-text first; FaiscaError where it does not fit the context."""
-    ids = [tokenizer.end_of_text, *tokenizer.encode(clean(prompt))]
+    """Token ids of a prompt, cleaned, after what begins a text; FaiscaError where it does not fit the context."""
+    ids = [*tokenizer.beginning, *tokenizer.encode(clean(prompt))]
     if len(ids) > context:
         raise FaiscaError(
             f"prompt {shortened(prompt, 40)!r} has {len(ids)} tokens, but the model's context is {context}: shorten it"
@@ -80,4 +81,4 @@ def complete(
 
 def headline(tokenizer: Tokenizer, prompt: str, completion: list[int]) -> str:
     """The text that a reader sees: the prompt and what the model added, on one line."""
-    return " ".join((clean(prompt) + tokenizer.decode(completion)).split())
+    return " ".join((clean(prompt) + tokenizer.decode(completion, tokenizer.encode(clean(prompt)))).split())

@@ -59,7 +59,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
         while stage.step < config.steps:
             # Roll out: the policy writes a group of completions for each prompt of the step.
             written = roll_out(setup, model, stage.step)
-            answers = [setup.tokenizer.decode(ids) for ids in written.completions]
+            answers = list(map(setup.tokenizer.decode, written.completions, written.prompts))
             # Judge: a completion's advantage is its reward against those of its group.
             with stage.nothing_lost():
                 rewards = score(setup.reward, config.reward, answers)

@@ -219,7 +219,8 @@ def _windows(config: Config, stage: str, tokens: np.ndarray) -> Windows:
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that a checkpoint was trained with."""
-    return Tokenizer.from_files(checkpoint.tokenizer_files, str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_files(checkpoint.tokenizer_files, str(checkpoint.folder / "tokenizer.json"))
+    return tokenizer.as_saved(checkpoint.state.tokenizer.get("fingerprint"))
 
 
 def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint | None) -> ModelConfig:

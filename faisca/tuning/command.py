@@ -9,8 +9,8 @@ import tomli_w
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, arg
 
+from faisca.commands.configuration import ConfigOptions, read_config
 from faisca.commands.parse import print_json
-from faisca.commands.train import ConfigOptions, read_config
 from faisca.config import Config
 from faisca.config.files import config_to_dict, load_preset
 from faisca.errors import FaiscaError

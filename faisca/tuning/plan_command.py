@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, arg
 
+from faisca.commands.configuration import ConfigOptions, read_config
 from faisca.commands.parse import print_json
-from faisca.commands.train import ConfigOptions, read_config
 from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters

@@ -8,6 +8,13 @@ FILE, TESTS = "faisca/data/conversations.py", "tests/test_conversations.py::"
 LEARNT = f"{TESTS}test_answers_and_what_closes_them_are_learnt"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
+        "an answer that ended said to be cut",
+        "faisca/loaded_model.py",
+        '"" if answer[-1] in self.tokenizer.ends else limit',
+        "limit",
+        "tests/test_chat.py::test_an_answer_that_is_cut_short_says_so_and_how_to_get_more",
+    ),
+    Mutation(
         "only the first end stops (torch)",
         "faisca_torch/generate.py",
         "np.isin(chosen, end_of_text)",

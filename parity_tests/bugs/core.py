@@ -51,7 +51,7 @@ BUGS = (
     Mutation(
         "rewards for the prompt too",
         GRPO,
-        "answers = [setup.tokenizer.decode(ids) for ids in written.completions]",
+        "answers = list(map(setup.tokenizer.decode, written.completions, written.prompts))",
         "answers = [setup.tokenizer.decode(p + c) for p, c in zip(written.prompts, written.completions, strict=True)]",
         BOUNDARY,
     ),

@@ -8,15 +8,15 @@ BUGS = (
     Mutation(
         "shares counted over prompts too",
         EVALUATION,
-        "texts = [setup.tokenizer.decode(completion) for completion in count_completions(setup, model)[1]]",
-        "texts = [setup.tokenizer.decode(p + c) for p, c in zip(*count_completions(setup, model), strict=True)]",
+        "texts = list(map(setup.tokenizer.decode, completions, prompts))",
+        "texts = [setup.tokenizer.decode(p + c) for p, c in zip(prompts, completions, strict=True)]",
         MEASURES,
     ),
     Mutation(
         "shares counted over prompts alone",
         EVALUATION,
-        "count_completions(setup, model)[1]]",
-        "count_completions(setup, model)[0]]",
+        "list(map(setup.tokenizer.decode, completions, prompts))",
+        "list(map(setup.tokenizer.decode, prompts, completions))",
         MEASURES,
     ),
     Mutation(

@@ -11,7 +11,54 @@ FOLDERS, TENSORS = "faisca/porting/huggingface.py", "faisca/system/tensors.py"
 TESTS = "tests/test_porting_families.py::"
 IN_AND_OUT = f"{TESTS}test_a_family_comes_in_and_goes_out_again"
 REFUSED = f"{TESTS}test_what_we_do_not_compute_is_refused_by_name"
+TOKENIZER, ENCODING, KINDS = (
+    "faisca/data/tokenizer.py",
+    "faisca/data/json_encoding.py",
+    "tests/test_tokenizer_kinds.py::",
+)
 BUGS: tuple[Mutation, ...] = (
+    Mutation(
+        "the space before a completion lost",
+        TOKENIZER,
+        "shown[0] in known and silent.issuperset(after)",
+        "shown[0] in known",
+        f"{KINDS}test_a_headline_has_the_space_that_the_model_wrote[llama 2]",
+    ),
+    Mutation(
+        "a space before the first word",
+        TOKENIZER,
+        "parts[0] = self.encoding.first_bytes(shown[0])",
+        "pass",
+        f"{KINDS}test_ids_and_text_are_those_of_transformers[mistral]",
+    ),
+    Mutation(
+        "a prompt without what the model's own tokenizer begins with",
+        TOKENIZER,
+        "return self._bos or (self.end_of_text,)",
+        "return (self.end_of_text,)",
+        f"{KINDS}test_a_text_begins_as_the_models_own_tokenizer_begins_it[llama 2]",
+    ),
+    Mutation(
+        "a title without what the model's own tokenizer begins with",
+        TOKENIZER,
+        "((*self._bos, *self.encode(title), self.end_of_text)",
+        "((*self.encode(title), self.end_of_text)",
+        f"{KINDS}test_titles_are_as_many_bytes_as_they_are[llama 2]",
+    ),
+    Mutation(
+        "bytes of a character as text of their own",
+        ENCODING,
+        "return bytes.fromhex(byte[1])",
+        'return bytes.fromhex(byte[1]).decode("utf-8", "replace").encode()',
+        f"{KINDS}test_a_character_of_several_tokens_is_whole_where_they_are[mistral]",
+    ),
+    Mutation(
+        "a class that builds the tokenizer anew",
+        "faisca/porting/folders.py",
+        "or tokenizer.encoding.byte_level:",
+        "or tokenizer.encoding:",
+        "tests/test_porting_tokenizers.py::test_it_comes_in_and_goes_out_with_the_same_ids_and_texts[llama 2]",
+    ),
     Mutation(
         "rotation's base written in one place only",
         ROPE,
