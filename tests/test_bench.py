@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -410,3 +411,19 @@ def test_elsewhere_nothing_is_said_of_apple():
 def test_the_machine_is_described_without_naming_its_user():
     described = json.dumps(machine.describe_machine())
     assert os.uname().nodename not in described and str(Path.home()) not in described
+
+
+def test_a_file_also_says_how_to_compute_unless_an_option_does(tmp_path, monkeypatch):
+    seen: list[Any] = []
+
+    def note(work: Any, names: Any, run: Any, *_: Any) -> None:
+        seen.append((run.loss_chunk, run.compile))
+        raise FaiscaError("seen")
+
+    monkeypatch.setattr("faisca.bench.command.run_benchmark", note)
+    file = tmp_path / "wide.toml"
+    file.write_text('preset = "tiny"\n[run]\nloss_chunk = 300\ncompile = "off"\n')
+    for more in ([], ["--compile", "on"]):
+        with pytest.raises(FaiscaError, match="seen"):
+            bench(["--config", str(file), "--json", str(tmp_path / "results.json"), *more])
+    assert seen == [(300, "off"), (300, "on")]

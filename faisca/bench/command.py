@@ -9,10 +9,10 @@ import errno
 import math
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -28,7 +28,6 @@ from faisca.bench.table import markdown_table, print_table
 from faisca.bench.work import LONG_PROMPT, make_work
 from faisca.bench.worker import BASELINES, find_baseline
 from faisca.commands.parse import parse, print_json
-from faisca.config import RunConfig
 from faisca.config.sections import DeviceName
 from faisca.errors import FaiscaError
 from faisca.porting.libraries import missing_package
@@ -51,7 +50,8 @@ class BenchOptions:
     preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: spark)")] = None
     """whose sizes to measure"""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """a TOML file with other sizes, laid on the preset: benchmarks/smollm2.toml of a checkout has SmolLM2-135M's"""
+    """a TOML file with other sizes, laid on the preset: benchmarks/smollm2.toml of a checkout has SmolLM2-135M's; its
+    section run says how to compute, unless an option does"""
     quick: FlagCreatePairsOff[bool] = False
     """smaller batches and fewer rounds: a minute or so for spark on two idle cores, several on busy ones"""
     rounds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 5, with --quick 3)")] = None
@@ -108,7 +108,8 @@ def bench(argv: list[str]) -> int:
     path = options.json or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}.json")
     _check_writable(path)  # before minutes of measuring
     names = [*_backends(options.backends), *_listed(options.peers)]
-    run = RunConfig(device=options.device, dtype=options.dtype, compile=options.compile)
+    asked: dict[str, Any] = {"device": options.device, "dtype": options.dtype, "compile": options.compile}
+    run = replace(work.config.run, **{name: value for name, value in asked.items() if value != "auto"})
     rounds = options.rounds or (3 if options.quick else 5)
     results = run_benchmark(work, names, run, rounds, _listed(options.cases) or ALL, options.sustained)
     write_named("--json", path, (json_text(explained(results), indent=2) + "\n").encode())
