@@ -5,7 +5,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import groupby
 from numbers import Real
@@ -35,8 +35,12 @@ def titles_name(url_contains: str) -> str:
     return url_contains.strip("/") or "SFT"
 
 
-def reward_title(reward: str) -> str:
-    """`grpo.reward` as tables and charts name it: a file without its folder, and not too long."""
+def reward_title(reward: str | Sequence[str]) -> str:
+    """`grpo.reward` as tables and charts name it: a file without its folder, and not too long; several by number."""
+    names = reward.split(" + ") if isinstance(reward, str) else reward
+    if len(names) > 1:
+        return f"reward (sum of {len(names)})"
+    reward = names[0]
     kind, colon, rest = reward.rpartition(":")
     name = f"{Path(kind).name}{colon}{rest}" if kind.endswith(".py") else reward
     if len(name) > LONGEST_NAME:

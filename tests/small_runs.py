@@ -21,7 +21,9 @@ from faisca.runs.log import read_records
 PLACES = "Lisboa Porto Braga Faro Coimbra Évora Aveiro Viseu Leiria Setúbal".split()
 SUBJECTS = "Governo Câmara Tribunal Hospital Escola Clube Empresa Sindicato".split()
 ACTIONS = "anuncia medidas|abre inquérito|fecha portas|vence jogo|perde recurso|aprova plano|adia obras".split("|")
-TIMED = {"seconds", "tokens_per_second", "peak_memory_bytes"}
+TIMED = {"seconds", "tokens_per_second", "peak_memory_bytes"} | {
+    f"seconds_{part}" for part in ("rollout", "scoring", "update")
+}
 """what may differ between two equal runs"""
 
 OPTIONS = """

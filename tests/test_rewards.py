@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faisca.errors import FaiscaError
-from faisca.training.rewards import football, group_advantages, keyword_reward, load_reward, score, share, words
+from faisca.rewards.built_in import Phrases, football, share, words
+from faisca.rewards.judge import Judge
+from faisca.rewards.named import load_reward
+from faisca.rewards.samples import Samples
+from faisca.training.rewards import group_advantages
 
 # --- words --------------------------------------------------------------------------------------
 
@@ -45,7 +49,7 @@ def test_words_are_composed_folded_and_without_punctuation():
 
 
 def test_keyword_reward_is_one_number_a_completion():
-    assert keyword_reward(frozenset({"vento"}))(["Vento forte", "chuva", ""]) == [1.0, 0.0, 0.0]
+    assert Phrases({"vento"})(["Vento forte", "chuva", ""]) == [1.0, 0.0, 0.0]
 
 
 def test_keywords_of_a_name_are_matched_as_words_are():
@@ -93,9 +97,13 @@ def write(folder, body: str, name: str = "mine.py"):
     return path
 
 
+def score(name: str, completions: list[str]) -> np.ndarray:
+    return Judge((name,)).score(Samples.of_texts(completions)).total
+
+
 def complaint(name: str, completions: list[str] | None = None) -> str:
     with pytest.raises(FaiscaError) as caught:
-        score(load_reward(name), name, completions or ["a", "b", "c"])
+        score(name, completions or ["a", "b", "c"])
     return str(caught.value)
 
 
@@ -117,7 +125,7 @@ GOOD = {
 def test_a_function_in_a_file(tmp_path, body):
     name = f"{write(tmp_path, body)}:f"
     completions = ["a", "bb", "ccc"]
-    rewards = score(load_reward(name), name, completions)
+    rewards = score(name, completions)
     assert rewards.dtype == np.float64
     assert rewards.tolist() == ([1, 0, 0] if "== 1" in body else [1, 2, 3])
     assert completions == ["a", "bb", "ccc"]
@@ -126,7 +134,7 @@ def test_a_function_in_a_file(tmp_path, body):
 def test_nan_and_none_pass_a_completion(tmp_path):
     path = write(tmp_path, "def f(texts): return [1, float('nan'), None]")
     name = f"{path}:f"
-    assert np.isnan(score(load_reward(name), name, ["a", "b", "c"])).tolist() == [False, True, True]
+    assert np.isnan(score(name, ["a", "b", "c"])).tolist() == [False, True, True]
 
 
 HOSTILE = {
@@ -161,7 +169,7 @@ def test_a_bad_reward_is_one_line_that_names_it(tmp_path, body, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fotball", "choose football, keywords:WORD,SOME PHRASE or FILE.py:FUNCTION"),
+        ("fotball", "choose football, keywords:WORD,SOME PHRASE, regex:PATTERN, length:LEAST-MOST, distinct"),
         ("", "choose football"),
         ("keywords:", "names no words: write keywords:WORD,SOME PHRASE, with commas between keywords"),
         ("keywords:, ,", "names no words"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from small_models import open_twin, read_lines, run_faisca, same_arrays
+from small_runs import TIMED
 
 from faisca.cli import main
 from faisca.config import Config

@@ -182,7 +182,7 @@ def evaluate(argv: list[str]) -> int:
 def _named(measured: dict[str, float], config: Config) -> dict[str, float]:
     """The measures by the names that people see, which follow the run's configuration."""
     names = {"portugal_validation_loss": f"{titles_name(config.sft.url_contains)} validation loss"}
-    if config.grpo.reward != "football":
+    if config.grpo.reward != ("football",):
         names |= {"reward": reward_title(config.grpo.reward), "reward_std": "its spread"}
         measured = {name: value for name, value in measured.items() if name != "football_share"}
     return {names.get(name, name.replace("_", " ")): value for name, value in measured.items()}

@@ -20,11 +20,12 @@ from faisca.config import Config
 from faisca.data.conversations import Conversations
 from faisca.data.headlines import Titles
 from faisca.data.windows import evaluation_batches, target_bytes
+from faisca.rewards.built_in import football, share
 from faisca.runs.measures import Measures
 from faisca.streams import uniforms
 from faisca.text import titles_name
 from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
-from faisca.training.rewards import football, mean_and_deviation, score, share
+from faisca.training.rewards import mean_and_deviation, samples
 from faisca.training.setup import Setup
 
 
@@ -87,8 +88,8 @@ def show_samples(setup: Setup, model: Model, step: int = 0) -> list[str]:
 def count_completions(setup: Setup, model: Model) -> tuple[list[list[int]], list[list[int]]]:
     """The prompts and completions (token ids) over which shares are counted, always the same draws."""
     grpo, rows = setup.config.grpo, setup.config.sample.counted
-    texts = [grpo.prompts[i % len(grpo.prompts)] for i in range(rows)]
-    prompts = [encode_prompt(setup.tokenizer, text, setup.model_config.context) for text in texts]
+    tasks = setup.tasks.in_turn(rows)
+    prompts = [encode_prompt(setup.tokenizer, task.prompt, setup.model_config.context) for task in tasks]
     # Always step 0: two models are compared on the same draws.
     draws = uniforms(setup.seed, "completions counted", step=0, rows=rows, columns=grpo.max_new_tokens)
     return prompts, list(complete(setup, model, prompts, rollout_sampling(grpo), draws))
@@ -100,10 +101,12 @@ def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> 
     loss, bits = measure_loss(setup, model, yardsticks["validation"])
     portugal, _ = measure_loss(setup, model, yardsticks["portugal"])
     # What it writes for GRPO's prompts, sampled as GRPO samples: the completion alone is judged.
-    texts = [setup.tokenizer.decode(completion) for completion in count_completions(setup, model)[1]]
+    completions = count_completions(setup, model)[1]
+    texts = [setup.tokenizer.decode(completion) for completion in completions]
     mean, deviation = None, None
     if setup.reward is not None:
-        mean, deviation = mean_and_deviation(score(setup.reward, setup.config.grpo.reward, texts))
+        given = samples(setup.tasks.in_turn(len(texts)), texts, completions)
+        mean, deviation = mean_and_deviation(setup.reward.score(given).total)
     return Measures(
         validation_loss=loss,
         bits_per_byte=bits,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -31,10 +31,19 @@ from faisca.system.interrupts import StopRequest, stop_on_signals
 from faisca.system.memory import peak_resident_bytes, reset_peak
 from faisca.system.progress_bar import Tracker
 from faisca.training.evaluate import Yardstick, make_yardsticks
-from faisca.training.generate import encode_prompt, ends_in_space
-from faisca.training.rewards import load_reward
+from faisca.training.generate import encode_prompt
 from faisca.training.setup import Setup
-from faisca.training.start import held_out_by, open_conversations, without_filter
+from faisca.training.start import (
+    check_tasks,
+    held_out_by,
+    open_conversations,
+    open_judge,
+    task_words,
+    without_filter,
+)
+
+KEPT = ("metrics_bytes", "metrics_sha256", "completions_bytes", "completions_sha256")
+"""what a checkpoint says of the run's files"""
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Run:
             "preset": self.config.preset,
             "seed": self.setup.seed,
             "parameters": count_parameters(self.setup.model_config),
-            "reward": self.config.grpo.reward,
+            "reward": " + ".join(self.config.grpo.reward),
             "sft_url_contains": self.config.sft.url_contains,
             "stages": self.stages,
         }
@@ -127,13 +136,20 @@ def open_run(
     headlines = load_headlines(config.data, hold_out_seed, address_filters(config), seen)
     titles = select_titles(headlines, config)
     setup, reason = _open_setup(config, titles, checkpoint)
+    judge = setup.reward
+    assert judge is not None, "a run that trains has its rewards"
     chats = open_conversations(setup, hold_out_seed)
     # Then take the folder: one run at a time writes there, and never over another run.
     with nullcontext() if resuming else hold_folder(folder):
         _prepare_folder(setup, folder, resuming)
         begun = checkpoint.state if checkpoint and resuming else None
-        kept = {name: getattr(begun, name) for name in ("metrics_bytes", "metrics_sha256")} if begun else {}
-        with RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log, stop_on_signals() as stop:
+        kept = {name: getattr(begun, name) for name in KEPT} if begun else {}
+        with (
+            RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log,
+            stop_on_signals() as stop,
+            closing(judge),
+        ):
+            judge.say = log.say
             for line in (reason, *_words(setup, headlines)):
                 log.say(line)
             windows, yardsticks = _tokenised(setup, titles, log, chats)
@@ -164,9 +180,9 @@ def _open_setup(config: Config, titles: Titles, checkpoint: Checkpoint | None) -
         tokenizer = load_tokenizer(config.tokenizer, titles["pretrain"][0])
     model_config = _model_config(config, tokenizer, checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
-    for prompt in (config.sample.prompt, *config.grpo.prompts):
-        encode_prompt(tokenizer, prompt, config.model.context)  # refuses one that does not fit
-    setup = Setup(config, backend, runtime, tokenizer, model_config, load_reward(config.grpo.reward))
+    encode_prompt(tokenizer, config.sample.prompt, config.model.context)  # refuses one that does not fit
+    setup = Setup(config, backend, runtime, tokenizer, model_config, open_judge(config.grpo))
+    check_tasks(setup)
     return setup, f"backend {name}: {reason}"
 
 
@@ -245,5 +261,4 @@ def _words(setup: Setup, headlines: Headlines) -> Iterator[str]:
         f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
     )
     yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
-    for prompt in filter(ends_in_space, setup.config.grpo.prompts):
-        yield f"prompt {prompt!r}: the space at its end is left out, for tokens bring their own"
+    yield from task_words(setup)
