@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from faisca.errors import FaiscaError
-from faisca.runs.plots import draw_charts, grpo_chart, series, smooth, training_chart
+from faisca.runs.charts.curves import series, smooth
+from faisca.runs.charts.grpo import grpo_chart
+from faisca.runs.plots import draw_charts, training_chart
 
 
 def training_records(steps: int = 60) -> list[dict]:
