@@ -13,6 +13,7 @@ from faisca.config import GRPOConfig, SampleConfig
 from faisca.data.prompts import Task
 from faisca.data.tokenizer import Tokenizer
 from faisca.parameters import initial_parameters
+from faisca.rewards.advantages import group_advantages
 from faisca.rewards.judge import Scores
 from faisca.training.evaluate import kl_divergence
 from faisca.training.grpo import (
@@ -24,7 +25,6 @@ from faisca.training.grpo import (
     update_policy,
     with_log_probs,
 )
-from faisca.training.rewards import group_advantages
 from faisca.training.rollout_report import Round, measure_round
 from faisca.training.setup import Setup
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faisca.errors import FaiscaError
+from faisca.rewards.advantages import group_advantages
 from faisca.rewards.built_in import Phrases, football, share, words
 from faisca.rewards.judge import Judge
 from faisca.rewards.named import load_reward
 from faisca.rewards.samples import Samples
-from faisca.training.rewards import group_advantages
 
 # --- words --------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from faisca.training.rewards import group_advantages
+from faisca.rewards.advantages import group_advantages
 from faisca.training.rollout_report import MEANING, SignalWatch, best_and_worst, missing_signal, notes
 
 NAN = math.nan

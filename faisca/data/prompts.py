@@ -17,7 +17,7 @@ from faisca.streams import permutation
 from faisca.text import in_one_line
 
 RESERVED = ("completions", "completion_ids", "prompts")
-"""names that rewards get other things by"""
+"""what every reward is offered: columns cannot have these names"""
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ is one as well, [{"role": "assistant", "content": TEXT}], for functions of a use
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from faisca.data.prompts import RESERVED, Task
+
 Function = Callable[..., Any]
-GIVEN = ("completions", "prompts", "completion_ids")
-"""what every function is offered; columns of a file cannot have these names"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class Samples:
     def of_texts(completions: list[str]) -> "Samples":
         """Completions of an empty prompt."""
         return Samples(completions, [""] * len(completions), [[] for _ in completions])
+
+    @staticmethod
+    def of_tasks(tasks: Sequence[Task], answers: list[str], completions: list[list[int]]) -> "Samples":
+        """Answers, row by row, as texts and as token ids, beside what they answer."""
+        columns = {name: [task.columns[name] for task in tasks] for name in tasks[0].columns}
+        return Samples(answers, [task.prompt for task in tasks], completions, columns)
 
     def row(self, i: int) -> "Samples":
         """One completion alone."""
@@ -84,7 +90,7 @@ def arguments(function: Function, offered: Mapping[str, Any]) -> tuple[list[Any]
 
 def missing(function: Function, columns: Iterable[str]) -> list[str]:
     """The names that a function cannot do without, and nobody gives it."""
-    known = {*GIVEN, *columns}
+    known = {*RESERVED, *columns}
     if column := getattr(function, "column", None):
         return [column] if column not in known else []
     parameters = _parameters(function)

@@ -20,12 +20,13 @@ from faisca.config import Config
 from faisca.data.conversations import Conversations
 from faisca.data.headlines import Titles
 from faisca.data.windows import evaluation_batches, target_bytes
+from faisca.rewards.advantages import mean_and_deviation
 from faisca.rewards.built_in import football, share
+from faisca.rewards.samples import Samples
 from faisca.runs.measures import Measures
 from faisca.streams import uniforms
 from faisca.text import titles_name
 from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
-from faisca.training.rewards import mean_and_deviation, samples
 from faisca.training.setup import Setup
 
 
@@ -105,7 +106,7 @@ def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> 
     texts = [setup.tokenizer.decode(completion) for completion in completions]
     mean, deviation = None, None
     if setup.reward is not None:
-        given = samples(setup.tasks.in_turn(len(texts)), texts, completions)
+        given = Samples.of_tasks(setup.tasks.in_turn(len(texts)), texts, completions)
         mean, deviation = mean_and_deviation(setup.reward.score(given).total)
     return Measures(
         validation_loss=loss,

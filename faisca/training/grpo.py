@@ -15,12 +15,13 @@ import numpy as np
 from faisca.backend import Learner, Metrics, Model, Rollouts
 from faisca.config import GRPOConfig
 from faisca.data.prompts import Task
+from faisca.rewards.advantages import group_advantages
+from faisca.rewards.samples import Samples
 from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import Progress
 from faisca.streams import permutation, uniforms
 from faisca.training.evaluate import count_completions, kl_divergence
 from faisca.training.generate import complete, encode_prompt, rollout_sampling
-from faisca.training.rewards import group_advantages, samples
 from faisca.training.rollout_report import Laps, Round, Watch, measure_round
 from faisca.training.run import Run
 from faisca.training.schedule import learning_rate
@@ -65,7 +66,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             laps.end("rollout")
             # Judge: a completion's advantage is its reward against those of its group.
             with stage.nothing_lost():
-                scores = setup.reward.score(samples(written.tasks, answers, written.completions))
+                scores = setup.reward.score(Samples.of_tasks(written.tasks, answers, written.completions))
             advantages = group_advantages(scores.total, config.group_size, config.scale_rewards)
             laps.end("scoring")
             # Remember what policy and reference think of the completions before any update changes the policy.

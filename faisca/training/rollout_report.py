@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from faisca.data.prompts import Task
+from faisca.rewards.advantages import mean_and_deviation
 from faisca.rewards.built_in import Phrases, distinct_words, football, share
 from faisca.rewards.judge import Scores
 from faisca.rewards.watch import DriftWatch
 from faisca.runs.log import RunLog
 from faisca.system.progress_bar import Note
 from faisca.training.generate import clean
-from faisca.training.rewards import mean_and_deviation
 from faisca.training.setup import Setup
 
 if TYPE_CHECKING:

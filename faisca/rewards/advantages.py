@@ -1,17 +1,6 @@
-"""What rewards are given, and what they turn into: advantages."""
-
-from collections.abc import Sequence
+"""What rewards turn into: advantages."""
 
 import numpy as np
-
-from faisca.data.prompts import Task
-from faisca.rewards.samples import Samples
-
-
-def samples(tasks: Sequence[Task], answers: list[str], completions: list[list[int]]) -> Samples:
-    """What rewards are told, row by row: answers as texts and as token ids, and what they answer."""
-    columns = {name: [task.columns[name] for task in tasks] for name in tasks[0].columns}
-    return Samples(answers, [task.prompt for task in tasks], completions, columns)
 
 
 def mean_and_deviation(rewards: np.ndarray) -> tuple[float | None, float | None]:
