@@ -40,8 +40,8 @@ def spam(records: Records, _: int) -> str | None:
         found = means(records, name)
         if found and found.last > most and found.last > found.first + 0.15:
             return (
-                f"keyword spam: {found.last:.0%} {what}, {found.first:.0%} at the beginning: add the reward distinct, "
-                "which repeated words lower, or raise --grpo.kl-weight"
+                f"keyword spam: {found.last:.0%} {what}, {found.first:.0%} at the beginning: add the rewards distinct, "
+                "which repeated words lower, and length:LEAST-MOST, or raise --grpo.kl-weight"
             )
     return None
 

@@ -62,8 +62,9 @@ def last_words(records: Records, key: str, form: str) -> str:
     return form.format(values[-1]) if len(values) else ""
 
 
-def marker(values: np.ndarray) -> str:
-    return "o" if len(values) <= 40 else ""
+def marker(values: np.ndarray, curves: int = 1) -> str:
+    """Points that are few are marked, and a single one always is."""
+    return "o" if len(values) == 1 or (len(values) <= 40 and curves == 1) else ""
 
 
 def is_number(value: Any) -> bool:

@@ -32,7 +32,7 @@ PANELS: dict[str, tuple[str, dict[str, str], str]] = {
     "entropy": ("entropy (nats per token)", {"entropy": ""}, GREEN),
     "length": ("mean completion length (tokens)", {"completion_length_mean": ""}, PURPLE),
     "shares": (
-        "shares",
+        "shares of completions, of groups",
         {"distinct_share": "distinct", "truncated_share": "truncated", "equal_groups_share": "equal groups"},
         "",
     ),
@@ -107,7 +107,9 @@ def _panel(axes: Axes, records: Records, title: str, curves: dict[str, str], col
     drawn = []
     for (name, label), look in zip(curves.items(), LOOKS * len(curves), strict=False):
         steps, values = series(records, "step", name)
-        axes.plot(steps, values, color=colour or look[0], linestyle=look[1], marker=marker(values), label=label)
+        axes.plot(
+            steps, values, color=colour or look[0], linestyle=look[1], marker=marker(values, len(curves)), label=label
+        )
         drawn.append(values)
     _axis(axes)
     values = np.concatenate(drawn)
@@ -125,7 +127,7 @@ def _length_band(axes: Axes, records: Records) -> None:
     (steps, least), (_, most) = (series(records, "step", f"completion_length_{name}") for name in ("min", "max"))
     if len(least) and len(least) == len(most):
         axes.fill_between(steps, least, most, color=PURPLE, alpha=0.12, linewidth=0)
-        axes.set_title("completion length (mean, shortest to longest)")
+        axes.set_title("completion length (tokens; min–max)")
         axes.set_ylim(0, 1.1 * most.max())
 
 
