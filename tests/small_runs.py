@@ -109,6 +109,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         "arrays": {kind: {name: a.tobytes() for name, a in (group or {}).items()} for kind, group in arrays.items()},
         "metrics": [untimed(record) for record in read_records(folder)],
+        "completions": path.read_bytes() if (path := folder / "completions.jsonl").exists() else b"",
         "summary": summary | {"stages": [untimed(stage) for stage in summary["stages"]]},
         "pointers": [(folder / name).read_text() for name in ("latest", "best")],
         "checkpoints": [path.name for path in checkpoint_folders(folder)],

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from faisca.data.chat import ChatTemplate
 from faisca.data.prompts import Task, open_tasks
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
+from faisca.rewards.judge import Judge
 from faisca.rewards.samples import Samples
 from faisca.training.grpo import pack, roll_out, with_log_probs
 from faisca.training.start import check_tasks, note_data, open_judge
@@ -184,3 +187,33 @@ def test_another_content_of_the_file_is_noted_on_resume(tmp_path):
 
 def test_tasks_of_texts_are_what_was_given():
     assert open_tasks(("O vento",), "").all == (Task("O vento"),)
+
+
+# --- the tasks of benchmarks/tasks.py -----------------------------------------------------------
+
+
+def test_checkable_tasks_are_tasks_whose_answers_are_right(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    try:
+        import tasks as script
+    finally:
+        sys.path.pop(0)
+    paths, again = (script.write(tmp_path / name, 300, seed=4) for name in ("a", "b"))
+    other = script.write(tmp_path / "c", 300, seed=5)
+    assert [paths[name].read_bytes() for name in paths] == [again[name].read_bytes() for name in paths]
+    assert paths["train"].read_bytes() != other["train"].read_bytes()
+    train, held_out = (open_tasks((), str(paths[name])).all for name in ("train", "held_out"))
+    assert (len(train), len(held_out)) == (270, 30) and not {t.text for t in train} & {t.text for t in held_out}
+    kinds = Counter(task.columns["kind"] for task in (*train, *held_out))
+    assert sorted(kinds) == ["copy", "count", "sum"] and min(kinds.values()) > 90
+    for task in train:
+        words, answer = task.text.split(), task.columns["answer"]
+        match task.columns["kind"]:
+            case "copy":
+                assert words[3] == answer
+            case "count":
+                assert str(words[7].rstrip("?").count(words[4])) == answer != "0"
+            case "sum":
+                assert str(int(words[2]) + int(words[4].rstrip("?"))) == answer
+    samples = Samples.of_tasks(train, [f" {task.columns['answer']}\n" for task in train], [[]] * 270)
+    assert Judge(("exact:answer",)).score(samples).total.all()

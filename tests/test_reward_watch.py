@@ -93,9 +93,9 @@ def test_a_run_on_the_embedded_headlines_is_healthy():
 COUNT = "def f(texts):\n    return [t.split().count('vento') for t in texts]\n"
 LONG = "def f(texts):\n    return [float(len(t.split())) for t in texts]\n"
 SHORT = "def f(texts):\n    return [-float(len(t.split())) for t in texts]\n"
-ONCE = ("keywords:vento", "distinct", "length:20-40")
+ONCE = {"reward": ("keywords:vento", "distinct", "length:20-40"), "reward_weights": (1.0, 2.0, 2.0)}
 PROVOKED: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "a reward that counts a word": (COUNT, "keyword spam", {"reward": ONCE}),
+    "a reward that counts a word": (COUNT, "keyword spam", ONCE),
     "a reward for length": (LONG, "length bias", {"reward": ("FILE", "length:10-25"), "reward_weights": (0.1, 10.0)}),
     "a reward for brevity": (SHORT, "length bias", {"reward": ("FILE", "length:10-25"), "reward_weights": (0.1, 10.0)}),
     "a reward for one word": (COUNT, "entropy collapse", {"kl_weight": 2.0}),

@@ -24,20 +24,23 @@ MEANING = (
     "tells completions apart, a higher --grpo.temperature, a larger --grpo.group-size or other --grpo.prompts"
 )
 
-SHOWN = {
+WRITES = {
     "entropy": "entropy {:.2f}",
     "completion_length_mean": "length {:.1f}",
     "truncated_share": "cut {:.0f} %",
     "distinct_share": "distinct {:.0f} %",
     "equal_groups_share": "equal groups {:.0f} %",
+}
+LEARNS = {
     "ratio_max": "ratio to {:.2f}",
     "clip_low_share": "clipped low {:.1f} %",
     "clip_high_share": "high {:.1f} %",
+    "rollout_mismatch_max": "sampler off by {:.2g}",
     "seconds_rollout": "rollout {:.1f} s",
     "seconds_scoring": "scoring {:.1f} s",
     "seconds_update": "update {:.1f} s",
 }
-"""measures of a step as the terminal has them"""
+"""measures of a step as the terminal has them: how the policy writes and learns"""
 Extreme = dict[str, Any]
 """a completion: its `text`, the prompt included, its `reward` and its `advantage`"""
 
@@ -165,13 +168,13 @@ def notes(best: Extreme, worst: Extreme) -> list[Note]:
 
 
 def state_note(measured: dict[str, Any]) -> Note:
-    """How the policy writes and learns, and where the time goes, in a line for the terminal."""
-    words = [
-        text.format(measured[name] * (100 if "%" in text else 1))
-        for name, text in SHOWN.items()
-        if isinstance(measured.get(name), (int, float))
-    ]
-    return " · ".join(words), ""
+    """How the policy writes and learns, and where the time goes, for the terminal."""
+    return _words(measured, WRITES), _words(measured, LEARNS)
+
+
+def _words(measured: dict[str, Any], forms: dict[str, str]) -> str:
+    known = {name: form for name, form in forms.items() if isinstance(measured.get(name), (int, float))}
+    return " · ".join(form.format(measured[name] * (100 if "%" in form else 1)) for name, form in known.items())
 
 
 class Watch:
