@@ -446,6 +446,8 @@ def test_a_resumed_run_hands_over_what_the_unbroken_run_did(
             assert flat(one) == flat(other)
     reference = backend.named("make_model")[1]
     assert reference.updates == BEGAN["grpo"]
+    written = [(folder / "completions.jsonl").read_bytes() for folder in (tmp_path / "run", done.folder)]
+    assert written[0] == written[1], "every completion once"
 
 
 def flat(call: Call) -> dict[str, Any]:

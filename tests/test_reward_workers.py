@@ -13,6 +13,7 @@ import pytest
 from faisca.errors import FaiscaError
 from faisca.rewards.judge import Judge
 from faisca.rewards.samples import Samples
+from faisca.rewards.workers import Workers
 
 REWARDS = """
 import os, re, time
@@ -26,6 +27,10 @@ def sleeps(texts):
 
 def backtracks(texts):
     return [float(bool(re.match(r"(a+)+$", text))) for text in texts]
+
+def slow_first(texts):
+    time.sleep(float(texts[0]))
+    return [float(text) for text in texts]
 
 def dies(texts):
     if "die" in texts:
@@ -77,6 +82,25 @@ def test_rewards_are_the_same_with_any_number_of_processes(file):
         results.append(({k: v.tolist() for k, v in scores.parts.items()}, scores.total.tolist(), scores.failed, said))
     first = repr(results[0])
     assert "nan" in first and [repr(one) for one in results[1:]] == [first, first]
+
+
+def test_rewards_of_a_row_have_its_columns(file, tmp_path):
+    """Where a call fails for one completion, each is judged anew with what belongs to it."""
+    body = "def f(completions, answer): return [a / len(c) for c, a in zip(completions, answer)]\n"
+    (tmp_path / "m.py").write_text(body)
+    total, failed = score([f"{tmp_path}/m.py:f"], texts("a", "", "cc", "d"), [])
+    assert [total[0], *total[2:]] == [0, 1, 3] and failed == {"f": 1}
+
+
+def test_outcomes_stand_in_the_order_of_the_jobs(file):
+    """The first takes longest, and the others have another process."""
+    workers = Workers([f"{file}:slow_first"], 2, 0.0)
+    jobs = [(0, Samples.of_texts([text])) for text in ("0.5", "0.0", "0.1")]
+    try:
+        rewards = [outcome.rewards for outcome in workers.perform(jobs)]
+    finally:
+        workers.close()
+    assert [one.tolist() for one in rewards if one is not None] == [[0.5], [0.0], [0.1]]
 
 
 @pytest.mark.parametrize("function", ["sleeps", "backtracks"])
