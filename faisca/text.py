@@ -14,6 +14,7 @@ from typing import Any
 
 LONGEST_NAME = 20
 """characters of a reward's name in a table"""
+SUM_OF = "sum of "
 LONGEST_SAMPLE = 160
 """characters of a headline in a table or a log"""
 
@@ -35,12 +36,15 @@ def titles_name(url_contains: str) -> str:
     return url_contains.strip("/") or "SFT"
 
 
-def reward_title(reward: str | Sequence[str]) -> str:
-    """`grpo.reward` as tables and charts name it: a file without its folder, and not too long; several by number."""
-    names = reward.split(" + ") if isinstance(reward, str) else reward
-    if len(names) > 1:
-        return f"reward (sum of {len(names)})"
-    reward = names[0]
+def reward_name(rewards: Sequence[str]) -> str:
+    """`grpo.reward` as `summary.json` has it: a text."""
+    return rewards[0] if len(rewards) == 1 else f"{SUM_OF}{len(rewards)}: {', '.join(rewards)}"
+
+
+def reward_title(reward: str) -> str:
+    """The name of the rewards as tables and charts have it: a file without its folder, and not too long."""
+    if reward.startswith(SUM_OF):
+        return f"reward ({reward.partition(':')[0]})"
     kind, colon, rest = reward.rpartition(":")
     name = f"{Path(kind).name}{colon}{rest}" if kind.endswith(".py") else reward
     if len(name) > LONGEST_NAME:

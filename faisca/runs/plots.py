@@ -31,7 +31,7 @@ from faisca.runs.charts.curves import (
 from faisca.runs.charts.grpo import grpo_chart
 from faisca.runs.log import read_records
 from faisca.runs.summary import SUMMARY, read_summary
-from faisca.text import titles_name
+from faisca.text import reward_name, titles_name
 
 VALIDATIONS: dict[str, dict[str, Any]] = {
     "validation_loss": {"color": ORANGE, "marker": "o", "label": "validation"},
@@ -50,7 +50,8 @@ def draw_charts(folder: Path) -> list[Path]:
         of_stage, title = [record for record in records if record["stage"] == stage], f"{name} · {run}"
         with matplotlib.rc_context(STYLE):
             if stage == "grpo":
-                figure = grpo_chart(of_stage, title, config.get("grpo", {}).get("reward", "football"))
+                reward = config.get("grpo", {}).get("reward", "football")
+                figure = grpo_chart(of_stage, title, reward if isinstance(reward, str) else reward_name(reward))
             else:
                 figure = training_chart(of_stage, title, config.get("sft", {}).get("url_contains", ".pt/"))
             if figure is not None:

@@ -30,6 +30,7 @@ from faisca.system.files import write_atomically
 from faisca.system.interrupts import StopRequest, stop_on_signals
 from faisca.system.memory import peak_resident_bytes, reset_peak
 from faisca.system.progress_bar import Tracker
+from faisca.text import reward_name
 from faisca.training.evaluate import Yardstick, make_yardsticks
 from faisca.training.generate import encode_prompt
 from faisca.training.setup import Setup
@@ -86,7 +87,7 @@ class Run:
             "preset": self.config.preset,
             "seed": self.setup.seed,
             "parameters": count_parameters(self.setup.model_config),
-            "reward": " + ".join(self.config.grpo.reward),
+            "reward": reward_name(self.config.grpo.reward),
             "sft_url_contains": self.config.sft.url_contains,
             "stages": self.stages,
         }

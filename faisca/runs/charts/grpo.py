@@ -59,10 +59,10 @@ ROW_HEIGHT = 2.2
 """inches of each row after the first two"""
 
 
-def grpo_chart(records: Records, title: str, reward: str | list[str] = "football") -> Figure | None:
+def grpo_chart(records: Records, title: str, reward: str = "football") -> Figure | None:
     """Reward and KL by step, two panels a row of everything else below them; None where there are no steps.
 
-    `reward` is the name of the reward, or names. Its panel is there, and says so, where nothing could be scored.
+    `reward` is the name of the reward. Its panel is there, and says so, where nothing could be scored.
     """
     records = [record for record in records if "reward_mean" in record]
     if not records:
@@ -131,7 +131,7 @@ def _length_band(axes: Axes, records: Records) -> None:
         axes.set_ylim(0, 1.1 * most.max())
 
 
-def _reward_panel(axes: Axes, records: Records, reward: str | list[str]) -> None:
+def _reward_panel(axes: Axes, records: Records, reward: str) -> None:
     """The mean reward with its spread as a band, or a note that nothing could be scored."""
     name = reward_title(reward)
     axes.set_title(f"mean {name}")
