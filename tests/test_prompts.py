@@ -14,15 +14,16 @@ from small_chats import chat_tokenizer
 from small_models import TWINS, open_twin, small_model
 from stand_in import StandIn
 
-from faisca.config import GRPOConfig
+from faisca.config import Config, GRPOConfig
 from faisca.data.chat import ChatTemplate
 from faisca.data.prompts import Task, open_tasks
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
+from faisca.loaded_model import _own_reward
 from faisca.rewards.judge import Judge
 from faisca.rewards.samples import Samples
 from faisca.training.grpo import pack, roll_out, with_log_probs
-from faisca.training.start import check_tasks, note_data, open_judge
+from faisca.training.start import check_tasks, note_data, open_judge, with_prompts_at_hand
 
 TOKENIZER = Tokenizer.train(["O vento sopra", "O Porto vence"] * 5, 270)
 LINES = [{"prompt": "O" * n, "answer": n, "kind": "o"} for n in range(1, 6)]
@@ -183,6 +184,21 @@ def test_another_content_of_the_file_is_noted_on_resume(tmp_path):
     for lines in (LINES, LINES, LINES[:2]):
         note_data(progress, open_tasks((), write(tmp_path, lines)).sha256, said.append)
     assert said == ["the training data have changed since the checkpoint: the run goes on with the new ones"]
+
+
+def test_a_checkpoint_from_elsewhere_does_without_its_file(tmp_path):
+    here = Config(grpo=GRPOConfig(prompts_file=write(tmp_path, LINES), reward=("exact:answer", "length:1-9")))
+    gone = dataclasses.replace(here, grpo=dataclasses.replace(here.grpo, prompts_file="gone.jsonl"))
+    said: list[str] = []
+    assert with_prompts_at_hand(here, said.append) == here and not said
+    without = with_prompts_at_hand(gone, said.append)
+    assert without.grpo.prompts_file == "" and said == [
+        "grpo.prompts_file gone.jsonl is not here: grpo.prompts stand in for it"
+    ]
+    judge = _own_reward(here)
+    assert judge is not None and judge.labels == ["exact", "length"]
+    assert _own_reward(without) is None, "nothing has the column"
+    assert _own_reward(Config()) is None, "football is measured anyway"
 
 
 def test_tasks_of_texts_are_what_was_given():

@@ -140,6 +140,14 @@ def test_a_file_that_only_loads_here_is_one_line(tmp_path):
         score([f"{tmp_path}/m.py:f"], texts("a"), [], workers=1)
 
 
+def test_a_script_that_trains_unguarded_is_told_so(file, tmp_path):
+    body = RUN.replace('if __name__ == "__main__":', "if True:")
+    (tmp_path / "run.py").write_text(body)
+    command = [sys.executable, str(tmp_path / "run.py"), f"{file}:raises", "wait", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode and "as it began: a script that trains does so below if __name__" in done.stderr
+
+
 RUN = """
 import sys
 from faisca.rewards.judge import Judge

@@ -12,7 +12,7 @@ from faisca.errors import FaiscaError
 from faisca.rewards.advantages import group_advantages
 from faisca.rewards.built_in import Phrases, football, share, words
 from faisca.rewards.judge import Judge
-from faisca.rewards.named import load_reward
+from faisca.rewards.named import labels, load_reward
 from faisca.rewards.samples import Samples
 
 # --- words --------------------------------------------------------------------------------------
@@ -297,6 +297,12 @@ def test_rewards_of_one_name_are_told_apart(tmp_path):
         "keywords_3": [0, 0],
         "regex": [1, 0],
     }
+
+
+def test_names_of_rewards_are_all_different():
+    files = [f"r.py:{function}" for function in ("a_2", "a", "a", "a_2")]
+    assert labels(files) == ["a_2", "a", "a_3", "a_2_2"]
+    assert labels(["length:1-2", "exact:x", "length:3-4"]) == ["length", "exact", "length_2"]
 
 
 def test_only_completions_that_a_function_fails_for_have_no_reward(tmp_path):

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -53,8 +54,8 @@ def labels(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         label = name.rpartition(":")[2] if is_file(name) else name.partition(":")[0]
-        same = sum(one == label or one.rpartition("_")[0] == label for one in found)
-        found.append(f"{label}_{same + 1}" if same else label)
+        numbered = (label if number == 1 else f"{label}_{number}" for number in count(1))
+        found.append(next(one for one in numbered if one not in found))
     return found
 
 

@@ -89,7 +89,10 @@ class _Worker:
         try:
             problem = self.connection.recv()
         except EOFError:
-            problem = f"a process for rewards {self._ended()} as it began: look at the code around your functions"
+            problem = (
+                f"a process for rewards {self._ended()} as it began: a script that trains does so below "
+                "if __name__ == '__main__':, for each process reads it"
+            )
         if problem:
             self.end()
             raise FaiscaError(problem)

@@ -170,8 +170,8 @@ BUGS = (
     Mutation(
         "the reward of the best shown beside the worst",
         "faisca/training/rollout_report.py",
-        '"best": _extreme(made, best)',
-        '"best": _extreme(made, worst)',
+        "return int(np.nanargmax(known)), int(np.nanargmin(known))",
+        "return int(np.nanargmin(known)), int(np.nanargmax(known))",
         BOUNDARY,
     ),
     Mutation(
