@@ -1,5 +1,6 @@
 """The chart of GRPO: reward and KL, and below them whatever else was measured of the steps."""
 
+import math
 import re
 from typing import Any
 
@@ -113,11 +114,13 @@ def _panel(axes: Axes, records: Records, title: str, curves: dict[str, str], col
         drawn.append(values)
     _axis(axes)
     values = np.concatenate(drawn)
-    top, low = max(values.max(), 1e-3), min(0.0, values.min())
+    top, low = values.max() if values.max() > 1e-9 else 1e-3, min(0.0, values.min())
     named = any(curves.values())
     # Names stand above the highest point, where no curve is.
-    axes.set_ylim(low - 0.04 * top, low + (1.45 if named else 1.1) * (top - low))
+    room = 1.25 + 0.2 * math.ceil(len(curves) / 3) if named else 1.1
+    axes.set_ylim(low - 0.04 * (top - low), low + room * (top - low))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")  # a power of ten above the axis would hit the title
     if named:
         axes.legend(loc="upper left", ncols=3, fontsize=11, borderaxespad=0.1, columnspacing=1.0, handlelength=1.6)
 
