@@ -16,13 +16,12 @@ from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text
 from faisca.data.conversations import Conversations, ConversationSplits
-from faisca.data.headlines import Headlines, Titles, address_filters, load_headlines, select_titles, title_hashes
+from faisca.data.headlines import Titles, address_filters, load_headlines, select_titles, title_hashes
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.planning.fit import usable_memory, warnings
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
 from faisca.runs.log import RunLog
@@ -39,7 +38,7 @@ from faisca.training.start import (
     held_out_by,
     open_conversations,
     open_judge,
-    task_words,
+    opening_words,
     without_filter,
 )
 
@@ -151,7 +150,7 @@ def open_run(
             closing(judge),
         ):
             judge.say = log.say
-            for line in (reason, *_words(setup, headlines)):
+            for line in (reason, *opening_words(setup, headlines)):
                 log.say(line)
             windows, yardsticks = _tokenised(setup, titles, log, chats)
             yield Run(
@@ -249,17 +248,3 @@ def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint |
             "leave it at 0, which takes the tokenizer's"
         )
     return dataclasses.replace(config.model, vocabulary_size=wanted or tokenizer.vocabulary_size)
-
-
-def _words(setup: Setup, headlines: Headlines) -> Iterator[str]:
-    """What a run says when it begins: why it computes as it does, on which data, with which model."""
-    config, tokenizer = setup.model_config, setup.tokenizer
-    yield from setup.runtime.reasons
-    yield "; ".join(f"{name} {value}" for name, value in setup.runtime.details.items())
-    yield f"data: {headlines.report}"
-    yield (
-        f"model: {count_parameters(config):,} parameters, {config.num_layers} blocks of width {config.dim}, "
-        f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
-    )
-    yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
-    yield from task_words(setup)

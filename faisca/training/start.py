@@ -9,9 +9,12 @@ from faisca.config import Config, GRPOConfig, ModelConfig, TokenizerConfig
 from faisca.config.files import Sections
 from faisca.data.chat import ChatTemplate
 from faisca.data.conversations import ConversationSplits, encode_rows, read_rows
+from faisca.data.headlines import Headlines
 from faisca.data.sources import is_path
 from faisca.data.windows import steps_per_epoch
 from faisca.errors import FaiscaError
+from faisca.parameters import count_parameters
+from faisca.planning.fit import usable_memory, warnings
 from faisca.rewards.judge import Judge
 from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import IMPORTED, Progress, State
@@ -163,7 +166,7 @@ def check_tasks(setup: Setup) -> None:
         setup.reward.check(setup.tasks.columns, f"grpo.prompts_file {file}" if file else "grpo.prompts")
 
 
-def task_words(setup: Setup) -> Iterator[str]:
+def _task_words(setup: Setup) -> Iterator[str]:
     """What a run says of its prompts and rewards."""
     grpo = setup.config.grpo
     for prompt in filter(ends_in_space, () if grpo.prompts_file else grpo.prompts):
@@ -173,3 +176,17 @@ def task_words(setup: Setup) -> Iterator[str]:
         yield f"grpo asks {len(setup.tasks.all):,} prompts from {grpo.prompts_file}{columns}; grpo.prompts are left out"
     if grpo.reward_timeout and not grpo.reward_workers:
         yield "grpo.reward_timeout needs a process that can be ended: one computes the rewards"
+
+
+def opening_words(setup: Setup, headlines: Headlines) -> Iterator[str]:
+    """What a run says when it begins: why it computes as it does, on which data, with which model."""
+    config, tokenizer = setup.model_config, setup.tokenizer
+    yield from setup.runtime.reasons
+    yield "; ".join(f"{name} {value}" for name, value in setup.runtime.details.items())
+    yield f"data: {headlines.report}"
+    yield (
+        f"model: {count_parameters(config):,} parameters, {config.num_layers} blocks of width {config.dim}, "
+        f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
+    )
+    yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
+    yield from _task_words(setup)
