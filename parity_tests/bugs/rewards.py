@@ -71,10 +71,10 @@ BUGS = (
         REWARDS,
     ),
     Mutation(
-        "a step is lost where one completion cannot be scored",
+        "a reward that fails for every completion is no error",
         JUDGE,
         "if len(bad) == rows:",
-        "if bad:",
+        "if len(bad) > rows:",
         REWARDS,
     ),
     Mutation(
