@@ -18,14 +18,15 @@ from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
+from faisca.rewards.judge import Judge
+from faisca.rewards.named import is_file
 from faisca.runs.checkpoint import Checkpoint, load_checkpoint, warn
 from faisca.streams import uniforms
 from faisca.training.evaluate import make_yardsticks, measure
 from faisca.training.generate import complete, encode_prompt, headline
-from faisca.training.rewards import load_reward
 from faisca.training.run import checkpoint_tokenizer
 from faisca.training.setup import Setup
-from faisca.training.start import held_out_by
+from faisca.training.start import held_out_by, with_prompts_at_hand
 
 NOTHING: Mapping[str, Any] = {}
 LONGEST_ANSWER = 256
@@ -179,18 +180,21 @@ class LoadedModel:
 
         Returns `validation_loss` (nats a token), `bits_per_byte`, `portugal_validation_loss` where some
         address contains what SFT asks for, `football_share`, `distinct_share`, and `reward` and `reward_std`
-        where the run's reward is keywords (a file that a checkpoint names is not run).
+        where all of the run's rewards are built in (a file that a checkpoint names is not run).
         """
         sections = {"data": {**data, "source": source}, "pretrain": pretrain, "sft": sft}
         config = config_from_dict(sections, self.config)
         headlines = load_headlines(config.data, held_out_by(config, self.checkpoint), seen=self.checkpoint.seen)
-        reward = load_reward(config.grpo.reward) if config.grpo.reward.startswith("keywords:") else None
+        config = with_prompts_at_hand(config, warn)
+        reward = _own_reward(config)
         abroad = bool(config.sft.conversations) or not has_address(headlines.validation, config.sft.url_contains)
         if abroad:
             config = dataclasses.replace(config, sft=SFTConfig(**vars(config.pretrain)))
         titles = select_titles(headlines, config)
         yardsticks = make_yardsticks(config, titles, lambda some, _: tokenise(some, self.tokenizer))
-        measured = measure(dataclasses.replace(self.setup, reward=reward), self.model, yardsticks)
+        grpo = dataclasses.replace(self.config.grpo, prompts_file=config.grpo.prompts_file)
+        setup = dataclasses.replace(self.setup, config=dataclasses.replace(self.config, grpo=grpo), reward=reward)
+        measured = measure(setup, self.model, yardsticks)
         warn(f"data: {headlines.report}")
         left_out = {"samples"} | ({"portugal_validation_loss"} if abroad else set())
         left_out |= {"reward", "reward_std"} if reward is None else set()
@@ -206,6 +210,15 @@ class LoadedModel:
         if ids.size and not (ids.min() >= 0 and ids.max() < limit):
             raise FaiscaError(f"id {ids.min() if ids.min() < 0 else ids.max()} is outside the vocabulary of {limit}")
         return ids
+
+
+def _own_reward(config: Config) -> Judge | None:
+    """The rewards of a checkpoint that can be computed here, apart from football, which is measured anyway."""
+    grpo = config.grpo
+    asks_for_columns = any(name.startswith("exact:") for name in grpo.reward) and not grpo.prompts_file
+    if grpo.reward == ("football",) or asks_for_columns or any(map(is_file, grpo.reward)):
+        return None
+    return Judge(grpo.reward, grpo.reward_weights)
 
 
 def load(

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import groupby
 from numbers import Real
@@ -14,6 +14,7 @@ from typing import Any
 
 LONGEST_NAME = 20
 """characters of a reward's name in a table"""
+SUM_OF = "sum of "
 LONGEST_SAMPLE = 160
 """characters of a headline in a table or a log"""
 
@@ -35,8 +36,15 @@ def titles_name(url_contains: str) -> str:
     return url_contains.strip("/") or "SFT"
 
 
+def reward_name(rewards: Sequence[str]) -> str:
+    """`grpo.reward` as `summary.json` has it: a text."""
+    return rewards[0] if len(rewards) == 1 else f"{SUM_OF}{len(rewards)}: {', '.join(rewards)}"
+
+
 def reward_title(reward: str) -> str:
-    """`grpo.reward` as tables and charts name it: a file without its folder, and not too long."""
+    """The name of the rewards as tables and charts have it: a file without its folder, and not too long."""
+    if reward.startswith(SUM_OF):
+        return f"reward ({reward.partition(':')[0]})"
     kind, colon, rest = reward.rpartition(":")
     name = f"{Path(kind).name}{colon}{rest}" if kind.endswith(".py") else reward
     if len(name) > LONGEST_NAME:

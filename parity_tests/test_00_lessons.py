@@ -19,8 +19,9 @@ from faisca.config import GRPOConfig, OptimizerConfig
 from faisca.parameters import initial_parameters
 from faisca.parity.cases import Case, completions, uneven_parameters
 from faisca.parity.rungs import gradients, learner_parameters, train
+from faisca.rewards.advantages import group_advantages
+from faisca.rewards.built_in import football
 from faisca.streams import uniforms
-from faisca.training import rewards
 from faisca.training.grpo import Completions, pack
 
 AS_IN_THE_LESSON = {"schedule": "constant", "warmup_steps": 0, "decay": "all", "clip_norm": 1.0, "epsilon": 1e-8}
@@ -209,9 +210,9 @@ def test_the_same_masks_rewards_and_advantages(lesson: Lesson, twin: Twin):
         script.completion_mask(tokens, 2, 9).tolist() == expected.tolist() == [[0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 0, 0]]
     )
     texts = ["O Porto, ontem", "Campea\u0303o!", "portos", "«TAÇA»", "", "jogo-treino", "bolacha"]
-    assert [script.football(text) for text in texts] == rewards.football(texts) == [1, 1, 0, 1, 0, 1, 0]
+    assert [script.football(text) for text in texts] == football(texts) == [1, 1, 0, 1, 0, 1, 0]
     for scores in ([1.0, 0, 0, 0, 1, 0, 0, 0], [1.0] * 4, [0.1] * 3):
-        expected = rewards.group_advantages(np.array(scores), len(scores), "group")
+        expected = group_advantages(np.array(scores), len(scores), "group")
         assert np.allclose(script.advantages(np.array(scores)), expected, rtol=1e-6, atol=0)
 
 

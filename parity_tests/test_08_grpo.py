@@ -16,10 +16,10 @@ from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
 from faisca.parity.cases import Case, Side
 from faisca.parity.rungs import learner_parameters, reinforce
+from faisca.rewards.advantages import group_advantages
 from faisca.streams import uniforms
 from faisca.training.generate import complete
 from faisca.training.grpo import Completions, pack, select_rows
-from faisca.training.rewards import group_advantages
 
 FIXTURE = SimpleNamespace(
     log_probs=np.array([[-1, -0.5, -2, -0.7], [-0.3, -1.2, -0.9, -1.5]]),

@@ -21,7 +21,9 @@ from faisca.runs.log import read_records
 PLACES = "Lisboa Porto Braga Faro Coimbra Évora Aveiro Viseu Leiria Setúbal".split()
 SUBJECTS = "Governo Câmara Tribunal Hospital Escola Clube Empresa Sindicato".split()
 ACTIONS = "anuncia medidas|abre inquérito|fecha portas|vence jogo|perde recurso|aprova plano|adia obras".split("|")
-TIMED = {"seconds", "tokens_per_second", "peak_memory_bytes"}
+TIMED = {"seconds", "tokens_per_second", "peak_memory_bytes"} | {
+    f"seconds_{part}" for part in ("rollout", "scoring", "update")
+}
 """what may differ between two equal runs"""
 
 OPTIONS = """
@@ -107,6 +109,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         "arrays": {kind: {name: a.tobytes() for name, a in (group or {}).items()} for kind, group in arrays.items()},
         "metrics": [untimed(record) for record in read_records(folder)],
+        "completions": path.read_bytes() if (path := folder / "completions.jsonl").exists() else b"",
         "summary": summary | {"stages": [untimed(stage) for stage in summary["stages"]]},
         "pointers": [(folder / name).read_text() for name in ("latest", "best")],
         "checkpoints": [path.name for path in checkpoint_folders(folder)],

@@ -29,6 +29,7 @@ FLOORS: dict[str, set[str]] = {
     "rotation": {"config"},
     "data": {"config", "streams", *FOUNDATION},
     "runs": {"backend", "config", "parameters", "system", *FOUNDATION},
+    "rewards": {"data", *FOUNDATION},
     "certificate": {"backend", "backends", "config", "parameters", "streams"},
     "planning": {"backend", "config", "parameters", "system", *FOUNDATION},
     "training": {
@@ -39,6 +40,7 @@ FLOORS: dict[str, set[str]] = {
         "data",
         "parameters",
         "planning",
+        "rewards",
         "runs",
         "streams",
         "system",

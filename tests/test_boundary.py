@@ -337,6 +337,68 @@ def test_what_is_logged_of_a_step_is_of_its_completions_and_updates(done: Finish
         assert line["sample"] == " ".join((prompt + made.answers[best]).split())
 
 
+def test_every_completion_is_on_record(done: Finished) -> None:
+    """All of a step's, row by row, with the same numbers that the updates were made of."""
+    lines = [json.loads(line) for line in (done.folder / "completions.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 * 6
+    for step, call in enumerate(rollouts(done)):
+        made, rows = by_hand(done, call), lines[6 * step : 6 * step + 6]
+        prompts = [done.config.grpo.prompts[(2 * step + i) % 3] for i in range(2) for _ in range(3)]
+        assert [row["step"] for row in rows] == [step + 1] * 6
+        assert [row["prompt"] for row in rows] == prompts
+        assert [row["completion"] for row in rows] == made.answers
+        assert [row["reward"] for row in rows] == [row["rewards"]["length"] for row in rows] == made.rewards.tolist()
+        assert [row["advantage"] for row in rows] == pytest.approx(made.advantages.tolist(), rel=1e-12)
+        assert [row["ended"] for row in rows] == [ids[-1] == done.tokenizer.end_of_text for ids in made.completions]
+
+
+@pytest.fixture(scope="module")
+def asked(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run with prompts of a file, several weighted rewards, one of which leaves completions out."""
+    folder = tmp_path_factory.mktemp("asked")
+    prompts = [{"prompt": "Golo" * (i + 1), "wanted": i, "spare": None} for i in range(3)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    (folder / "mine.py").write_text(
+        "def column(completions, prompts, wanted):\n"
+        "    assert [p == 'Golo' * (w + 1) for p, w in zip(prompts, wanted)] == [True] * len(prompts)\n"
+        "    return [None if c.endswith('a') else 10.0 * w + len(c) for c, w in zip(completions, wanted)]\n"
+    )
+    options = {
+        "grpo.prompts_file": str(folder / "prompts.jsonl"),
+        "grpo.reward": (f"{folder}/mine.py:column", "football", f"{folder}/mine.py:column"),
+        "grpo.reward_weights": (1.0, -3.0, 0.25),
+    }
+    return finish(small_config(material, **options), material, folder / "run")
+
+
+def test_weighted_rewards_see_the_prompt_and_columns_of_their_row(asked: Finished) -> None:
+    """The sum by hand, NaN left out, becomes the advantages of the updates; each reward is logged on its own."""
+    lines = [line for line in read_records(asked.folder) if line["stage"] == "grpo" and "reward_mean" in line]
+    left_out, orders = 0, []
+    for step, (line, call) in enumerate(zip(lines, rollouts(asked), strict=True)):
+        wanted = [len(asked.tokenizer.decode(prompt)) // 4 - 1 for prompt in call.prompts]
+        assert wanted[0::3] == wanted[1::3] == wanted[2::3] and len(wanted) == 6, "a group has one prompt"
+        orders += wanted[0::3]
+        answers = [asked.tokenizer.decode(completion) for completion in call.answer]
+        column = [np.nan if a.endswith("a") else 10.0 * w + len(a) for a, w in zip(answers, wanted, strict=True)]
+        football = [float(answer in ("Golo", "Taça", "Liga")) for answer in answers]
+        total = np.nansum([column, [-3 * hit for hit in football], [0.25 * one for one in column]], axis=0)
+        left_out += int(np.isnan(column).sum())
+        assert line["reward_mean"] == pytest.approx(total.mean(), rel=1e-12)
+        for name, values in (("column", column), ("football", football), ("column_2", column)):
+            known = [value for value in values if value == value]
+            assert line[f"reward/{name}_mean"] == (pytest.approx(np.mean(known)) if known else None)
+            assert line[f"reward/{name}_failed"] == 0
+        for i, update in enumerate(updates_of(asked, step)):
+            rows = permutation(5, "order of grpo completions", 6, 2 * step + i // 3)[2 * (i % 3) :][:2]
+            for place, row in enumerate(rows):
+                group = total[row // 3 * 3 :][:3]
+                wanted_advantage = (total[row] - group.mean()) / (group.std(ddof=1) + 1e-4) if np.ptp(group) else 0
+                assert update.rollouts.advantages[place] == pytest.approx(wanted_advantage, rel=1e-5, abs=1e-6)
+    assert left_out, "some completion is left out by a reward"
+    assert orders == [int(i) for turn in range(3) for i in permutation(5, "order of grpo prompts", 3, turn)][:8]
+
+
 # --- a run that was interrupted -----------------------------------------------------------------
 
 
@@ -384,6 +446,8 @@ def test_a_resumed_run_hands_over_what_the_unbroken_run_did(
             assert flat(one) == flat(other)
     reference = backend.named("make_model")[1]
     assert reference.updates == BEGAN["grpo"]
+    written = [(folder / "completions.jsonl").read_bytes() for folder in (tmp_path / "run", done.folder)]
+    assert written[0] == written[1], "every completion once"
 
 
 def flat(call: Call) -> dict[str, Any]:

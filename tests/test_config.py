@@ -104,7 +104,7 @@ def test_faisca_has_the_numbers_of_the_original():
         0.0,
         1.0,
     )
-    assert (grpo.clip_low, grpo.clip_high, grpo.kl_weight, grpo.reward) == (0.2, 0.2, 0.02, "football")
+    assert (grpo.clip_low, grpo.clip_high, grpo.kl_weight, grpo.reward) == (0.2, 0.2, 0.02, ("football",))
     assert (grpo.loss, grpo.scale_rewards, grpo.objective, grpo.importance) == (
         "grpo",
         "group",
@@ -211,7 +211,10 @@ HOSTILE = {
     "[model]\ndim = 2024-01-01": "model.dim datetime.date(2024, 1, 1) is not a whole number",
     "[model]\ntie_embeddings = 1": "model.tie_embeddings 1 is not true or false",
     "[model]\nactivation = 'relu'": "model.activation 'relu' is unknown: choose gelu, gelu_tanh",
-    "[grpo]\nprompts = 'Alerta '": "grpo.prompts 'Alerta ' is not a list of texts",
+    "[grpo]\nreward_weights = ['a']": "grpo.reward_weights ('a',) is not a list of numbers",
+    "[grpo]\nreward_weights = [inf]": "has a number that is not finite",
+    "[grpo]\nreward_weights = [1, 2]": "grpo.reward_weights has 2 numbers for 1 rewards: give one each",
+    "[grpo]\nreward = []": "grpo.reward is empty: name at least one, such as football",
     "[grpo]\nprompts = ['a', 3]": "is not a list of texts",
     "[grpo]\ntemperature = 0": "grpo.temperature 0.0 is out of range",
     "[pretrain]\nlearning_rate = nan": "pretrain.learning_rate nan is not a finite number",

@@ -14,6 +14,7 @@ from faisca.config import Config, GRPOConfig, SampleConfig, SFTConfig, TrainConf
 from faisca.data.headlines import Headlines, select_titles
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer
+from faisca.rewards.built_in import football
 from faisca.training.evaluate import (
     Yardstick,
     count_completions,
@@ -23,7 +24,6 @@ from faisca.training.evaluate import (
     measure_loss,
     show_samples,
 )
-from faisca.training.rewards import football
 from faisca.training.setup import Setup
 
 TITLES = ["Chove no norte", "O vento é forte", "Golo do Porto", "Nada de novo no sul", "Ação em Évora"]

@@ -139,7 +139,12 @@ GRPO: dict[str, tuple[Any, Look]] = {
     "rollout_batch": (2, lambda ran: {len(call.prompts) for call in ran.named("generate")}),
     "epochs": (3, lambda ran: len(ran.named("grpo_step"))),
     "minibatch_size": (3, lambda ran: {len(call.rollouts.tokens) for call in ran.named("grpo_step")}),
-    "reward": ("keywords:vento", lambda ran: ran.records("reward_mean")),
+    "prompts_file": ("prompts.jsonl", sampled("prompts", 6)),
+    "reward": (("keywords:vento",), lambda ran: ran.records("reward_mean")),
+    "reward_weights": ((2.0,), lambda ran: ran.records("reward_mean")),
+    "reward_timeout": (60.0, lambda ran: ran.records("reward_mean")),
+    "reward_workers": (2, lambda ran: ran.records("reward_mean")),
+    "save_completions": (None, lambda ran: sorted(path.name for path in ran.folder.iterdir())),
     "scale_rewards": (None, rollout("advantages")),
     "mask_truncated": (None, rollout("mask")),
     **{
@@ -265,6 +270,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(text)
     (folder / "one").mkdir()
     (folder / "one" / "one.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "prompts.jsonl").write_text('{"prompt": "Hoje"}\n{"prompt": "Ontem"}\n', encoding="utf-8")
+    away = "10.0 * (multiprocessing.parent_process() is not None)"  # where rewards have processes of their own
+    body = f"import multiprocessing\ndef length(texts):\n    return [len(text) % 5 + {away} for text in texts]\n"
+    (folder / "reward.py").write_text(body, encoding="utf-8")
     return folder
 
 
@@ -289,6 +298,8 @@ class Runs:
         changes = {"run.stages": (stage,), "run.checkpoint_every": 0} | changes
         if changes.get("data.source"):
             changes = changes | {"data.source": str(self.material / "one" / "one.jsonl")}
+        if changes.get("grpo.prompts_file"):
+            changes = changes | {"grpo.prompts_file": str(self.material / "prompts.jsonl")}
         return small_config(self.material, **changes)
 
     def _run(self, stage: str, changes: dict[str, Any], bad: bool, fail_at: int | None) -> Ran:

@@ -3,11 +3,15 @@
 import json
 import struct
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from faisca.errors import FaiscaError
-from faisca.runs.plots import draw_charts, grpo_chart, series, smooth, training_chart
+from faisca.runs.charts.curves import STYLE, series, smooth
+from faisca.runs.charts.grpo import grpo_chart
+from faisca.runs.plots import draw_charts, training_chart
 
 
 def training_records(steps: int = 60) -> list[dict]:
@@ -158,6 +162,67 @@ def test_the_grpo_chart_has_a_panel_for_each_measure():
     assert len(grpo_chart(grpo_records(), "GRPO").axes) == 2
     assert len(grpo_chart(grpo_records(entropy=3.0), "GRPO").axes) == 3
     assert len(grpo_chart([{"step": 1, "reward_mean": 1.0}], "GRPO").axes) == 1
+
+
+EVERYTHING = {
+    **{"reward_std": 0.2, "entropy": 3.0, "distinct_share": 0.9, "truncated_share": 0.1, "equal_groups_share": 0.3},
+    **{"completion_length_mean": 9.0, "completion_length_min": 3, "completion_length_max": 30},
+    **{"repeated_word_share": 0.1, "keyword_share": 0.2, "ratio_mean": 1.0, "ratio_max": 1.4},
+    **{"clip_low_share": 0.01, "clip_high_share": 0.02, "rollout_mismatch_mean": 1e-7, "rollout_mismatch_max": 3e-5},
+    **{"seconds_rollout": 0.5, "seconds_scoring": 0.01, "seconds_update": 1.0},
+    **{f"reward/{name}_mean": 0.5 for name in ("football", "length", "distinct", "exact", "score")},
+}
+
+
+def test_everything_that_is_measured_has_its_curve():
+    figure = grpo_chart(grpo_records(**EVERYTHING), "GRPO", "sum of 5: a, b, c, d, e")
+    titles = [axes.get_title("left") or axes.get_title() for axes in figure.axes]
+    assert titles[:4] == [
+        "mean reward (sum of 5) ± deviation",
+        "KL to the reference (nats per token)",
+        "entropy (nats per token)",
+        "completion length (tokens; min–max)",
+    ]
+    curves = {label for axes in figure.axes for label in labelled_lines(axes)}
+    assert curves >= {"football", "score", "distinct", "truncated", "equal groups", "low", "high", "largest"}
+    assert curves >= {"repeated", "rewarded keywords", "rollout", "scoring", "update", "mean", "max"}
+    # what one function alone says is the reward already
+    assert "football" not in {
+        label
+        for axes in grpo_chart(grpo_records(**{"reward/football_mean": 0.5}), "GRPO").axes
+        for label in labelled_lines(axes)
+    }
+
+
+def tick_labels(axes) -> list:
+    """The labels that are seen: not those beyond the ends, or of an axis that panels share."""
+    found = [axis.get_offset_text() for axis in (axes.xaxis, axes.yaxis)]
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        found += [tick.label1 for tick in ticks if tick.label1.get_visible()]
+    return found
+
+
+@pytest.mark.parametrize("more", [EVERYTHING, {"entropy": 3.0}, {"reward_std": 0.1, "kl": 1e-8}, {"ratio_max": 1e4}])
+def test_no_words_of_the_chart_overlap(more):
+    with matplotlib.rc_context(STYLE):
+        figure = grpo_chart(grpo_records(50, **more), "GRPO · spark on torch", "football")
+        figure.draw_without_rendering()
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = []
+        for axes in figure.axes:
+            title = axes._left_title.get_window_extent(renderer)
+            assert title.x1 <= figure.bbox.x1
+            boxes += [title, *(label.get_window_extent(renderer) for label in tick_labels(axes) if label.get_text())]
+            if legend := axes.get_legend():
+                box = legend.get_window_extent(renderer)
+                boxes.append(box)
+                highest = max(line.get_window_extent(renderer).y1 for line in axes.lines)
+                assert highest <= box.y0 + 1, "a curve runs through the names"
+        boxes = [box for box in boxes if box.width and box.height]
+        for i, one in enumerate(boxes):
+            assert not any(one.overlaps(other) for other in boxes[:i])
 
 
 def test_the_spread_of_rewards_is_a_band():

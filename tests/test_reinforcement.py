@@ -10,20 +10,22 @@ from small_models import TWINS, open_twin, same_arrays, small_model
 from stand_in import StandIn
 
 from faisca.config import GRPOConfig, SampleConfig
+from faisca.data.prompts import Task
 from faisca.data.tokenizer import Tokenizer
 from faisca.parameters import initial_parameters
+from faisca.rewards.advantages import group_advantages
+from faisca.rewards.judge import Scores
 from faisca.training.evaluate import kl_divergence
 from faisca.training.grpo import (
     Completions,
     kl_to_reference,
-    measure_round,
     pack,
     roll_out,
     select_rows,
     update_policy,
     with_log_probs,
 )
-from faisca.training.rewards import group_advantages
+from faisca.training.rollout_report import Round, measure_round
 from faisca.training.setup import Setup
 
 TOKENIZER = Tokenizer.train(["O vento sopra", "O Porto vence"] * 5, 270)
@@ -48,7 +50,7 @@ def with_backend(setup: Setup, backend, **grpo) -> Setup:
 
 def packed(completions, prompts=None, *, context=64, **options):
     prompts = prompts or [[EOT]] * len(completions)
-    written = Completions([""] * len(completions), prompts, completions)
+    written = Completions([Task("")] * len(completions), prompts, completions)
     setup = make_setup(StandIn(), GRPOConfig(**options), context=context)
     return pack(setup, written, np.arange(len(completions), dtype=float))
 
@@ -112,7 +114,7 @@ def test_prompts_take_turns_and_rows_of_a_group_are_neighbours(twin):
     grpo = dataclasses.replace(GRPO, prompts=("", "O ", "Porto"))
     setup = make_setup(twin, grpo)
     model = small_model(twin, setup.model_config)
-    texts = [roll_out(setup, model, step).texts for step in range(3)]
+    texts = [[task.text for task in roll_out(setup, model, step).tasks] for step in range(3)]
     assert [row[::4] for row in texts] == [["", "O "], ["Porto", ""], ["O ", "Porto"]]
     assert all(row[i] == row[i - i % 4] for row in texts for i in range(8))
 
@@ -326,9 +328,10 @@ def test_the_rewarded_token_becomes_likelier():
 
 def watched(setup, rewards, updates=(), completions=None) -> dict:
     completions = completions or [[1, EOT], [1, 2], [1, 2, 3], [EOT], [1, EOT], [1, 2], [1, 2, 3], [EOT]]
-    written = Completions(["", "O "] * 4, [[EOT]] * 8, completions)
+    written = Completions([Task(""), Task("O ")] * 4, [[EOT]] * 8, completions)
     answers = ["golo", "a", "b", "c", "golo", "a", "b", "d"]
-    return measure_round(setup, written, answers, np.array(rewards, float), np.arange(8) / 8, list(updates))
+    scores = Scores(np.array(rewards, float), {"mine": np.array(rewards, float)}, {})
+    return measure_round(Round.of(setup, written, answers, scores, np.arange(8) / 8), list(updates))
 
 
 def test_a_step_is_watched(setup):
@@ -340,7 +343,7 @@ def test_a_step_is_watched(setup):
     assert measured["football_share"] == 0.25 and measured["distinct_share"] == 5 / 8
     lengths = [measured[f"completion_length_{name}"] for name in ("mean", "min", "max")]
     assert lengths == [2.0, 1, 3] and measured["truncated_share"] == 0.5
-    assert measured["sample"] == setup.tokenizer.decode([1])  # that of the highest reward
+    assert measured["sample"] == "golo"  # that of the highest reward
     assert measured["best"] == {"text": measured["sample"], "reward": 1.0, "advantage": 4 / 8}
     assert measured["worst"]["reward"] == 0.0 and measured["worst"]["advantage"] == 0.0
 

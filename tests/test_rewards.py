@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faisca.errors import FaiscaError
-from faisca.training.rewards import football, group_advantages, keyword_reward, load_reward, score, share, words
+from faisca.rewards.advantages import group_advantages
+from faisca.rewards.built_in import Phrases, football, share, words
+from faisca.rewards.judge import Judge
+from faisca.rewards.named import labels, load_reward
+from faisca.rewards.samples import Samples
 
 # --- words --------------------------------------------------------------------------------------
 
@@ -45,7 +49,7 @@ def test_words_are_composed_folded_and_without_punctuation():
 
 
 def test_keyword_reward_is_one_number_a_completion():
-    assert keyword_reward(frozenset({"vento"}))(["Vento forte", "chuva", ""]) == [1.0, 0.0, 0.0]
+    assert Phrases({"vento"})(["Vento forte", "chuva", ""]) == [1.0, 0.0, 0.0]
 
 
 def test_keywords_of_a_name_are_matched_as_words_are():
@@ -93,9 +97,13 @@ def write(folder, body: str, name: str = "mine.py"):
     return path
 
 
+def score(name: str, completions: list[str]) -> np.ndarray:
+    return Judge((name,)).score(Samples.of_texts(completions)).total
+
+
 def complaint(name: str, completions: list[str] | None = None) -> str:
     with pytest.raises(FaiscaError) as caught:
-        score(load_reward(name), name, completions or ["a", "b", "c"])
+        score(name, completions or ["a", "b", "c"])
     return str(caught.value)
 
 
@@ -117,7 +125,7 @@ GOOD = {
 def test_a_function_in_a_file(tmp_path, body):
     name = f"{write(tmp_path, body)}:f"
     completions = ["a", "bb", "ccc"]
-    rewards = score(load_reward(name), name, completions)
+    rewards = score(name, completions)
     assert rewards.dtype == np.float64
     assert rewards.tolist() == ([1, 0, 0] if "== 1" in body else [1, 2, 3])
     assert completions == ["a", "bb", "ccc"]
@@ -126,7 +134,7 @@ def test_a_function_in_a_file(tmp_path, body):
 def test_nan_and_none_pass_a_completion(tmp_path):
     path = write(tmp_path, "def f(texts): return [1, float('nan'), None]")
     name = f"{path}:f"
-    assert np.isnan(score(load_reward(name), name, ["a", "b", "c"])).tolist() == [False, True, True]
+    assert np.isnan(score(name, ["a", "b", "c"])).tolist() == [False, True, True]
 
 
 HOSTILE = {
@@ -161,7 +169,7 @@ def test_a_bad_reward_is_one_line_that_names_it(tmp_path, body, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fotball", "choose football, keywords:WORD,SOME PHRASE or FILE.py:FUNCTION"),
+        ("fotball", "choose football, keywords:WORD,SOME PHRASE, regex:PATTERN, length:LEAST-MOST, distinct"),
         ("", "choose football"),
         ("keywords:", "names no words: write keywords:WORD,SOME PHRASE, with commas between keywords"),
         ("keywords:, ,", "names no words"),
@@ -169,6 +177,13 @@ def test_a_bad_reward_is_one_line_that_names_it(tmp_path, body, words):
         ("no_such_file.py:f", "no_such_file.py does not exist"),
         ("mine.py", "choose football"),
         ("mine.txt:f", "choose football"),
+        ("football:2", "choose football"),
+        ("regex:(", "is no regular expression"),
+        ("regex:", "choose football"),
+        ("exact:", "choose football"),
+        ("length:90-20", "is no window of characters: write length:20-90"),
+        ("length:20", "is no window"),
+        ("length:0-0", "is no window"),
     ],
 )
 def test_a_bad_name_says_what_to_write(name, words):
@@ -183,6 +198,125 @@ def test_a_folder_is_no_reward_file(tmp_path):
 def test_a_file_that_is_no_text_cannot_be_run(tmp_path):
     (tmp_path / "mine.py").write_bytes(b"\xff\xfe\x00bad")
     assert "cannot be run: " in complaint(f"{tmp_path}/mine.py:f")
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "completions", "wanted"),
+    [
+        ("regex:^\\d+$", ["12", "a1", "", " 1"], [1, 0, 0, 0]),
+        ("regex:a:b", ["a:b", "ab"], [1, 0]),
+        ("length:2-4", ["", "a", "ab", "abcd", " abcd\n", "abcdef", "a" * 9], [0, 0.5, 1, 1, 1, 0.5, 0]),
+        ("length:0-3", ["", "abc", "abcd"], [1, 1, 2 / 3]),
+        ("football", ["golo golo golo", "golo"], [1, 1]),
+        ("distinct", ["a b", "a b", "c d", "c c"], [2 / 3, 2 / 3, 1, 0.5]),
+        ("distinct", ["x x x x"], [0.25]),
+        ("distinct", ["", "!"], [1, 1]),
+    ],
+)
+def test_what_our_rewards_give(name, completions, wanted):
+    assert score(name, completions).tolist() == pytest.approx(wanted)
+
+
+def test_distinct_compares_completions_of_one_prompt():
+    samples = Samples(["a", "a", "a", "b"], ["p", "q", "p", "q"], [[]] * 4)
+    assert Judge(("distinct",)).score(samples).total.tolist() == [0, 1, 0, 1]
+
+
+def test_exact_is_the_text_of_a_column():
+    samples = Samples([" 4\n", "4", "5", "four"], ["2 + 2?"] * 4, [[]] * 4, {"answer": ["4", 4, 4, "Four"]})
+    assert Judge(("exact:answer",)).score(samples).total.tolist() == [1, 1, 0, 0]
+
+
+def test_a_keyword_again_and_again_counts_once_and_shows_as_a_share_of_words():
+    assert load_reward("keywords:vento norte")(["vento norte vento norte"]) == [1.0]
+    assert football.word_share("Golo! Golo do Porto") == 0.75 and football.word_share("") == 0
+
+
+# --- what a function is told --------------------------------------------------------------------
+
+CALLED = {
+    "completions": "def f(completions): return [len(c) for c in completions]",
+    "another name": "def f(texts): return [len(c) for c in texts]",
+    "as TRL calls it": "def f(prompts, completions, **kwargs): return [len(c) for c in completions]",
+    "by its column": "def f(completions, answer): return [a - 1 for a in answer]",
+    "the rest": "def f(texts, **rest): return [a - 1 for a in rest['answer']]",
+    "the rest alone": "def f(*, completions, **rest): return [len(c) for c in rest and completions]",
+    "nothing but the rest": "def f(**rest): return [len(c) for c in rest['completions']]",
+    "any place": "def f(*places, **rest): return [len(c) for c in places[0] if rest]",
+    "token ids": "def f(completions, completion_ids): return [ids[0] for ids in completion_ids]",
+    "prompts": "def f(completions, prompts): return [int(p) for p in prompts]",
+    "a default": "def f(completions, level=2): return [len(c) for c in completions if level == 2]",
+    "its column first": "def f(answer, completions): return [len(c) for c in completions if answer]",
+    "a column under the first name": "def f(answer): return [len(c) for c in answer]",
+    "a partial": (
+        "import functools\ndef g(scale, texts): return [scale * len(c) for c in texts]\nf = functools.partial(g, 1)"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", CALLED.values(), ids=CALLED)
+def test_a_function_takes_what_it_names(tmp_path, body):
+    judge = Judge([f"{write(tmp_path, body)}:f"])
+    judge.check(["answer"], "here")
+    samples = Samples(["a", "bb", "ccc"], ["1", "2", "3"], [[1, 9], [2], [3]], {"answer": [2, 3, 4]})
+    assert judge.score(samples).total.tolist() == [1, 2, 3]
+
+
+def test_prompts_of_messages_make_completions_of_messages_for_functions_of_a_file(tmp_path):
+    body = (
+        "def f(completions, prompts):\n"
+        "    return [len(c[0]['content'] + p[-1]['content']) for c, p in zip(completions, prompts)]\n"
+    )
+    messages = [{"role": "user", "content": "abc"}]
+    samples = Samples(["x", "golo"], [messages, messages], [[], []])
+    scores = Judge([f"{write(tmp_path, body)}:f", "football"]).score(samples)
+    assert scores.parts["f"].tolist() == [4, 7] and scores.parts["football"].tolist() == [0, 1]
+
+
+# --- several ------------------------------------------------------------------------------------
+
+
+def test_the_sum_is_weighted_and_leaves_out_what_is_no_number(tmp_path):
+    nan = "def f(t): return [None, 1, None]\ndef g(t): return [2, 3, None]"
+    path = write(tmp_path, nan)
+    scores = Judge([f"{path}:f", f"{path}:g"], [10, -0.5]).score(Samples.of_texts(["a", "b", "c"]))
+    assert scores.total[:2].tolist() == [-1, 8.5] and np.isnan(scores.total[2])
+    assert list(scores.parts) == ["f", "g"] and scores.parts["g"][:2].tolist() == [2, 3] and not scores.failed
+
+
+def test_rewards_of_one_name_are_told_apart(tmp_path):
+    path = write(tmp_path, "def keywords(t): return [0] * len(t)")
+    names = ["keywords:a", "keywords:b", f"{path}:keywords", "regex:a"]
+    scores = Judge(names).score(Samples.of_texts(["a", "b"]))
+    assert {name: values.tolist() for name, values in scores.parts.items()} == {
+        "keywords": [1, 0],
+        "keywords_2": [0, 1],
+        "keywords_3": [0, 0],
+        "regex": [1, 0],
+    }
+
+
+def test_names_of_rewards_are_all_different():
+    files = [f"r.py:{function}" for function in ("a_2", "a", "a", "a_2")]
+    assert labels(files) == ["a_2", "a", "a_3", "a_2_2"]
+    assert labels(["length:1-2", "exact:x", "length:3-4"]) == ["length", "exact", "length_2"]
+
+
+def test_only_completions_that_a_function_fails_for_have_no_reward(tmp_path):
+    path = write(tmp_path, "def f(t): return [1 / len(x) for x in t]")
+    said: list[str] = []
+    judge = Judge([f"{path}:f", "length:1-1"])
+    judge.say = said.append
+    scores = judge.score(Samples.of_texts(["a", "", "bb", ""]))
+    assert np.isnan(scores.parts["f"]).tolist() == [False, True, False, True]
+    assert scores.total.tolist() == [2, 0, 0.5, 0] and scores.failed == {"f": 2}
+    assert said == [
+        f"grpo.reward '{path}:f' has no number for 2 of 4 completions; the first: "
+        "failed: ZeroDivisionError: division by zero"
+    ]
 
 
 # --- advantages ---------------------------------------------------------------------------------

@@ -366,3 +366,46 @@ def test_peak_of_other_systems(monkeypatch, tmp_path):
     assert memory.peak_resident_bytes() == 5000
     memory.STATUS.write_text("VmPeak:\t 9 kB\nVmHWM:\t    7 kB\nVmRSS:\t 6 kB\n")
     assert memory.peak_resident_bytes() == 7 * 1024
+
+
+# --- completions --------------------------------------------------------------------------------
+
+
+def completion_rows(*steps: int) -> list[dict]:
+    return [{"step": step, "completion": "é", "reward": float("nan")} for step in steps for _ in range(2)]
+
+
+def test_completions_are_a_file_of_their_own_and_cut_back_alike(tmp_path):
+    path = tmp_path / "completions.jsonl"
+    with RunLog(tmp_path) as log:
+        assert (log.completions_bytes, log.completions_sha256) == (0, None) and not path.exists()
+        log.record_completions(completion_rows(1))
+        kept = {"completions_bytes": log.completions_bytes, "completions_sha256": log.completions_sha256}
+        log.record_completions(completion_rows(2))
+    with RunLog(tmp_path, **kept) as log:
+        log.record_completions(completion_rows(3))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 1, 3, 3]
+    assert json.loads(path.read_text().splitlines()[0]) == {"step": 1, "completion": "é", "reward": None}
+
+
+def test_completions_after_a_checkpoint_without_any_are_dropped(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.record_completions(completion_rows(1))
+    with RunLog(tmp_path) as log:
+        assert log.completions_bytes == 0
+    assert (tmp_path / "completions.jsonl").read_bytes() == b""
+
+
+def test_completions_that_are_missing_or_changed_are_said_to_be(tmp_path, capsys):
+    with RunLog(tmp_path) as log:
+        log.record_completions(completion_rows(1))
+        kept = {"completions_bytes": log.completions_bytes, "completions_sha256": log.completions_sha256}
+    path = tmp_path / "completions.jsonl"
+    path.write_text(path.read_text().replace("1", "7"))
+    with pytest.raises(FaiscaError, match=r"completions\.jsonl is not as it was"):
+        RunLog(tmp_path, **kept)
+    path.unlink()
+    with RunLog(tmp_path, **kept) as log:
+        log.record_completions(completion_rows(2))
+    assert "completions.jsonl is missing: it begins anew" in capsys.readouterr().out
+    assert len(path.read_text().splitlines()) == 2

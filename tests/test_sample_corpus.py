@@ -9,7 +9,7 @@ import pytest
 
 from faisca.data.sample import HOSTS, SUBJECTS, sample_headlines
 from faisca.data.sample.grammar import FORMS, SLOT, Grammar, read_sections
-from faisca.training.rewards import football, share, words
+from faisca.rewards.built_in import football, share, words
 
 EUROPEAN_ONLY = """
 autocarro autocarros comboio comboios equipa telemóvel telemóveis golo golos factos contacto ecrã ecrãs treinador

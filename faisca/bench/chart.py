@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from faisca.bench.results import LESS_IS_BETTER, Results, Row, format_value, rows, work_line
-from faisca.runs.plots import BLUE, GREEN, ORANGE, PURPLE, STYLE, save_figure
+from faisca.runs.charts.curves import BLUE, GREEN, ORANGE, PURPLE, STYLE, save_figure
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#999999")
 SMOOTHED = 9

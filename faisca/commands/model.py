@@ -24,7 +24,7 @@ from faisca.commands.options import (
 from faisca.commands.parse import parse, print_json
 from faisca.config import Config
 from faisca.errors import FaiscaError
-from faisca.text import in_one_line, printable, reward_title, titles_name
+from faisca.text import in_one_line, printable, reward_name, reward_title, titles_name
 
 if TYPE_CHECKING:
     from faisca.loaded_model import LoadedModel
@@ -183,8 +183,8 @@ def evaluate(argv: list[str]) -> int:
 def _named(measured: dict[str, float], config: Config) -> dict[str, float]:
     """The measures by the names that people see, which follow the run's configuration."""
     names = {"portugal_validation_loss": f"{titles_name(config.sft.url_contains)} validation loss"}
-    if config.grpo.reward != "football":
-        names |= {"reward": reward_title(config.grpo.reward), "reward_std": "its spread"}
+    if config.grpo.reward != ("football",):
+        names |= {"reward": reward_title(reward_name(config.grpo.reward)), "reward_std": "its spread"}
         measured = {name: value for name, value in measured.items() if name != "football_share"}
     return {names.get(name, name.replace("_", " ")): value for name, value in measured.items()}
 

@@ -96,6 +96,7 @@ def grpo(argv: list[str]) -> int:
       faisca grpo --from runs/portugal --out runs/wind --grpo.reward keywords:vento
       faisca grpo --from runs/portugal --out runs/two --grpo.prompts Alerta O
       faisca grpo --from runs/portugal --out runs/many --grpo.prompts prompts.txt
+      faisca grpo --from runs/instruct --out runs/sums --grpo.prompts-file sums.jsonl --grpo.reward exact:answer
     """
     return _train("grpo", argv, grpo.__doc__)
 

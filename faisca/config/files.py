@@ -177,9 +177,11 @@ def _lay_section(name: str, section: Any, values: Any) -> Any:
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """What TOML spells in another way: arrays are tuples here, and `1` is a number with a fraction too."""
-    if isinstance(value, list):
-        return tuple(value)
+    """What TOML spells in another way: arrays are tuples here, a text is a list of one, `1` has a fraction too."""
+    if isinstance(value, str) and kind == tuple[str, ...]:
+        return (value,)
+    if isinstance(value, (list, tuple)):
+        return tuple(_converted(item, float if kind == tuple[float, ...] else str) for item in value)
     if kind is float and type(value) is int:
         return float(value) if abs(value) < 2**1023 else float("inf")  # refused as not finite
     return value

@@ -42,8 +42,11 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
         if value not in get_args(annotation):
             raise FaiscaError(f"{name} {value!r} is unknown: choose {', '.join(get_args(annotation))}")
     elif get_origin(annotation) is tuple:
-        if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-            raise FaiscaError(f"{name} {value!r} is not a list of texts")
+        item = get_args(annotation)[0]
+        if not isinstance(value, tuple) or not all(_is(item, one) for one in value):
+            raise FaiscaError(f"{name} {value!r} is not a list of {'texts' if item is str else 'numbers'}")
+        if item is float and not all(map(math.isfinite, value)):
+            raise FaiscaError(f"{name} {value!r} has a number that is not finite")
     elif isinstance(value, bool) != (annotation is bool) or not isinstance(
         value, (int, float) if annotation is float else annotation
     ):
@@ -59,3 +62,7 @@ def check_section(section: str, value: Any) -> None:
     """Raise a FaiscaError that names the first value of a section dataclass that does not fit its annotation."""
     for name, annotation in get_type_hints(type(value), include_extras=True).items():
         check_value(f"{section}.{name}", getattr(value, name), annotation)
+
+
+def _is(kind: type, item: Any) -> bool:
+    return type(item) in (int, float) if kind is float else isinstance(item, kind)

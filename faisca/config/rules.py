@@ -77,12 +77,23 @@ def check_grpo(grpo: GRPOConfig) -> None:
     rollouts = grpo.group_size * grpo.prompts_per_step
     if not grpo.prompts:
         raise FaiscaError('grpo.prompts is empty: give at least one ("" starts a headline)')
+    check_rewards(grpo)
     if grpo.group_size < 2:
         raise FaiscaError("grpo.group_size 1 leaves nothing to compare with: use at least 2")
     if rollouts % grpo.minibatch_size:
         raise FaiscaError(
             f"grpo.minibatch_size {grpo.minibatch_size} does not divide the {rollouts} completions of a "
             "step: choose a divisor"
+        )
+
+
+def check_rewards(grpo: GRPOConfig) -> None:
+    """At least one reward, and as many weights where there are any."""
+    if not grpo.reward:
+        raise FaiscaError("grpo.reward is empty: name at least one, such as football")
+    if grpo.reward_weights and len(grpo.reward_weights) != len(grpo.reward):
+        raise FaiscaError(
+            f"grpo.reward_weights has {len(grpo.reward_weights)} numbers for {len(grpo.reward)} rewards: give one each"
         )
 
 

@@ -127,6 +127,8 @@ class GRPOConfig(OptimizerConfig):
     """rollout-and-update rounds"""
     prompts: tuple[str, ...] = ("",)
     """what rollouts begin with, or a file of lines; "" starts a headline; a space at the end is left out"""
+    prompts_file: str = ""
+    """instead of prompts a JSONL file: prompt or messages, and columns for rewards; each pass in another order"""
     prompts_per_step: Count = 1
     """prompts in a step, taken in turn; each has a group of its own"""
     group_size: Count = 24
@@ -143,8 +145,15 @@ class GRPOConfig(OptimizerConfig):
     """passes over a step's rollouts"""
     minibatch_size: Count = 12
     """completions in one update"""
-    reward: str = "football"
-    """football, keywords:WORD,SOME PHRASE (commas between), or FILE.py:FUNCTION (completions -> one number each)"""
+    reward: tuple[str, ...] = ("football",)
+    """one or several of football, keywords:WORD,SOME PHRASE (commas between), regex:PATTERN, length:20-90 (characters),
+    distinct, exact:COLUMN, FILE.py:FUNCTION (completions, prompts, **columns -> one number each); docs/rewards.md"""
+    reward_weights: tuple[float, ...] = ()
+    """what each reward counts in their sum; 1 where none are given"""
+    reward_timeout: NotNegative = 0.0
+    """seconds for a call of a reward, which is ended then and its completions have none; 0 waits"""
+    reward_workers: CountOrOff = 0
+    """processes that compute rewards, which are the same with any number; 0 is none, or one where there is a timeout"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """what the advantages are divided by: standard deviation of the group, of the batch, or nothing"""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
@@ -163,6 +172,12 @@ class GRPOConfig(OptimizerConfig):
     """weight of the k3 KL divergence to the reference model"""
     mask_truncated: bool = False
     """leave completions that never reached end-of-text out of the loss"""
+    save_completions: bool = True
+    """write every completion, with its rewards, to completions.jsonl in the run's folder"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reward, str):  # one name, as older files and a quick hand have it
+            object.__setattr__(self, "reward", (self.reward,))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and nothing more. Special tokens that are written in a message become tokens, as
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
@@ -48,6 +49,12 @@ class ChatTemplate:
     def ids(self, messages: Sequence[Message], answer: bool = False) -> list[int]:
         """Token ids of `text`; only the template says whether a token begins it."""
         return self.tokenizer.encode_special(self.text(messages, answer))
+
+
+@lru_cache(maxsize=1)
+def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
+    """The chat template of a tokenizer, read once."""
+    return ChatTemplate(tokenizer)
 
 
 def check_messages(messages: Any) -> list[Message]:

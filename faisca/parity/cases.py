@@ -10,8 +10,8 @@ import numpy as np
 from faisca.backend import Backend, Runtime
 from faisca.config import ModelConfig, RunConfig
 from faisca.parameters import initial_parameters
+from faisca.rewards.advantages import group_advantages
 from faisca.streams import generator
-from faisca.training.rewards import group_advantages
 
 Arrays = dict[str, np.ndarray]
 

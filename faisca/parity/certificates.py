@@ -139,10 +139,12 @@ def _certify(name: str, subject: Subject, work: Work, tick: Callable[[], None]) 
 
 
 def _of_checkpoint(path: Path) -> Subject:
-    from faisca.runs.checkpoint import load_checkpoint
+    from faisca.runs.checkpoint import load_checkpoint, warn
     from faisca.training.run import checkpoint_tokenizer
+    from faisca.training.start import with_prompts_at_hand
 
     checkpoint = load_checkpoint(path)
     state, tokenizer = checkpoint.state, checkpoint_tokenizer(checkpoint)
-    prompt = longest_prompt(state.config, tokenizer, state.model.context)
+    config = with_prompts_at_hand(state.config, warn)
+    prompt = longest_prompt(config, tokenizer, state.model.context)
     return Subject(str(path), state.config, state.model, checkpoint.parameters, prompt)

@@ -1,7 +1,7 @@
-"""What a run says and what it measures: the console, and `metrics.jsonl` in the run's folder.
+"""What a run says and what it measures: the console, `metrics.jsonl` and `completions.jsonl` in the run's folder.
 
-Metrics are one JSON object a line. A checkpoint records how many bytes of them there were, and
-their SHA-256; a resumed run cuts the file back to that, so no step is ever recorded twice.
+Both have a JSON object a line. A checkpoint records how many bytes of them there were, and their SHA-256; a resumed
+run cuts the files back to that, so no step is ever recorded twice.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import os
 import time
 from contextlib import AbstractContextManager
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,14 +20,15 @@ from faisca.system.tables import PlainConsole
 from faisca.text import explained, json_text
 
 METRICS = "metrics.jsonl"
+COMPLETIONS = "completions.jsonl"
 
 
 class RunLog:
-    """The console and `metrics.jsonl` of a run; a context manager that closes the file.
+    """The console and the files of a run; a context manager that closes them.
 
     `metrics_bytes` of the file are kept (0 starts anew), and must match `metrics_sha256` where it is
-    given; `seconds_before` is the time that the run had taken when its checkpoint was written. A
-    file that is shorter or differs is a FaiscaError; one that is missing is begun anew, and said to be.
+    given; so for completions. `seconds_before` is the time that the run had taken when its checkpoint was
+    written. A file that is shorter or differs is a FaiscaError; one that is missing is begun anew, and said to be.
     """
 
     def __init__(
@@ -37,15 +37,21 @@ class RunLog:
         *,
         metrics_bytes: int = 0,
         metrics_sha256: str | None = None,
+        completions_bytes: int = 0,
+        completions_sha256: str | None = None,
         seconds_before: float = 0.0,
     ) -> None:
         self.output = LastingOutput()
         self.console = PlainConsole(file=self.output)
-        path = folder / METRICS
-        if metrics_bytes and not path.exists():
-            self.say(f"{path} is missing: it begins anew, without what was measured so far")
-            metrics_bytes = 0
-        self._metrics, self._digest = _open_metrics(path, metrics_bytes, metrics_sha256)
+        self._folder = folder
+        kept = {METRICS: (metrics_bytes, metrics_sha256), COMPLETIONS: (completions_bytes, completions_sha256)}
+        for name, (size, _) in kept.items():
+            if size and not (folder / name).exists():
+                self.say(f"{folder / name} is missing: it begins anew, without what was recorded so far")
+                kept[name] = (0, None)
+        self._metrics = _Lines(folder / METRICS, *kept[METRICS])
+        exists = (folder / COMPLETIONS).exists()  # it is only made where there are completions
+        self._completions = _Lines(folder / COMPLETIONS, *kept[COMPLETIONS]) if exists else None
         self._began = time.monotonic() - seconds_before
 
     def __enter__(self) -> Self:
@@ -55,7 +61,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
-        self._metrics.close()
+        for lines in filter(None, (self._metrics, self._completions)):
+            lines.close()
 
     @property
     def seconds(self) -> float:
@@ -72,26 +79,42 @@ class RunLog:
     def record(self, *, stage: str, step: int, **measured: Any) -> None:
         """Append one object to `metrics.jsonl`; numbers that are not finite become null, see `explained`."""
         line = {"stage": stage, "step": step, "seconds": round(self.seconds, 3)} | measured
-        self._write(json_text(explained(line)).encode() + b"\n")
+        self._metrics.append([explained(line)])
+
+    def record_completions(self, rows: list[dict[str, Any]]) -> None:
+        """Append objects to `completions.jsonl`, numbers that are not finite as null."""
+        if self._completions is None:
+            self._completions = _Lines(self._folder / COMPLETIONS)
+        self._completions.append(rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Everything in `metrics.jsonl` so far, oldest first."""
+        return read_records(self._folder)
 
     def flush(self) -> int:
         """Put everything recorded on disk; returns the size of `metrics.jsonl` in bytes."""
-        os.fsync(self._metrics.fileno())
-        return self._metrics.tell()
+        if self._completions is not None:
+            self._completions.flush()
+        return self._metrics.flush()
 
     @property
     def metrics_sha256(self) -> str:
         """The checksum of everything recorded, in hexadecimal."""
-        return self._digest.hexdigest()
+        return self._metrics.sha256
+
+    @property
+    def completions_bytes(self) -> int:
+        """The size of `completions.jsonl`; 0 where there is none."""
+        return 0 if self._completions is None else self._completions.flush()
+
+    @property
+    def completions_sha256(self) -> str | None:
+        """Its checksum."""
+        return None if self._completions is None else self._completions.sha256
 
     def track(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Tracker]:
         """Show progress towards `total` on the console; `done` is where a resumed run begins."""
         return track(self.console, label, total, done)
-
-    def _write(self, content: bytes) -> None:
-        self._digest.update(content)
-        while content:  # a disk that is almost full takes a part, and the rest raises
-            content = content[self._metrics.write(content) :]
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -103,27 +126,47 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [_parse_record(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _open_metrics(path: Path, size: int, wanted: str | None) -> tuple[FileIO, "hashlib._Hash"]:
-    """The file, cut to `size`, and the checksum of what is kept; unbuffered: nothing is left to fail at the end."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab+", buffering=0)
-    except OSError as error:
-        raise FaiscaError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-    file.seek(0)
-    kept = file.readall()[:size]
-    digest = hashlib.sha256(kept)
-    damage = None
-    if len(kept) < size:
-        damage = f"has {len(kept)} bytes, but its checkpoint was written after {size}"
-    elif size and wanted not in (None, digest.hexdigest()):
-        damage = f"is not as it was when its checkpoint was written: its first {size} bytes have changed"
-    if damage:
-        file.close()
-        raise FaiscaError(f"{path} {damage}: put the whole file back, or move it away to go on without it")
-    file.truncate(size)
-    file.seek(size)
-    return file, digest
+class _Lines:
+    """A file of JSON lines, cut to `size`, whose checksum is to be `wanted`; unbuffered: nothing fails at the end."""
+
+    def __init__(self, path: Path, size: int = 0, wanted: str | None = None) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise FaiscaError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+        self._file.seek(0)
+        kept = self._file.readall()[:size]
+        self._digest = hashlib.sha256(kept)
+        damage = None
+        if len(kept) < size:
+            damage = f"has {len(kept)} bytes, but its checkpoint was written after {size}"
+        elif size and wanted not in (None, self.sha256):
+            damage = f"is not as it was when its checkpoint was written: its first {size} bytes have changed"
+        if damage:
+            self._file.close()
+            raise FaiscaError(f"{path} {damage}: put the whole file back, or move it away to go on without it")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def append(self, objects: list[dict[str, Any]]) -> None:
+        """Add a line each."""
+        content = "".join(f"{json_text(one)}\n" for one in objects).encode()
+        self._digest.update(content)
+        while content:  # a disk that is almost full takes a part, and the rest raises
+            content = content[self._file.write(content) :]
+
+    def flush(self) -> int:
+        """Put everything on disk; returns the size in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _parse_record(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -111,6 +111,10 @@ class State:
     """the run has taken so far"""
     metrics_sha256: str | None = None
     """of those bytes"""
+    completions_bytes: int = 0
+    """of `completions.jsonl`, which is cut back likewise"""
+    completions_sha256: str | None = None
+    """of those bytes"""
     best: dict[str, Any] | None = None
     """the checkpoint with the lowest loss (in SFT: on its own titles) in the newest stage that measures it"""
     hold_out_seed: int | None = None

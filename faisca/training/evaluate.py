@@ -20,11 +20,13 @@ from faisca.config import Config
 from faisca.data.conversations import Conversations
 from faisca.data.headlines import Titles
 from faisca.data.windows import evaluation_batches, target_bytes
+from faisca.rewards.advantages import mean_and_deviation
+from faisca.rewards.built_in import football, share
+from faisca.rewards.samples import Samples
 from faisca.runs.measures import Measures
 from faisca.streams import uniforms
 from faisca.text import titles_name
 from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
-from faisca.training.rewards import football, mean_and_deviation, score, share
 from faisca.training.setup import Setup
 
 
@@ -87,8 +89,8 @@ def show_samples(setup: Setup, model: Model, step: int = 0) -> list[str]:
 def count_completions(setup: Setup, model: Model) -> tuple[list[list[int]], list[list[int]]]:
     """The prompts and completions (token ids) over which shares are counted, always the same draws."""
     grpo, rows = setup.config.grpo, setup.config.sample.counted
-    texts = [grpo.prompts[i % len(grpo.prompts)] for i in range(rows)]
-    prompts = [encode_prompt(setup.tokenizer, text, setup.model_config.context) for text in texts]
+    tasks = setup.tasks.in_turn(rows)
+    prompts = [encode_prompt(setup.tokenizer, task.prompt, setup.model_config.context) for task in tasks]
     # Always step 0: two models are compared on the same draws.
     draws = uniforms(setup.seed, "completions counted", step=0, rows=rows, columns=grpo.max_new_tokens)
     return prompts, list(complete(setup, model, prompts, rollout_sampling(grpo), draws))
@@ -104,7 +106,8 @@ def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> 
     texts = list(map(setup.tokenizer.decode, completions, prompts))
     mean, deviation = None, None
     if setup.reward is not None:
-        mean, deviation = mean_and_deviation(score(setup.reward, setup.config.grpo.reward, texts))
+        given = Samples.of_tasks(setup.tasks.in_turn(len(texts)), texts, completions)
+        mean, deviation = mean_and_deviation(setup.reward.score(given).total)
     return Measures(
         validation_loss=loss,
         bits_per_byte=bits,

@@ -9,13 +9,14 @@ end is left out. A token begins with its space (` Norte`), so after `Governo ` t
 write a word without one, as it does inside of words: `Governo rnos`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from faisca.backend import ROWS_AT_A_TIME, Model, Sampling
 from faisca.config import GRPOConfig
+from faisca.data.chat import Message, chat_template
 from faisca.data.headlines import normalise
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
@@ -36,9 +37,15 @@ def clean(prompt: str) -> str:
         raise FaiscaError(f"prompt {shortened(prompt, 40)!r} is not valid Unicode ({error.reason}): mend it") from error
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """Token ids of a prompt, cleaned, after what begins a text; FaiscaError where it does not fit the context."""
-    ids = [*tokenizer.beginning, *tokenizer.encode(clean(prompt))]
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Message], context: int) -> list[int]:
+    """Token ids of a prompt, cleaned, after what begins a text; FaiscaError where it does not fit the context.
+
+    Messages are written by the chat template, as far as the assistant's turn begins.
+    """
+    if isinstance(prompt, str):
+        ids = [*tokenizer.beginning, *tokenizer.encode(clean(prompt))]
+    else:
+        ids, prompt = chat_template(tokenizer).ids(prompt, answer=True), str(prompt[-1]["content"])
     if len(ids) > context:
         raise FaiscaError(
             f"prompt {shortened(prompt, 40)!r} has {len(ids)} tokens, but the model's context is {context}: shorten it"

@@ -9,23 +9,25 @@ temperature, the completion alone is scored, right padding.
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from faisca.backend import Learner, Metrics, Model, Rollouts
 from faisca.config import GRPOConfig
+from faisca.data.prompts import Task
+from faisca.rewards.advantages import group_advantages
+from faisca.rewards.samples import Samples
 from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import Progress
 from faisca.streams import permutation, uniforms
 from faisca.training.evaluate import count_completions, kl_divergence
-from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
-from faisca.training.rewards import football, group_advantages, mean_and_deviation, score, share
-from faisca.training.rollout_report import SignalWatch, best_and_worst
+from faisca.training.generate import complete, encode_prompt, rollout_sampling
+from faisca.training.rollout_report import Laps, Round, Watch, measure_round
 from faisca.training.run import Run
 from faisca.training.schedule import learning_rate
 from faisca.training.setup import Setup
 from faisca.training.stage import Stage
+from faisca.training.start import note_data
 
 LENGTH_STEP = 16
 """padded lengths are multiples of this: few shapes, so few compiled traces"""
@@ -35,8 +37,7 @@ LENGTH_STEP = 16
 class Completions:
     """What the policy wrote in one step, rows of a group side by side."""
 
-    texts: list[str]
-    """prompts"""
+    tasks: list[Task]
     prompts: list[list[int]]
     completions: list[list[int]]
 
@@ -54,24 +55,31 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     stage.begin(checkpoint)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")
-    signal = SignalWatch(run.log.say)
+    note_data(progress, setup.tasks.sha256, run.log.say)
+    watch = Watch(config.max_new_tokens, run.log, stage.step)
     with stage.under_way():
         while stage.step < config.steps:
+            laps = Laps()
             # Roll out: the policy writes a group of completions for each prompt of the step.
             written = roll_out(setup, model, stage.step)
             answers = list(map(setup.tokenizer.decode, written.completions, written.prompts))
+            laps.end("rollout")
             # Judge: a completion's advantage is its reward against those of its group.
             with stage.nothing_lost():
-                rewards = score(setup.reward, config.reward, answers)
-            advantages = group_advantages(rewards, config.group_size, config.scale_rewards)
+                scores = setup.reward.score(Samples.of_tasks(written.tasks, answers, written.completions))
+            advantages = group_advantages(scores.total, config.group_size, config.scale_rewards)
+            laps.end("scoring")
             # Remember what policy and reference think of the completions before any update changes the policy.
             rollouts = with_log_probs(setup, pack(setup, written, advantages), model, reference)
             # Learn: some passes over the completions, in minibatches.
             rate = learning_rate(config, stage.step, config.steps)
             updates = update_policy(setup, stage.learner, rollouts, stage.step, rate)
-            # Tell: what a trainer watches, and a warning where rewards teach nothing.
-            measured = measure_round(setup, written, answers, rewards, advantages, updates)
-            signal.look(stage.step + 1, rewards, advantages)
+            laps.end("update")
+            # Tell: what a trainer watches, and a warning where rewards teach nothing or what nobody wanted.
+            made = Round.of(setup, written, answers, scores, advantages)
+            measured = watch.look(stage.step + 1, made, measure_round(made, updates)) | laps.seconds
+            if config.save_completions:
+                run.log.record_completions(made.rows(stage.step + 1))
             tokens = sum(len(ids) for ids in written.completions)
             failed = measured["updates"] == 0 and measured["skipped"] > 0
             stage.note_round(measured, tokens=tokens, failed=failed, learning_rate=rate)
@@ -83,13 +91,13 @@ def roll_out(setup: Setup, model: Model, step: int) -> Completions:
     """A group of completions for each of the step's prompts, which take turns."""
     config = setup.config.grpo
     # Prompts take turns over the steps, and each is repeated for its group.
-    first = step * config.prompts_per_step
-    chosen = [config.prompts[(first + i) % len(config.prompts)] for i in range(config.prompts_per_step)]
-    texts = [text for text in chosen for _ in range(config.group_size)]
-    prompts = [encode_prompt(setup.tokenizer, text, setup.model_config.context) for text in texts]
+    chosen = setup.tasks.chosen(step * config.prompts_per_step, config.prompts_per_step, setup.seed)
+    encoded = [encode_prompt(setup.tokenizer, task.prompt, setup.model_config.context) for task in chosen]
+    tasks = [task for task in chosen for _ in range(config.group_size)]
+    prompts = [ids for ids in encoded for _ in range(config.group_size)]
     draws = uniforms(setup.seed, "grpo rollout", step=step, rows=len(prompts), columns=config.max_new_tokens)
     asked = (setup, model, prompts, rollout_sampling(config), draws)
-    return Completions(texts, prompts, list(complete(*asked, config.rollout_batch)))
+    return Completions(tasks, prompts, list(complete(*asked, config.rollout_batch)))
 
 
 def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: bool = False) -> Rollouts[np.ndarray]:
@@ -167,43 +175,6 @@ def select_rows(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np
     """Some rows of the rollouts."""
     arrays = {f.name: getattr(rollouts, f.name)[rows] for f in dataclasses.fields(rollouts) if f.name != "step_tokens"}
     return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))
-
-
-def measure_round(
-    setup: Setup,
-    written: Completions,
-    answers: list[str],
-    rewards: np.ndarray,
-    advantages: np.ndarray,
-    updates: list[dict[str, float]],
-) -> dict[str, Any]:
-    """What a trainer logs of a step, so that reward hacking, collapse and length bias can be seen."""
-    # Length and truncation show length bias, equal groups a reward that teaches nothing, distinct texts collapse.
-    lengths = np.array([len(ids) for ids in written.completions])
-    ended = [ids[-1] in setup.tokenizer.ends for ids in written.completions]
-    groups = rewards.reshape(-1, setup.config.grpo.group_size)
-    mean, deviation = mean_and_deviation(rewards)
-    rows = zip(written.texts, written.completions, strict=True)
-    texts = [headline(setup.tokenizer, prompt, completion) for prompt, completion in rows]
-    extremes = best_and_worst(texts, rewards, advantages)
-    watched = {name: float(np.mean([update[name] for update in updates])) for name in (updates or [{}])[0]}
-    return watched | {
-        "updates": len(updates) - sum(update["skipped"] for update in updates),
-        "skipped": sum(update["skipped"] for update in updates),
-        "ratio_max": max((update["ratio_max"] for update in updates), default=None),
-        "kl": watched.get("kl"),
-        "reward_mean": mean,
-        "reward_std": deviation,
-        "equal_groups_share": float(np.mean([len(set(group)) == 1 for group in groups.tolist()])),
-        "football_share": share(football(answers)),
-        "distinct_share": len(set(answers)) / len(answers),
-        "completion_length_mean": float(lengths.mean()),
-        "completion_length_min": int(lengths.min()),
-        "completion_length_max": int(lengths.max()),
-        "truncated_share": 1 - share(ended),
-        "sample": extremes["best"]["text"],
-        **extremes,
-    }
 
 
 def kl_to_reference(setup: Setup, model: Model, reference: Model) -> float:

@@ -14,6 +14,7 @@ from faisca.backend import Model
 from faisca.certificate.certify import Verdict, find_safe, units
 from faisca.certificate.work import Work, uneven
 from faisca.config import Config, ModelConfig
+from faisca.data.prompts import open_tasks
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.planning.load import rows_of
@@ -54,7 +55,8 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
 
 def longest_prompt(config: Config, tokenizer: Tokenizer, context: int) -> int:
     """Tokens of GRPO's longest prompt."""
-    return max(len(encode_prompt(tokenizer, prompt, context)) for prompt in config.grpo.prompts)
+    tasks = open_tasks(config.grpo.prompts, config.grpo.prompts_file)
+    return max(len(encode_prompt(tokenizer, task.prompt, context)) for task in tasks.all)
 
 
 def stage_work(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -16,13 +16,12 @@ from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text
 from faisca.data.conversations import Conversations, ConversationSplits
-from faisca.data.headlines import Headlines, Titles, address_filters, load_headlines, select_titles, title_hashes
+from faisca.data.headlines import Titles, address_filters, load_headlines, select_titles, title_hashes
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.planning.fit import usable_memory, warnings
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
 from faisca.runs.log import RunLog
@@ -30,11 +29,21 @@ from faisca.system.files import write_atomically
 from faisca.system.interrupts import StopRequest, stop_on_signals
 from faisca.system.memory import peak_resident_bytes, reset_peak
 from faisca.system.progress_bar import Tracker
+from faisca.text import reward_name
 from faisca.training.evaluate import Yardstick, make_yardsticks
-from faisca.training.generate import encode_prompt, ends_in_space
-from faisca.training.rewards import load_reward
+from faisca.training.generate import encode_prompt
 from faisca.training.setup import Setup
-from faisca.training.start import held_out_by, open_conversations, without_filter
+from faisca.training.start import (
+    check_tasks,
+    held_out_by,
+    open_conversations,
+    open_judge,
+    opening_words,
+    without_filter,
+)
+
+KEPT = ("metrics_bytes", "metrics_sha256", "completions_bytes", "completions_sha256")
+"""what a checkpoint says of the run's files"""
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Run:
             "preset": self.config.preset,
             "seed": self.setup.seed,
             "parameters": count_parameters(self.setup.model_config),
-            "reward": self.config.grpo.reward,
+            "reward": reward_name(self.config.grpo.reward),
             "sft_url_contains": self.config.sft.url_contains,
             "stages": self.stages,
         }
@@ -127,14 +136,21 @@ def open_run(
     headlines = load_headlines(config.data, hold_out_seed, address_filters(config), seen)
     titles = select_titles(headlines, config)
     setup, reason = _open_setup(config, titles, checkpoint)
+    judge = setup.reward
+    assert judge is not None, "a run that trains has its rewards"
     chats = open_conversations(setup, hold_out_seed)
     # Then take the folder: one run at a time writes there, and never over another run.
     with nullcontext() if resuming else hold_folder(folder):
         _prepare_folder(setup, folder, resuming)
         begun = checkpoint.state if checkpoint and resuming else None
-        kept = {name: getattr(begun, name) for name in ("metrics_bytes", "metrics_sha256")} if begun else {}
-        with RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log, stop_on_signals() as stop:
-            for line in (reason, *_words(setup, headlines)):
+        kept = {name: getattr(begun, name) for name in KEPT} if begun else {}
+        with (
+            RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log,
+            stop_on_signals() as stop,
+            closing(judge),
+        ):
+            judge.say = log.say
+            for line in (reason, *opening_words(setup, headlines)):
                 log.say(line)
             windows, yardsticks = _tokenised(setup, titles, log, chats)
             yield Run(
@@ -164,9 +180,9 @@ def _open_setup(config: Config, titles: Titles, checkpoint: Checkpoint | None) -
         tokenizer = load_tokenizer(config.tokenizer, titles["pretrain"][0])
     model_config = _model_config(config, tokenizer, checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
-    for prompt in (config.sample.prompt, *config.grpo.prompts):
-        encode_prompt(tokenizer, prompt, config.model.context)  # refuses one that does not fit
-    setup = Setup(config, backend, runtime, tokenizer, model_config, load_reward(config.grpo.reward))
+    encode_prompt(tokenizer, config.sample.prompt, config.model.context)  # refuses one that does not fit
+    setup = Setup(config, backend, runtime, tokenizer, model_config, open_judge(config.grpo))
+    check_tasks(setup)
     return setup, f"backend {name}: {reason}"
 
 
@@ -233,18 +249,3 @@ def _model_config(config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint |
             "leave it at 0, which takes the tokenizer's"
         )
     return dataclasses.replace(config.model, vocabulary_size=wanted or tokenizer.vocabulary_size)
-
-
-def _words(setup: Setup, headlines: Headlines) -> Iterator[str]:
-    """What a run says when it begins: why it computes as it does, on which data, with which model."""
-    config, tokenizer = setup.model_config, setup.tokenizer
-    yield from setup.runtime.reasons
-    yield "; ".join(f"{name} {value}" for name, value in setup.runtime.details.items())
-    yield f"data: {headlines.report}"
-    yield (
-        f"model: {count_parameters(config):,} parameters, {config.num_layers} blocks of width {config.dim}, "
-        f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
-    )
-    yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
-    for prompt in filter(ends_in_space, setup.config.grpo.prompts):
-        yield f"prompt {prompt!r}: the space at its end is left out, for tokens bring their own"

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from faisca.backend import Backend, Model, Runtime
 from faisca.config import Config, ModelConfig
+from faisca.data.prompts import Tasks, open_tasks
 from faisca.data.tokenizer import Tokenizer
-from faisca.training.rewards import Reward
+from faisca.rewards.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,18 @@ class Setup:
     tokenizer: Tokenizer
     model_config: ModelConfig
     """the model's, with its real vocabulary size"""
-    reward: Reward | None = None
+    reward: Judge | None = None
     """that of `grpo.reward`; None measures no reward"""
 
     @property
     def seed(self) -> int:
         """The seed of the run, from which every random stream derives."""
         return self.config.run.seed
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """What GRPO asks, read once."""
+        return open_tasks(self.config.grpo.prompts, self.config.grpo.prompts_file)
 
     def make_model(self, parameters: Mapping[str, np.ndarray], *, frozen: bool = False) -> Model:
         """A model with these weights on the setup's backend; one that nothing trains may keep them in bfloat16."""

@@ -17,7 +17,7 @@ from faisca.runs.checkpoint import Checkpoint, save_checkpoint
 from faisca.runs.measures import before_and_after, measures_after
 from faisca.runs.state import Progress, State, best_of, versions
 from faisca.training.evaluate import measure, measure_loss, show_samples
-from faisca.training.rollout_report import notes
+from faisca.training.rollout_report import notes, state_note
 from faisca.training.run import Run
 
 
@@ -96,7 +96,8 @@ class Stage:
         shown = {"reward": measured["reward_mean"], "kl": measured["kl"]}
         rate = progress.tokens / progress.seconds
         self._tidy_memory()
-        self._tracker.update(progress.step, notes(measured["best"], measured["worst"]), **shown, tokens_per_second=rate)
+        below = [state_note(measured), *notes(measured["best"], measured["worst"])]
+        self._tracker.update(progress.step, below, **shown, tokens_per_second=rate)
 
     def evaluate(self) -> None:
         """Record the losses on the first `evaluation_batches` of both yardsticks."""
@@ -180,6 +181,8 @@ class Stage:
             hold_out_seed=run.hold_out_seed,
             metrics_bytes=run.log.flush(),
             metrics_sha256=run.log.metrics_sha256,
+            completions_bytes=run.log.completions_bytes,
+            completions_sha256=run.log.completions_sha256,
             seconds=run.log.seconds,
         )
         arrays = {

@@ -1,19 +1,26 @@
-"""What a run begins with: a checkpoint's weights, with what belongs to them; conversations in the place of titles."""
+"""What a run begins with: a checkpoint's weights, with what belongs to them; conversations in the place of titles;
+what GRPO asks, and how it judges."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faisca.config import Config, ModelConfig, TokenizerConfig
+from faisca.config import Config, GRPOConfig, ModelConfig, TokenizerConfig
 from faisca.config.files import Sections
 from faisca.data.chat import ChatTemplate
 from faisca.data.conversations import ConversationSplits, encode_rows, read_rows
+from faisca.data.headlines import Headlines
 from faisca.data.sources import is_path
 from faisca.data.windows import steps_per_epoch
 from faisca.errors import FaiscaError
+from faisca.parameters import count_parameters
+from faisca.planning.fit import usable_memory, warnings
+from faisca.rewards.judge import Judge
 from faisca.runs.checkpoint import Checkpoint
-from faisca.runs.state import IMPORTED, State
+from faisca.runs.state import IMPORTED, Progress, State
 from faisca.system.progress_bar import track_if_long
 from faisca.system.tables import PlainConsole
+from faisca.training.generate import encode_prompt, ends_in_space
 from faisca.training.setup import Setup
 
 SETTINGS = ("dropout", "attention_dropout")
@@ -124,3 +131,62 @@ def open_conversations(setup: Setup, seed: int) -> ConversationSplits | None:
         chats = encode_rows(rows, template, window=window, share=share, seed=seed, told=told)
     steps_per_epoch(chats.train, config.sft.batch_size)  # refuses a batch that is too large
     return chats
+
+
+def note_data(progress: Progress, sha256: str, say: Callable[[str], None]) -> None:
+    """Remember what a stage trains on; say so where a resumed one has other data than it began with."""
+    before, progress.data_sha256 = progress.data_sha256, sha256
+    if before not in ("", sha256):
+        say("the training data have changed since the checkpoint: the run goes on with the new ones")
+
+
+def with_prompts_at_hand(config: Config, say: Callable[[str], None]) -> Config:
+    """The configuration of a checkpoint from elsewhere: without its file of prompts where that is not here."""
+    file = config.grpo.prompts_file
+    if not file or Path(file).expanduser().is_file():
+        return config
+    say(f"grpo.prompts_file {file} is not here: grpo.prompts stand in for it")
+    return dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, prompts_file=""))
+
+
+def open_judge(grpo: GRPOConfig) -> Judge:
+    """The rewards of a run, which is to close them."""
+    return Judge(grpo.reward, grpo.reward_weights, workers=grpo.reward_workers, timeout=grpo.reward_timeout)
+
+
+def check_tasks(setup: Setup) -> None:
+    """FaiscaError for a prompt that does not fit the context, or lacks what a reward asks for."""
+    for task in setup.tasks.all:
+        try:
+            encode_prompt(setup.tokenizer, task.prompt, setup.model_config.context)
+        except FaiscaError as error:
+            raise FaiscaError(f"{task.where}: {error}" if task.where else str(error)) from error
+    if setup.reward is not None:
+        file = setup.config.grpo.prompts_file
+        setup.reward.check(setup.tasks.columns, f"grpo.prompts_file {file}" if file else "grpo.prompts")
+
+
+def _task_words(setup: Setup) -> Iterator[str]:
+    """What a run says of its prompts and rewards."""
+    grpo = setup.config.grpo
+    for prompt in filter(ends_in_space, () if grpo.prompts_file else grpo.prompts):
+        yield f"prompt {prompt!r}: the space at its end is left out, for tokens bring their own"
+    if grpo.prompts_file:
+        columns = f" with columns {', '.join(setup.tasks.columns)}" if setup.tasks.columns else ""
+        yield f"grpo asks {len(setup.tasks.all):,} prompts from {grpo.prompts_file}{columns}; grpo.prompts are left out"
+    if grpo.reward_timeout and not grpo.reward_workers:
+        yield "grpo.reward_timeout needs a process that can be ended: one computes the rewards"
+
+
+def opening_words(setup: Setup, headlines: Headlines) -> Iterator[str]:
+    """What a run says when it begins: why it computes as it does, on which data, with which model."""
+    config, tokenizer = setup.model_config, setup.tokenizer
+    yield from setup.runtime.reasons
+    yield "; ".join(f"{name} {value}" for name, value in setup.runtime.details.items())
+    yield f"data: {headlines.report}"
+    yield (
+        f"model: {count_parameters(config):,} parameters, {config.num_layers} blocks of width {config.dim}, "
+        f"context {config.context}; tokenizer {tokenizer.kind} with {tokenizer.vocabulary_size:,} tokens"
+    )
+    yield from warnings(setup.config, config, setup.runtime, usable_memory(setup.backend, setup.runtime))
+    yield from _task_words(setup)

@@ -10,6 +10,7 @@ from faisca.streams import integer_seed
 from faisca.training.run import Run
 from faisca.training.schedule import learning_rate
 from faisca.training.stage import Stage, due
+from faisca.training.start import note_data
 
 
 def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
@@ -56,9 +57,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
 
 def _note_changes(run: Run, progress: Progress, windows: Rows, total: int, an_epoch: int) -> None:
     """Say what follows where a resumed stage has other data, or other steps, than it began with."""
-    before, progress.data_sha256 = progress.data_sha256, sha256(windows.tokens.tobytes())
-    if before not in ("", progress.data_sha256):
-        run.log.say("the training data have changed since the checkpoint: the run goes on with the new ones")
+    note_data(progress, sha256(windows.tokens.tobytes()), run.log.say)
     epochs, progress.steps_per_epoch = progress.steps_per_epoch, an_epoch
     if epochs not in (0, an_epoch):
         was, now = progress.step / epochs, progress.step / an_epoch

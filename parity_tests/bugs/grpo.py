@@ -42,7 +42,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "population standard deviation",
-        "faisca/training/rewards.py",
+        "faisca/rewards/advantages.py",
         "deviations[i] = scored.std(ddof=1)",
         "deviations[i] = scored.std()",
         "08",

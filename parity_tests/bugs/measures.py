@@ -29,15 +29,15 @@ BUGS = (
     Mutation(
         "shares counted over the samples' prompt",
         EVALUATION,
-        "texts = [grpo.prompts[i % len(grpo.prompts)] for i in range(rows)]",
-        "texts = [setup.config.sample.prompt for _ in range(rows)]",
+        "prompts = [encode_prompt(setup.tokenizer, task.prompt, setup.model_config.context) for task in tasks]",
+        "prompts = [encode_prompt(setup.tokenizer, setup.config.sample.prompt, setup.model_config.context)] * rows",
         BOUNDARY,
     ),
     Mutation(
         "one prompt counted",
         EVALUATION,
-        "grpo.prompts[i % len(grpo.prompts)]",
-        "grpo.prompts[0]",
+        "tasks = setup.tasks.in_turn(rows)",
+        "tasks = setup.tasks.in_turn(1) * rows",
         BOUNDARY,
     ),
     Mutation(
@@ -210,9 +210,9 @@ BUGS = (
     ),
     Mutation(
         "football shares of a step over prompts too",
-        "faisca/training/grpo.py",
+        "faisca/training/rollout_report.py",
         '"football_share": share(football(answers)),',
-        '"football_share": share(football([p + a for p, a in zip(written.texts, answers, strict=True)])),',
+        '"football_share": share(football([t.text + a for t, a in zip(made.tasks, answers, strict=True)])),',
         BOUNDARY,
     ),
     Mutation(

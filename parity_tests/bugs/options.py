@@ -9,8 +9,8 @@ BUGS = (
     Mutation(
         "scale_rewards ignored",
         "faisca/training/grpo.py",
-        "group_advantages(rewards, config.group_size, config.scale_rewards)",
-        'group_advantages(rewards, config.group_size, "group")',
+        "group_advantages(scores.total, config.group_size, config.scale_rewards)",
+        'group_advantages(scores.total, config.group_size, "group")',
         f"{GOVERNS}[grpo.scale_rewards]",
     ),
     Mutation(
