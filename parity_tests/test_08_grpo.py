@@ -18,7 +18,8 @@ from faisca.parity.cases import Case, Side
 from faisca.parity.rungs import learner_parameters, reinforce
 from faisca.streams import uniforms
 from faisca.training.generate import complete
-from faisca.training.grpo import Completions, pack, select_rows
+from faisca.training.grpo import Completions, pack
+from faisca.training.grpo_update import select_rows
 from faisca.training.rewards import group_advantages
 
 FIXTURE = SimpleNamespace(
@@ -112,6 +113,7 @@ def random_fixture(spread: float) -> SimpleNamespace:
         reference=old + 0.3 * random.standard_normal(shape),
         mask=(random.random(shape) < 0.7).astype(float),
         advantages=random.standard_normal(6),
+        entropies=3 * random.random(shape),
         step_tokens=61.0,
     )
     fixture.mask[3] = 0
@@ -157,6 +159,7 @@ def test_watched_numbers_are_what_they_say(twin: Twin, spread: float, shift: flo
     fixture = random_fixture(spread)
     fixture.log_probs = np.minimum(fixture.log_probs, fixture.old - 0.5 if shift else np.inf) + shift
     fixture.reference = fixture.reference + shift
+    fixture.step_tokens = fixture.mask.sum()
     kept = fixture.mask > 0
     ratio, A = np.exp(fixture.log_probs - fixture.old), np.broadcast_to(fixture.advantages[:, None], kept.shape)
     log_rho = (fixture.reference - fixture.log_probs)[kept]
@@ -164,6 +167,9 @@ def test_watched_numbers_are_what_they_say(twin: Twin, spread: float, shift: flo
         "kl": (np.exp(log_rho) - log_rho - 1).mean(),
         "ratio_mean": ratio[kept].mean(),
         "ratio_max": ratio[kept].max(),
+        "log_ratio_mean": np.abs(np.log(ratio))[kept].mean(),
+        "log_ratio_max": np.abs(np.log(ratio))[kept].max(),
+        "entropy": fixture.entropies[kept].mean(),
         "clip_low_share": ((ratio < 0.8) & (A < 0))[kept].mean(),
         "clip_high_share": ((ratio > 1.6) & (A > 0))[kept].mean(),
     }

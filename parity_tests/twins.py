@@ -15,6 +15,11 @@ from faisca.config import GRPOConfig
 Array = np.ndarray
 
 
+def entropies(fixture: SimpleNamespace) -> Array:
+    """Of a fixture that has none: zeros."""
+    return getattr(fixture, "entropies", np.zeros_like(fixture.log_probs))
+
+
 def scores(fixture: SimpleNamespace) -> tuple[Array, ...]:
     """The arrays of `Rollouts` that a policy loss looks at, in their order."""
     return fixture.mask, fixture.advantages, fixture.old, fixture.reference
@@ -101,7 +106,7 @@ class TorchTwin:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
         log_probs = self.array(fixture.log_probs, True)
         rollouts = Rollouts(None, *map(self.array, scores(fixture)), fixture.step_tokens)
-        loss, watched = self.grpo.policy_loss(log_probs, rollouts, config)
+        loss, watched = self.grpo.policy_loss(log_probs, self.array(entropies(fixture)), rollouts, config)
         loss.backward()
         return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(log_probs.grad)
 
@@ -209,7 +214,7 @@ class MlxTwin:
         rollouts = Rollouts(None, *arrays, self.array(fixture.step_tokens))
 
         def loss_of(log_probs: Any) -> Any:
-            return self.grpo.policy_loss(log_probs, rollouts, config)
+            return self.grpo.policy_loss(log_probs, self.array(np.float32(entropies(fixture))), rollouts, config)
 
         log_probs = self.array(fixture.log_probs.astype(np.float32))
         (loss, watched), gradient = self.mx.value_and_grad(loss_of)(log_probs)

@@ -43,7 +43,7 @@ def train(twin: Backend, learner: Any, rate: float = 1e-2, **more: Any) -> dict[
 
 def rows(twin: Backend, config: ModelConfig, sampling: Sampling) -> list[list[int]]:
     draws = np.random.default_rng(1).random((6, sampling.max_new_tokens), np.float32)
-    given = {"prompts": [[1, 2]] * 6, "uniforms": draws, "sampling": sampling, "end_of_text": (11,)}
+    given = {"prompts": [[1, 2]] * 6, "uniforms": draws, "sampling": sampling, "end_of_text": (11,), "log_probs": None}
     return np.stack(list(twin.generate(model=model_of(twin, config), **given)), 1).tolist()
 
 

@@ -217,7 +217,12 @@ def test_sampling_stays_under_its_plan(name, dtype):
     def sample() -> None:
         made = twin.make_model(config=model, parameters=initial_parameters(model, 0), runtime=runtime)
         columns = twin.generate(
-            model=made, prompts=[[1]] * 64, uniforms=draws, sampling=Sampling(1.0, 0, 1.0, 8), end_of_text=(0,)
+            model=made,
+            prompts=[[1]] * 64,
+            uniforms=draws,
+            sampling=Sampling(1.0, 0, 1.0, 8),
+            end_of_text=(0,),
+            log_probs=None,
         )
         assert len(list(columns)) == 8
 
@@ -240,7 +245,12 @@ def test_the_cache_of_grouped_queries_is_as_planned(name):
         def sample(new: int = new) -> None:
             draws, prompts = np.full((64, new), 0.5, np.float32), [[1]] * 64
             columns = twin.generate(
-                model=made, prompts=prompts, uniforms=draws, sampling=Sampling(0.0, 0, 1.0, new), end_of_text=-1
+                model=made,
+                prompts=prompts,
+                uniforms=draws,
+                sampling=Sampling(0.0, 0, 1.0, new),
+                end_of_text=-1,
+                log_probs=None,
             )
             next(columns), next(columns)  # all the room is taken at once
 

@@ -113,7 +113,7 @@ def _most_sampled(config: Config, load: Load) -> tuple[int, int]:
     sample, grpo = config.sample, config.grpo
     at_a_time = grpo.rollout_batch or ROWS_AT_A_TIME
     written = min(at_a_time, grpo.group_size * grpo.prompts_per_step) if load.policy else 0
-    rows = max(written, min(ROWS_AT_A_TIME, max(sample.counted, sample.count)))
+    rows = max(written, min(at_a_time, max(sample.counted, sample.count)))
     # A token has at least one byte, and end-of-text stands before the prompt: no prompt is longer.
     longest = max(len(prompt.encode()) for prompt in (sample.prompt, *grpo.prompts))
     positions = 1 + longest + max(sample.max_new_tokens, grpo.max_new_tokens)
