@@ -48,9 +48,20 @@ CISPO = dataclasses.replace(CONFIG, objective="cispo", loss="dapo")
 VARIANTS = [
     dataclasses.replace(CONFIG, loss=loss, importance=importance, objective=objective)
     for loss, importance, objective in itertools.product(
-        ("grpo", "bnpo", "dr_grpo", "dapo"), ("token", "sequence"), ("clip", "cispo")
+        ("grpo", "bnpo", "dr_grpo", "dapo"), ("token", "sequence"), ("clip", "cispo", "sapo", "gmpo", "reinforce")
     )
+    if importance == "token" or objective not in ("gmpo", "reinforce")
 ]
+VARIANTS += [
+    dataclasses.replace(VARIANTS[i], **more)
+    for i in (0, 5)
+    for more in ({"delta": 2.5}, {"kl_bias_correction": True, "kl_weight": 0.3})
+]
+
+
+def variant_id(config: GRPOConfig) -> str:
+    more = "-delta" * (config.delta > 0) + "-corrected" * config.kl_bias_correction
+    return f"{config.loss}-{config.importance}-{config.objective}{more}"
 
 
 def arguments(fixture: SimpleNamespace) -> tuple[np.ndarray, ...]:
@@ -73,8 +84,8 @@ def with_changes(**changes: Any) -> SimpleNamespace:
 
 
 def in_float32(fixture: SimpleNamespace) -> SimpleNamespace:
-    arrays = {name: np.float32(value) for name, value in vars(fixture).items() if name != "step_tokens"}
-    return SimpleNamespace(**arrays, step_tokens=fixture.step_tokens)
+    values = vars(fixture).items()
+    return SimpleNamespace(**{name: v if name.startswith("step_") else np.float32(v) for name, v in values})
 
 
 @pytest.mark.parametrize(("loss", "importance"), GOLDEN)
@@ -121,7 +132,7 @@ def random_fixture(spread: float) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("spread", [0.4, 2.0], ids=["near", "beyond every limit"])
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.loss}-{c.importance}-{c.objective}")
+@pytest.mark.parametrize("config", VARIANTS, ids=variant_id)
 def test_every_variant_against_the_reference(twin: Twin, config: GRPOConfig, spread: float):
     """Near the policy that sampled, and where ratios pass the clips and CISPO's cap on both sides."""
     fixture = random_fixture(spread)
@@ -195,14 +206,64 @@ def test_truth_table_of_clipping(twin: Twin, advantage: float, ratio: float):
     assert gradient[0, 0] == pytest.approx(0.0 if clipped else -advantage * ratio, rel=1e-5)
 
 
-def test_first_pass_is_reinforce(twin: Twin):
-    """Where old and new agree, the gradient is -A / n on every token of the completion."""
+@pytest.mark.parametrize("objective", ["clip", "cispo", "sapo", "gmpo", "reinforce"])
+def test_first_pass_is_reinforce(twin: Twin, objective: Any):
+    """Where old and new agree, the gradient is -A / n on every token of the completion, whatever the objective."""
     fixture = with_changes(log_probs=FIXTURE.old)
-    config = dataclasses.replace(CONFIG, kl_weight=0.0)
+    config = dataclasses.replace(CONFIG, kl_weight=0.0, objective=objective)
     _, watched, gradient = twin.inside.policy_loss(in_float32(fixture), config)
     counts = FIXTURE.mask.sum(1, keepdims=True)
     assert np.allclose(gradient, -FIXTURE.advantages[:, None] * FIXTURE.mask / counts / 2, atol=1e-7)
     assert watched["ratio_mean"] == watched["ratio_max"] == 1
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.1, 2.0])
+def test_closed_forms_of_one_token(twin: Twin, advantage: float, ratio: float):
+    """Each objective's loss and gradient with respect to log p, from its paper, where the ratio is one number."""
+    one, r = np.ones((1, 1)), ratio
+    changes = {"old": 0 * one, "reference": np.log([[ratio]]), "mask": one, "advantages": np.array([advantage])}
+    fixture = in_float32(with_changes(log_probs=np.log([[ratio]]), **changes))
+    held = min(r, np.exp(0.28)) if advantage > 0 else max(r, np.exp(-0.2))
+    steep = 1.0 if advantage > 0 else 1.05
+    gate = 1 / (1 + np.exp(-steep * (r - 1)))
+    capped = min(r, 1.28) if advantage > 0 else max(min(r, 1.5), 0.8)
+    wanted = {
+        ("clip", 1.5): (capped, r * (capped == r)),
+        ("gmpo", 0.0): (held, r * (held == r)),
+        ("sapo", 0.0): (4 / steep * gate, 4 * gate * (1 - gate) * r),
+        ("reinforce", 0.0): (np.log(r), 1.0),
+    }
+    for (objective, delta), (loss, gradient) in wanted.items():
+        config = dataclasses.replace(CONFIG, kl_weight=0.0, objective=objective, delta=delta)
+        found, _, slope_ = twin.inside.policy_loss(fixture, config)
+        assert found == pytest.approx(-advantage * loss, rel=1e-5), objective
+        assert slope_[0, 0] == pytest.approx(-advantage * gradient, rel=1e-5, abs=1e-7), objective
+
+
+def test_gmpo_of_a_row_is_the_geometric_mean(twin: Twin):
+    """Ratios 1.1 and 3, which is clipped to exp 0.28: √(1.1 · 1.3231); where A < 0, 1.1 and 0.5: √(1.1 · 0.8187)."""
+    for A, second, held in ((1.0, 3.0, np.exp(0.28)), (-1.0, 0.5, np.exp(-0.2))):
+        log_probs = np.log([[1.1, second]])
+        changes = {"old": 0 * log_probs, "reference": log_probs, "mask": np.ones((1, 2)), "advantages": np.array([A])}
+        config = dataclasses.replace(CONFIG, kl_weight=0.0, objective="gmpo")
+        loss, *_ = twin.inside.policy_loss(in_float32(with_changes(log_probs=log_probs, **changes)), config)
+        assert loss == pytest.approx(-A * np.sqrt(1.1 * held), rel=1e-5)
+
+
+def test_a_corrected_kl_is_the_divergence_of_the_policy(twin: Twin):
+    """Its gradient, averaged over the tokens that the old policy draws, is that of Σ p · log(p / ref): for a bandit."""
+    random = np.random.default_rng(2)
+    old, now, ref = (np.log(random.dirichlet(np.ones(5))) for _ in range(3))
+    config = dataclasses.replace(CONFIG, kl_weight=1.0, kl_bias_correction=True)
+    # one row a token, weighed below by how likely the old policy draws it
+    arrays = {"log_probs": now[:, None], "old": old[:, None], "reference": ref[:, None], "mask": np.ones((5, 1))}
+    fixture = in_float32(with_changes(**arrays, advantages=np.zeros(5)))
+    *_, gradient = twin.inside.policy_loss(fixture, config)
+    per_token = gradient[:, 0] * 5 * np.exp(old)  # d loss / d log p of each token, expected
+    scores = np.eye(5) - np.exp(now)  # d log p / d logits
+    divergence = (np.exp(now) * (now - ref)).sum()
+    assert np.allclose(per_token @ scores, np.exp(now) * (now - ref - divergence), atol=1e-6)
 
 
 def test_kl_is_zero_at_equality_and_positive_elsewhere(twin: Twin):
@@ -214,7 +275,7 @@ def test_kl_is_zero_at_equality_and_positive_elsewhere(twin: Twin):
         assert kl == pytest.approx(np.exp(shift) - shift - 1, rel=1e-4)
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.loss}-{c.importance}-{c.objective}")
+@pytest.mark.parametrize("config", VARIANTS, ids=variant_id)
 def test_masked_slots_may_hold_anything(twin: Twin, config: GRPOConfig):
     clean = twin.inside.policy_loss(in_float32(FIXTURE), config)
     for garbage in (1e4, -1e4):

@@ -20,6 +20,11 @@ def entropies(fixture: SimpleNamespace) -> Array:
     return getattr(fixture, "entropies", np.zeros_like(fixture.log_probs))
 
 
+def sizes(fixture: SimpleNamespace) -> tuple[float, int]:
+    """Of the optimiser step: its tokens and its rows, 0 where the fixture is all of it."""
+    return fixture.step_tokens, getattr(fixture, "step_rows", 0)
+
+
 def scores(fixture: SimpleNamespace) -> tuple[Array, ...]:
     """The arrays of `Rollouts` that a policy loss looks at, in their order."""
     return fixture.mask, fixture.advantages, fixture.old, fixture.reference
@@ -105,7 +110,7 @@ class TorchTwin:
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
         log_probs = self.array(fixture.log_probs, True)
-        rollouts = Rollouts(None, *map(self.array, scores(fixture)), fixture.step_tokens)
+        rollouts = Rollouts(None, *map(self.array, scores(fixture)), *sizes(fixture))
         loss, watched = self.grpo.policy_loss(log_probs, self.array(entropies(fixture)), rollouts, config)
         loss.backward()
         return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(log_probs.grad)
@@ -211,7 +216,7 @@ class MlxTwin:
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
         arrays = (self.array(value.astype(np.float32)) for value in scores(fixture))
-        rollouts = Rollouts(None, *arrays, self.array(fixture.step_tokens))
+        rollouts = Rollouts(None, *arrays, *sizes(fixture))
 
         def loss_of(log_probs: Any) -> Any:
             return self.grpo.policy_loss(log_probs, self.array(np.float32(entropies(fixture))), rollouts, config)

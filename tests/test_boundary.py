@@ -20,8 +20,8 @@ from stand_in import (
     StandIn,
     finish,
     install,
-    scores,
     make_stand_in,
+    scores,
     small_config,
     write_headlines,
 )
