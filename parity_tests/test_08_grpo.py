@@ -331,9 +331,12 @@ def test_the_mask_ends_with_the_first_end_of_text():
     assert ended.mask.sum(1).tolist() == [2, 0]
 
 
-def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin):
-    """One whole update: the reference's gradient through the model, clipping and Adam."""
-    case, config = make_case(rows=4, length=12), GRPOConfig(epsilon=1e-4, temperature=0.8, clip_norm=0.1)
+@pytest.mark.parametrize("micro", [0, 2, 1])
+@pytest.mark.parametrize("bonus", [0.0, 0.4])
+def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin, bonus: float, micro: int):
+    """One whole update, in micro-batches or not: the reference's gradient through the model, clipping and Adam."""
+    case = make_case(rows=4, length=12)
+    config = GRPOConfig(epsilon=1e-4, temperature=0.8, clip_norm=0.1, entropy_weight=bonus, micro_batch_size=micro)
     reference, tokens = Reference(case.model, case.parameters), case.batch()[0]
     old, lp = 0.1, reference.token_log_probs(tokens, 0.8)
     mask, advantages = np.ones(lp.shape, np.float32), np.array([1.5, -0.5, -0.5, -0.5], np.float32)
@@ -343,16 +346,18 @@ def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin):
     learner = twin.side.backend.make_learner(model=case.make_model(twin.side), config=config)
     step = twin.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3)
     (metrics,) = twin.side.backend.read_metrics(metrics=[step])
-    assert metrics["loss"] == pytest.approx(policy_loss(lp, *others, config, 44.0), rel=1e-4)
+    log_p = reference.logits(tokens[:, :-1]) / 0.8
+    log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
+    entropy = -(np.exp(log_p) * log_p).sum(-1).mean()
+    assert metrics["entropy"] == pytest.approx(entropy, rel=1e-5)
+    expected_loss = policy_loss(lp, *others, config, 44.0) - bonus * entropy
+    assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-4)
     upstream = slope(lambda moved: policy_loss(moved, *others, config, 44.0), lp)
-    gradient = reference.backward(tokens[:, :-1], tokens[:, 1:], upstream, 0.8)
+    gradient = reference.backward(tokens[:, :-1], tokens[:, 1:], upstream, 0.8, -bonus / 44)
     norm = np.sqrt(sum((value**2).sum() for value in gradient.values()))
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     weights, _, _ = adamw(case.parameters, [gradient], config, 1e-3, lambda name, shape: False)
     require_close(weights, learner_parameters(twin.side, learner), 1e-5, "absolute")  # 1e-2 · learning rate
-    log_p = reference.logits(tokens[:, :-1]) / 0.8
-    log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
-    assert metrics["entropy"] == pytest.approx(-(np.exp(log_p) * log_p).sum(-1).mean(), rel=1e-5)
 
 
 def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[str, Any]:

@@ -96,15 +96,16 @@ class TorchTwin:
         return self.losses.linear_cross_entropy(*arrays, chunk, False).item()
 
     def log_probs(
-        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
+        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array, *more: Array
     ) -> tuple[Array, ...]:
-        """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
+        """Log-probabilities, entropies, and the gradients of Σ upstream · log p + more · entropy."""
         hidden, head = self.hidden(hidden), self.array(head, True)
         targets = self.array(targets.astype(np.int64))
         log_probs, entropies = self.losses.linear_log_probs(
-            hidden, self.losses.Head(head), targets, temperature, chunk, True
+            hidden, self.losses.Head(head), targets, temperature, chunk, 1 + len(more)
         )
-        log_probs.backward(self.array(upstream))
+        scores = [log_probs, entropies][: 1 + len(more)]
+        self.torch.autograd.backward(scores, [self.array(value) for value in (upstream, *more)])
         return tuple(map(self.numpy, (log_probs, entropies, hidden.grad, head.grad)))
 
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
@@ -201,16 +202,18 @@ class MlxTwin:
         return self.losses.linear_cross_entropy(*arrays, chunk, False, self.fused).item()
 
     def log_probs(
-        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
+        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array, *more: Array
     ) -> tuple[Array, ...]:
-        """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
+        """Log-probabilities, entropies, and the gradients of Σ upstream · log p + more · entropy."""
         targets = self.array(targets.astype(np.int32))
 
         def both(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_log_probs(hidden, self.losses.Head(head), targets, temperature, chunk, True)
+            return self.losses.linear_log_probs(
+                hidden, self.losses.Head(head), targets, temperature, chunk, 1 + len(more)
+            )
 
         primals = [self.hidden(hidden), self.array(head)]
-        values, found = self.mx.vjp(both, primals, [self.array(upstream), self.mx.zeros(len(upstream))])
+        values, found = self.mx.vjp(both, primals, list(map(self.array, (upstream, *(more or (0 * upstream,))))))
         return tuple(map(self.numpy, (*values, *found)))
 
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
