@@ -146,8 +146,8 @@ class _LinearLogProbs(torch.autograd.Function):
             sums, weights = sums_N[rows, None], weights_N1[rows]
             hit: Tensor | float = 1.0
             if ctx.with_entropy:  # d entropy / d scores = -p · (log p + entropy)
-                log_p = (exps.to(sums.dtype).clamp(min=1e-37) / sums).log_()
-                exps = exps * (weights + entropy_weights_N1[rows] * (log_p + entropies_N[rows, None]))
+                log_p = exps.to(sums.dtype).clamp(min=1e-37).div_(sums).log_()
+                exps = log_p.add_(entropies_N[rows, None]).mul_(entropy_weights_N1[rows]).add_(weights).mul_(exps)
                 weights, hit = torch.ones_like(weights), weights
             softmax = _Softmax(exps.to(hidden.dtype), sums, targets_N[rows], weights, hit, slope)
             d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)

@@ -120,6 +120,23 @@ CASES: dict[str, dict[str, Any]] = {
         "batch": 12,
         "micro": 4,
     },
+    "exploring": {
+        "vocabulary_size": 8192,
+        "num_layers": 3,
+        "stage": "grpo",
+        "context": 80,
+        "batch": 12,
+        "entropy_weight": 0.1,
+    },
+    "exploring, soft cap": {
+        "vocabulary_size": 12_000,
+        "num_layers": 2,
+        "stage": "grpo",
+        "context": 64,
+        "batch": 10,
+        "logit_soft_cap": 30.0,
+        "entropy_weight": 0.1,
+    },
     "llama, reinforced, micro-batches": LLAMA
     | {"vocabulary_size": 8192, "num_layers": 4, "stage": "grpo", "context": 80, "batch": 12, "micro": 6},
     "squared": {"vocabulary_size": 4000, "num_layers": 4, "batch": 9, "activation": "relu2", "positions": "rope"},
@@ -140,7 +157,7 @@ def case_config(case: dict[str, Any]) -> tuple[Config, ModelConfig]:
     model = ModelConfig(**of_type(ModelConfig, case))
     train = TrainConfig(batch_size=case["batch"], micro_batch_size=case.get("micro", 0))
     grpo = GRPOConfig(group_size=case["batch"], minibatch_size=case["batch"], max_new_tokens=case["context"])
-    grpo = replace(grpo, micro_batch_size=case.get("micro", 0))
+    grpo = replace(grpo, micro_batch_size=case.get("micro", 0), entropy_weight=case.get("entropy_weight", 0.0))
     run = RunConfig(device="cpu", compile="off", **({"dtype": "float32"} | of_type(RunConfig, case)))
     data = replace(Config().data, window=case["context"], stride=case["context"])
     return Config(model=replace(model, vocabulary_size=0), data=data, pretrain=train, grpo=grpo, run=run), model

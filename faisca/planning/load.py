@@ -31,6 +31,8 @@ class Load:
     """GRPO: no dropout, a reference, log-probabilities in place of a loss"""
     scored: int = 0
     """GRPO: positions whose log-probabilities are computed, at most"""
+    explores: bool = False
+    """GRPO with an entropy bonus, whose gradient takes a chunk of logits more"""
     narrow: bool = False
     """factors of products in bfloat16"""
     explicit: bool = False
@@ -135,7 +137,12 @@ def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) ->
         length = min(-(-new // 16) * 16, model.context)
         accumulates = load.rows < config.grpo.minibatch_size
         return replace(
-            load, length=length, policy=True, scored=min(places, load.rows * length), accumulates=accumulates
+            load,
+            length=length,
+            policy=True,
+            scored=min(places, load.rows * length),
+            accumulates=accumulates,
+            explores=config.grpo.entropy_weight > 0,
         )
     accumulates = load.rows < getattr(config, stage).batch_size
     return replace(load, accumulates=accumulates, checkpointing=runtime.gradient_checkpointing)

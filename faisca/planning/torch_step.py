@@ -61,6 +61,7 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
         }
     kept = kept_exponentials(load)
     again = load.logits * (at_once * load.width / FLOAT if kept else logits)
+    again += load.logits if load.explores else 0
     return {
         "log-probabilities": {
             "gradients": waiting,
