@@ -16,7 +16,6 @@ from stand_in import (
     Finished,
     finish,
     install,
-    log_probs,
     make_stand_in,
     nats,
     small_config,

@@ -116,13 +116,14 @@ def update_policy(
 
 
 def has_signal(rollouts: Rollouts[np.ndarray], config: GRPOConfig, left_reference: bool) -> bool:
-    """Whether there is a gradient: an advantage under the mask, or with a KL weight a policy away from its reference.
+    """Whether there is a gradient: an advantage under the mask, an entropy bonus, or a policy away from its reference.
 
     Without either, the gradient is 0 or rounding noise. Adam divides by its size: it would take full steps along the
     noise, and at 0 go on with its momentum.
     """
     counted = rollouts.mask.any(axis=1)
-    return bool(rollouts.advantages[counted].any() or (config.kl_weight and left_reference and counted.any()))
+    pulled = config.entropy_weight or (config.kl_weight and left_reference)
+    return bool(rollouts.advantages[counted].any() or (pulled and counted.any()))
 
 
 def has_left_reference(rollouts: Rollouts[np.ndarray]) -> bool:
