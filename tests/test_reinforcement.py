@@ -282,9 +282,15 @@ def test_a_minibatch_without_advantage_waits_for_the_policy_to_leave_its_referen
     assert not seen
 
 
-@pytest.mark.parametrize(("kl_weight", "seed", "moves"), [(0.0, 9, False), (0.02, 0, False), (0.02, 9, True)])
-def test_without_advantage_only_a_distance_to_the_reference_moves_weights(twin, kl_weight, seed, moves):
-    setup = make_setup(twin, dataclasses.replace(GRPO, kl_weight=kl_weight))
+@pytest.mark.parametrize(
+    ("kl_weight", "entropy_weight", "seed", "moves"),
+    [(0.0, 0.0, 9, False), (0.02, 0.0, 0, False), (0.02, 0.0, 9, True), (0.0, 0.1, 0, True)],
+)
+def test_without_advantage_only_a_distance_to_the_reference_or_a_bonus_moves_weights(
+    twin, kl_weight, entropy_weight, seed, moves
+):
+    """The reference's log-probabilities are of a pass, the policy's the sampler's: rounding parts them, and no more."""
+    setup = make_setup(twin, dataclasses.replace(GRPO, kl_weight=kl_weight, entropy_weight=entropy_weight))
     model, reference = (small_model(twin, setup.model_config, seed=seed) for seed in (0, seed))
     learner = twin.make_learner(model=model, config=setup.config.grpo)
     before = twin.get_parameters(model=model)
