@@ -24,7 +24,8 @@ READING = {
         {twin}/model.py {twin}/losses.py {twin}/optimizer.py {twin}/train.py {twin}/score.py
     """,
     "GRPO": """
-        faisca/training/setup.py faisca/training/grpo.py faisca/training/generate.py faisca/rewards/advantages.py
+        faisca/training/setup.py faisca/training/grpo.py faisca/training/grpo_update.py faisca/training/generate.py
+        faisca/rewards/advantages.py
         faisca/training/schedule.py faisca/streams.py faisca/backend.py
         {twin}/model.py {twin}/losses.py {twin}/optimizer.py {twin}/score.py {twin}/generate.py {twin}/grpo.py
     """,

@@ -156,7 +156,9 @@ def measured(twin: str, model: ModelConfig, setting: Setting) -> int:
         made = backend.make_model(config=model, parameters=parameters, runtime=runtime)
         greedy = Sampling(0.0, 0, 1.0, 16)
         prompt, draws = [list(range(1, WINDOW - 15))], initial_parameters(TINY, 0)["token_embedding.weight"]
-        list(backend.generate(model=made, prompts=prompt, uniforms=draws, sampling=greedy, end_of_text=0))
+        list(
+            backend.generate(model=made, prompts=prompt, uniforms=draws, sampling=greedy, end_of_text=0, log_probs=None)
+        )
 
     return peak_of(twin, generate)
 

@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NewType, Protocol, TypeVar, cast
 
 import numpy as np
@@ -105,23 +105,34 @@ class Rollouts(Generic[Array]):
     mask: Array
     """[B, T-1] float32: 1 where the predicted token belongs to the completion, its end-of-text included"""
     advantages: Array
-    """[B] float32"""
+    """[B] float32; [B, T-1] where a correction weighs each token"""
     old_log_probs: Array
     """[B, T-1] float32, of the policy that sampled, at the sampling temperature"""
     reference_log_probs: Array
     """[B, T-1] float32, of the frozen reference, at the sampling temperature"""
     step_tokens: Any
-    """completion tokens of the whole optimiser step, for the dapo average"""
+    """completion tokens of the whole optimiser step, for the dapo average and what is watched"""
+    step_rows: int = 0
+    """completions of the whole optimiser step; 0: these are all"""
 
     @property
     def places(self: "Rollouts[np.ndarray]") -> np.ndarray:
-        """The positions whose log-probabilities count, as int32 [N] into the flattened [B, T-1].
+        """The positions whose log-probabilities count, as int32 [N] into the flattened [B, T-1]."""
+        return cast(np.ndarray, self.micro_batches(0)[1][0])
+
+    def micro_batches(self: "Rollouts[np.ndarray]", rows: int) -> tuple[list["Rollouts[np.ndarray]"], np.ndarray]:
+        """Parts of so many rows (0: one part), and the positions of each whose log-probabilities count, int32 [M, N].
 
         The head costs more than all blocks, and most positions of a batch of headlines are padding.
         Other positions fill N up to a multiple of PLACES_MULTIPLE: few shapes, so few compiled traces.
         """
-        counted_first = np.argsort(self.mask.ravel() == 0, kind="stable").astype(np.int32)
-        return counted_first[: max(math.ceil(np.count_nonzero(self.mask) / PLACES_MULTIPLE), 1) * PLACES_MULTIPLE]
+        B, arrays = len(self.mask), {name: a for name, a in vars(self).items() if not name.startswith("step_")}
+        slices = [slice(start, start + (rows or B)) for start in range(0, B, rows or B)]
+        parts = [replace(self, **{name: a[part] for name, a in arrays.items()}, step_rows=B) for part in slices]
+        most = max(np.count_nonzero(part.mask) for part in parts)
+        multiple = max(math.ceil(most / PLACES_MULTIPLE), 1) * PLACES_MULTIPLE
+        counted_first = [np.argsort(part.mask.ravel() == 0, kind="stable").astype(np.int32) for part in parts]
+        return parts, np.stack([order[:multiple] for order in counted_first])
 
 
 class Backend(Protocol):
@@ -165,7 +176,7 @@ class Backend(Protocol):
     def grpo_step(
         self, *, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float
     ) -> Metrics:
-        """One optimiser step on one minibatch of rollouts; metrics as in `grpo.py` of the twins."""
+        """One optimiser step on a minibatch, `config.micro_batch_size` rows at a time; metrics as in `policy_loss`."""
 
     def read_metrics(self, *, metrics: list[Metrics]) -> list[dict[str, float]]:
         """Numbers of past steps; waits for the device."""
@@ -193,12 +204,15 @@ class Backend(Protocol):
         uniforms: np.ndarray,
         sampling: Sampling,
         end_of_text: tuple[int, ...],
+        log_probs: np.ndarray | None,
     ) -> Iterator[np.ndarray]:
         """Sample completions: yields int [B] arrays, a column of new tokens at a time.
 
         `uniforms` is float32 [B, max_new_tokens]; the n-th new token of a row uses the n-th of its
         numbers. A row that has no token in a column (still in its prompt, or finished) holds -1. A
         row ends after the first of the `end_of_text` ids, after `max_new_tokens`, or when the context is full.
+        `log_probs`, float32 [B, max_new_tokens] takes the log-probability of each new token among all, at the sampling
+        temperature; None: nobody asks.
         """
 
     def memory(self, *, runtime: Runtime, reset_peak: bool) -> dict[str, int]:

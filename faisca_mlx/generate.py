@@ -20,6 +20,7 @@ from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.device import to_device
 from faisca_mlx.losses import project
 from faisca_mlx.model import GPT
+from faisca_mlx.sums import row_sums
 
 
 def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:
@@ -61,6 +62,14 @@ def sample(logits_RV: mx.array, uniforms_R: mx.array, sampling: Sampling) -> mx.
     return mx.take_along_axis(ids_RS, mx.minimum(picked, ids_RS.shape[1] - 1), axis=1).squeeze(1)
 
 
+def log_probs_of(logits_RV: mx.array, tokens_R: mx.array, temperature: float) -> mx.array:
+    """Log-probability of a token a row among all, whatever top-k and top-p leave: float32 [R]."""
+    scores = logits_RV.astype(mx.float32) / temperature
+    scores = scores - scores.max(axis=1, keepdims=True)
+    log_sums = mx.log(row_sums(mx.exp(scores)))
+    return mx.take_along_axis(scores, tokens_R[:, None], axis=1).squeeze(1) - log_sums
+
+
 def _probabilities(scaled_RS: mx.array) -> mx.array:
     return mx.round(mx.softmax(scaled_RS, axis=1) * UNIT).astype(mx.int64)
 
@@ -72,9 +81,15 @@ def _share(total_R1: mx.array, share: float) -> mx.array:
 
 
 def generate(
-    *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: tuple[int, ...]
+    *,
+    model: GPT,
+    prompts: list[list[int]],
+    uniforms: np.ndarray,
+    sampling: Sampling,
+    end_of_text: tuple[int, ...],
+    log_probs: np.ndarray | None,
 ) -> Iterator[np.ndarray]:
-    """Completions a column at a time: int64 [B], -1 where a row has no new token."""
+    """Completions a column at a time: int64 [B], -1 where a row has no new token; `log_probs` takes what they had."""
     model.eval()
     lengths = np.array([len(prompt) for prompt in prompts])
     if not (len(lengths) and lengths.all()):
@@ -83,17 +98,18 @@ def generate(
     cache = KeyValueCache(model.config.num_layers, capacity)
     rows, position = np.arange(len(prompts)), int(lengths.min())
 
-    def next_column(tokens: mx.array, position: int) -> mx.array:
+    def next_column(tokens: mx.array, position: int) -> list[mx.array]:
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
         logits_RV = project(model(tokens, cache)[:, -1], model.head)
         chosen = sample(logits_RV, mx.array(uniforms_R), sampling)
+        scores = [] if log_probs is None else [log_probs_of(logits_RV, chosen, sampling.temperature)]
         # A row that still reads its prompt takes the token given there, and not the one drawn.
         if (nth_new < 0).any():
             given = np.array([(prompts[row] + [0] * position)[position] for row in rows])
             chosen = mx.where(mx.array(nth_new < 0), mx.array(given), chosen)
-        mx.async_eval(chosen)
-        return chosen
+        mx.async_eval(chosen, *scores)
+        return [chosen, *scores]
 
     # First what all prompts have, up to the end of the shortest; then a column at a time.
     column = next_column(to_device(model, np.array([prompt[:position] for prompt in prompts])), position)
@@ -101,16 +117,18 @@ def generate(
         nth_new = position - lengths[rows]
         goes_on = position + 1 <= model.config.context and (nth_new + 1 < sampling.max_new_tokens).any()
         # Launched before this column is read, so that the device computes while the host waits.
-        following = next_column(column[:, None], position + 1) if goes_on else column
-        chosen = np.array(column)
+        following = next_column(column[0][:, None], position + 1) if goes_on else column
+        chosen, new = np.array(column[0]), nth_new >= 0
+        if log_probs is not None:
+            log_probs[rows[new], nth_new[new]] = np.array(column[1])[new]
         new_tokens = np.full(len(prompts), -1)
-        new_tokens[rows[nth_new >= 0]] = chosen[nth_new >= 0]
+        new_tokens[rows[new]] = chosen[new]
         yield new_tokens
         position += 1
         # Rows that have ended leave the batch, and their place in the cache.
-        ended = (nth_new >= 0) & (np.isin(chosen, end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
+        ended = new & (np.isin(chosen, end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
         stays = np.flatnonzero(~ended & (position <= model.config.context))
         if len(stays) < len(rows):
             cache.keep(stays)
-            following = following[mx.array(stays)]
+            following = [array[mx.array(stays)] for array in following]
         rows, column = rows[stays], following

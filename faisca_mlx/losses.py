@@ -66,11 +66,11 @@ def linear_cross_entropy(
 
 
 def linear_log_probs(
-    hidden_ND: mx.array, head: Head, targets_N: mx.array, temperature: float, chunk: int, with_gradients: bool
+    hidden_ND: mx.array, head: Head, targets_N: mx.array, temperature: float, chunk: int, with_gradients: int
 ) -> tuple[mx.array, mx.array]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
-    Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
+    `with_gradients`: 0 none, and no exponentials are kept; 1 through the log-probabilities; 2 through entropies too.
     """
     if not with_gradients:
         log_probs_N, entropies_N, *_ = _log_probs_and_entropies(hidden_ND, head, targets_N, temperature, chunk, 0)
@@ -85,9 +85,10 @@ def linear_log_probs(
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        (hidden_ND, head_VD), (_, _, peaks_N1, sums_N1, *kept) = primals, outputs
+        (hidden_ND, head_VD), (_, entropies_N, peaks_N1, sums_N1, *kept) = primals, outputs
         d_hidden: list[mx.array] = []
-        d_head_VD, weights_N1 = mx.zeros_like(head_VD), -(cotangents[0] / temperature)[:, None]
+        d_head_VD = mx.zeros_like(head_VD)
+        weights_N1, entropy_weights_N1 = (-(upstream / temperature)[:, None] for upstream in cotangents[:2])
         for i, rows in enumerate(_chunks(len(targets_N), chunk)):
             hidden = hidden_ND[rows]
             if d_hidden:
@@ -96,13 +97,18 @@ def linear_log_probs(
             if exps is None:  # not kept from the forward pass: computed again, chunk by chunk
                 logits, slope = _squeeze(_project(hidden, head_VD), head.soft_cap)
                 exps = mx.exp(logits / temperature - peaks_N1[rows])
-            softmax = _Softmax(exps.astype(hidden.dtype), sums_N1[rows], targets_N[rows], weights_N1[rows], slope)
+            sums, weights, hit = sums_N1[rows], weights_N1[rows], 1.0
+            if with_gradients == 2:  # d entropy / d scores = -p · (log p + entropy)
+                log_p = mx.log(mx.maximum(exps.astype(mx.float32), 1e-37) / sums)
+                exps = exps * (weights + entropy_weights_N1[rows] * (log_p + entropies_N[rows, None]))
+                weights, hit = mx.ones_like(weights), weights
+            softmax = _Softmax(exps.astype(hidden.dtype), sums, targets_N[rows], weights, hit, slope)
             d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
             d_hidden.append(d_rows)
         return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
 
     log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head.weight_VD)
-    return log_probs_N, mx.stop_gradient(entropies_N)
+    return log_probs_N, entropies_N if with_gradients == 2 else mx.stop_gradient(entropies_N)
 
 
 def _loss(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, fused: bool) -> mx.array:
@@ -149,7 +155,7 @@ def _explicit_gradients(
     peak = logits.max(axis=1, keepdims=True)
     exps = mx.exp(logits - peak)  # the one exponential a logit
     sums = row_sums(exps)[:, None]
-    softmax = _Softmax(exps.astype(hidden_nD.dtype), sums, target, valid_n1, slope)
+    softmax = _Softmax(exps.astype(hidden_nD.dtype), sums, target, valid_n1, 1.0, slope)
     return (peak + mx.log(sums) - picked) * valid_n1, *_add_gradients(softmax, hidden_nD, head.weight_VD, d_head_VD)
 
 
@@ -172,12 +178,13 @@ def _fused_gradients(
 
 
 class _Softmax(NamedTuple):
-    """The softmax of a chunk's rows, p = exps / sums, and how much each row counts in the gradient of the loss."""
+    """The softmax of a chunk's rows, p = exps / sums; how much a row and its one-hot count in the gradient."""
 
     exps_nV: mx.array
     sums_n1: mx.array
     target_n: mx.array
     weight_n1: mx.array
+    hit_n1: mx.array | float
     slope_nV: mx.array | None
     """of the logits' soft cap"""
 
@@ -192,16 +199,16 @@ def _add_gradients(
     product rounds: the exponentials become (p - one_hot) · sums. In float32 it is subtracted afterwards,
     which spares a copy of the chunk: a seventh of the loss's time at a vocabulary of 50,257.
     """
-    exps_nV, sums_n1, target_n, weight_n1, slope_nV = softmax
+    exps_nV, sums_n1, target_n, weight_n1, hit_n1, slope_nV = softmax
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     narrow_VD = head_VD.astype(exps_nV.dtype)
     shared_hidden_nD = (hidden_nD * share_n1).astype(exps_nV.dtype)
     if slope_nV is None:
-        d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * weight_n1
+        d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * (weight_n1 * hit_n1)
         if exps_nV.dtype == mx.float32:
             d_head_VD = d_head_VD + exps_nV.T @ shared_hidden_nD
-            return d_hidden_nD, d_head_VD.at[target_n].add(-hidden_nD * weight_n1)
-    error_n1 = mx.take_along_axis(exps_nV, picked_n1, axis=1) - sums_n1
+            return d_hidden_nD, d_head_VD.at[target_n].add(-hidden_nD * (weight_n1 * hit_n1))
+    error_n1 = mx.take_along_axis(exps_nV, picked_n1, axis=1) - sums_n1 * hit_n1
     errors_nV = mx.put_along_axis(exps_nV, picked_n1, error_n1.astype(exps_nV.dtype), axis=1)
     if slope_nV is not None:
         errors_nV = (errors_nV * slope_nV).astype(exps_nV.dtype)

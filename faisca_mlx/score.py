@@ -31,12 +31,12 @@ def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, place
     if not places.size:
         return np.zeros(tokens[:, 1:].shape, np.float32)
     model.eval()
-    log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, False)
+    log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, 0)
     return np.array(log_probs)
 
 
 def shifted_log_probs(
-    model: GPT, tokens_BT: mx.array, places_N: mx.array, temperature: float, with_gradients: bool
+    model: GPT, tokens_BT: mx.array, places_N: mx.array, temperature: float, with_gradients: int
 ) -> tuple[mx.array, mx.array]:
     """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]

@@ -57,6 +57,11 @@ def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> Tensor:
     return ids_RS.gather(1, picked).squeeze(1)
 
 
+def log_probs_of(logits_RV: Tensor, tokens_R: Tensor, temperature: float) -> Tensor:
+    """Log-probability of a token a row among all, whatever top-k and top-p leave: float32 [R]."""
+    return (logits_RV.float() / temperature).log_softmax(1).gather(1, tokens_R[:, None]).squeeze(1)
+
+
 def _probabilities(scaled_RS: Tensor) -> Tensor:
     return (scaled_RS.softmax(1) * UNIT).round().long()
 
@@ -69,9 +74,15 @@ def _share(total_R1: Tensor, share: float) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    *, model: GPT, prompts: list[list[int]], uniforms: np.ndarray, sampling: Sampling, end_of_text: tuple[int, ...]
+    *,
+    model: GPT,
+    prompts: list[list[int]],
+    uniforms: np.ndarray,
+    sampling: Sampling,
+    end_of_text: tuple[int, ...],
+    log_probs: np.ndarray | None,
 ) -> Iterator[np.ndarray]:
-    """Completions a column at a time: int64 [B], -1 where a row has no new token."""
+    """Completions a column at a time: int64 [B], -1 where a row has no new token; `log_probs` takes what they had."""
     model.eval()
     lengths = np.array([len(prompt) for prompt in prompts])
     if not (len(lengths) and lengths.all()):
@@ -85,16 +96,19 @@ def generate(
         nth_new = position - lengths[rows]  # below 0: the row still reads its prompt
         uniforms_R = uniforms[rows, nth_new.clip(0, sampling.max_new_tokens - 1)]
         logits_RV = project(model(to_device(model, tokens), cache)[:, -1], model.head)
-        chosen = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling).cpu().numpy()
+        drawn = sample(logits_RV, torch.from_numpy(uniforms_R).to(logits_RV.device), sampling)
+        chosen, new = drawn.cpu().numpy(), nth_new >= 0
+        if log_probs is not None:
+            log_probs[rows[new], nth_new[new]] = log_probs_of(logits_RV, drawn, sampling.temperature).cpu().numpy()[new]
         # A row that still reads its prompt takes the token given there, and not the one drawn.
         for i in np.flatnonzero(nth_new < 0):
             chosen[i] = prompts[rows[i]][position]
         column = np.full(len(prompts), -1)
-        column[rows[nth_new >= 0]] = chosen[nth_new >= 0]
+        column[rows[new]] = chosen[new]
         yield column
         position += 1
         # Rows that have ended leave the batch, and their place in the cache.
-        ended = (nth_new >= 0) & (np.isin(chosen, end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
+        ended = new & (np.isin(chosen, end_of_text) | (nth_new + 1 >= sampling.max_new_tokens))
         stays = np.flatnonzero(~ended & (position <= model.config.context))
         if len(stays) < len(rows):
             cache.keep(stays)

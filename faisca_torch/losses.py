@@ -44,14 +44,14 @@ def linear_cross_entropy(hidden_ND: Tensor, head: Head, targets_N: Tensor, chunk
 
 
 def linear_log_probs(
-    hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float, chunk: int, with_gradients: bool
+    hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float, chunk: int, with_gradients: int
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
 
-    Gradients flow through the log-probabilities only; without gradients no exponentials are kept.
+    `with_gradients`: 0 none, and no exponentials are kept; 1 through the log-probabilities; 2 through entropies too.
     """
     most_kept = KEPT_EXPONENTIALS if with_gradients and not head.soft_cap else 0
-    how = (head.soft_cap, temperature, chunk, most_kept)
+    how = (head.soft_cap, temperature, chunk, most_kept, with_gradients == 2)
     found = _LinearLogProbs.apply(hidden_ND, head.weight_VD, targets_N, how)
     return cast(tuple[Tensor, Tensor], found)
 
@@ -85,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
             # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
             if d_hidden_ND is not None and d_head_VD is not None:
-                softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid, slope)
+                softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid, 1.0, slope)
                 d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
         ctx.save_for_backward(d_hidden_ND, d_head_VD)
         return losses_N.sum()
@@ -99,9 +99,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, how: tuple[float, float, int, int]
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, how: tuple[float, float, int, int, bool]
     ) -> tuple[Tensor, Tensor]:
-        soft_cap, temperature, chunk, most_kept = how
+        soft_cap, temperature, chunk, most_kept, with_entropy = how
         (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         log_probs_N, entropies_N, peaks_N, sums_N = (
@@ -122,16 +122,17 @@ class _LinearLogProbs(torch.autograd.Function):
             entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
             if kept_NV is not None:
                 kept_NV[rows] = exps
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV)
-        ctx.soft_cap, ctx.temperature, ctx.chunk = soft_cap, temperature, chunk
-        ctx.mark_non_differentiable(entropies_N)
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, entropies_N, kept_NV)
+        ctx.soft_cap, ctx.temperature, ctx.chunk, ctx.with_entropy = soft_cap, temperature, chunk, with_entropy
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropies_N)
         return log_probs_N, entropies_N
 
     @staticmethod
-    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden_ND, head_VD, targets_N, peaks_N, sums_N, kept_NV = ctx.saved_tensors
+    def backward(ctx: Any, *upstream_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden_ND, head_VD, targets_N, peaks_N, sums_N, entropies_N, kept_NV = ctx.saved_tensors
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
-        weights_N1 = (-upstream_N / ctx.temperature)[:, None]
+        weights_N1, entropy_weights_N1 = (-(upstream / ctx.temperature)[:, None] for upstream in upstream_N)
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
         buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
         for rows in _chunks(len(hidden_ND), ctx.chunk):
@@ -142,7 +143,13 @@ class _LinearLogProbs(torch.autograd.Function):
             else:
                 logits, slope = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), ctx.soft_cap)
                 exps = _scores(logits, ctx.temperature, peaks_N[rows]).exp_()
-            softmax = _Softmax(exps.to(hidden.dtype), sums_N[rows, None], targets_N[rows], weights_N1[rows], slope)
+            sums, weights = sums_N[rows, None], weights_N1[rows]
+            hit: Tensor | float = 1.0
+            if ctx.with_entropy:  # d entropy / d scores = -p · (log p + entropy)
+                log_p = exps.to(sums.dtype).clamp(min=1e-37).div_(sums).log_()
+                exps = log_p.add_(entropies_N[rows, None]).mul_(entropy_weights_N1[rows]).add_(weights).mul_(exps)
+                weights, hit = torch.ones_like(weights), weights
+            softmax = _Softmax(exps.to(hidden.dtype), sums, targets_N[rows], weights, hit, slope)
             d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
         return d_hidden_ND, d_head_VD, None, None
 
@@ -169,12 +176,13 @@ def _scores(logits_nV: Tensor, temperature: float, peaks_n: Tensor) -> Tensor:
 
 
 class _Softmax(NamedTuple):
-    """The softmax of a chunk's rows, p = exps / sums, and how much each row counts in the gradient of the loss."""
+    """The softmax of a chunk's rows, p = exps / sums; how much a row and its one-hot count in the gradient."""
 
     exps_nV: Tensor
     sums_n1: Tensor
     target_n: Tensor
     weight_n1: Tensor
+    hit_n1: Tensor | float
     slope_nV: Tensor | None
     """of the logits' soft cap"""
 
@@ -186,11 +194,11 @@ def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head
     difference of two large sums over positions, so the one-hot is subtracted before the product
     rounds: the exponentials become (p - one_hot) · sums.
     """
-    exps_nV, sums_n1, target_n, weight_n1, slope_nV = softmax
+    exps_nV, sums_n1, target_n, weight_n1, hit_n1, slope_nV = softmax
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     if slope_nV is None:
-        d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * weight_n1
-    errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1).to(exps_nV.dtype))
+        d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * (weight_n1 * hit_n1)
+    errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1 * hit_n1).to(exps_nV.dtype))
     if slope_nV is not None:
         d_hidden_nD = (errors_nV.mul_(slope_nV) @ head_VD) * share_n1
     shared_hidden_nD = (hidden_nD * share_n1).to(exps_nV.dtype)

@@ -34,12 +34,12 @@ def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, place
         return np.zeros(tokens[:, 1:].shape, np.float32)
     model.eval()
     with torch.inference_mode():
-        log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, False)
+        log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, 0)
         return log_probs.cpu().numpy()
 
 
 def shifted_log_probs(
-    model: GPT, tokens_BT: Tensor, places_N: Tensor, temperature: float, with_gradients: bool
+    model: GPT, tokens_BT: Tensor, places_N: Tensor, temperature: float, with_gradients: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token after the first, and the entropy there: float32 [B, T-1] each; 0 elsewhere."""
     targets = tokens_BT[:, 1:]

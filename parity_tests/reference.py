@@ -42,16 +42,22 @@ class Reference:
         log_p = log_softmax(self.logits(tokens[:, :-1]) / temperature)
         return np.take_along_axis(log_p, tokens[:, 1:, None], 2)[..., 0]
 
-    def backward(self, inputs: Array, targets: Array, upstream: Array, temperature: float = 1.0) -> dict[str, Array]:
-        """Gradients of Σ upstream · log p(target), by name; negative targets are left out."""
+    def backward(
+        self, inputs: Array, targets: Array, upstream: Array, temperature: float = 1.0, bonus: Array | float = 0.0
+    ) -> dict[str, Array]:
+        """Gradients of Σ upstream · log p(target) + bonus · entropy, by name; negative targets are left out."""
         self.gradients = {name: np.zeros_like(value) for name, value in self.weights.items()}
         states, back = self._forward(inputs)
         hidden, head = states[-1], self.weights[self._head]
         logits, slope = self._squeezed(hidden)
-        d_logits = -np.exp(log_softmax(logits / temperature))
+        log_p = log_softmax(logits / temperature)
+        d_logits = -np.exp(log_p)
+        d_entropy = -np.exp(log_p) * (log_p - (np.exp(log_p) * log_p).sum(-1, keepdims=True))
         rows, columns = np.indices(targets.shape)
         d_logits[rows, columns, np.maximum(targets, 0)] += 1
-        d_logits *= (np.where(targets >= 0, upstream, 0.0) / temperature)[..., None] * slope
+        d_logits *= np.where(targets >= 0, upstream, 0.0)[..., None]
+        d_logits += np.broadcast_to(bonus, targets.shape)[..., None] * d_entropy
+        d_logits *= slope / temperature
         self.gradients[self._head] += flat(d_logits).T @ flat(hidden)
         back(d_logits @ head)
         return self.gradients

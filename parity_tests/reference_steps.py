@@ -43,19 +43,38 @@ def policy_loss(
     step_tokens: float,
     weighing: Array | None = None,
 ) -> float:
-    """GRPO's loss as docs/parity.md's sources state it; `weighing`: CISPO's weights are taken at these log-probs."""
-    at = log_probs if weighing is None or config.objective == "clip" else weighing
-    counts = np.maximum(mask.sum(1), 1)[:, None]
-    log_ratio = np.where(mask > 0, at - old, 0.0)
-    if config.importance == "sequence":
-        log_ratio = np.broadcast_to(log_ratio.sum(1, keepdims=True) / counts, mask.shape)
-    ratio, A = np.exp(log_ratio), advantages[:, None]
+    """GRPO's loss as docs/grpo.md's sources state it; `weighing`: CISPO's weights are taken at these log-probs.
+
+    `advantages` are [B], or [B, T] where a correction weighs each token.
+    """
+    counts, A = np.maximum(mask.sum(1), 1)[:, None], advantages.reshape(len(mask), -1)
+
+    def ratio_at(at: Array) -> tuple[Array, Array]:
+        log_ratio = np.where(mask > 0, at - old, 0.0)
+        if config.importance == "sequence":
+            log_ratio = np.broadcast_to(log_ratio.sum(1, keepdims=True) / counts, mask.shape)
+        return log_ratio, np.exp(log_ratio)
+
+    log_ratio, ratio = ratio_at(log_probs)
     if config.objective == "cispo":
-        losses = -np.minimum(ratio, config.cispo_cap) * A * log_probs
+        weight = np.minimum(ratio_at(log_probs if weighing is None else weighing)[1], config.cispo_cap)
+        losses = -weight * A * log_probs
+    elif config.objective == "sapo":
+        steep = np.where(A > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
+        losses = -A * 4 / steep / (1 + np.exp(-steep * (ratio - 1)))
+    elif config.objective == "gmpo":
+        sign = np.where(A > 0, 1.0, -1.0)  # as the paper's algorithm 1: clipped on the side that would be gained
+        limit = np.where(A > 0, config.clip_high, config.clip_low)
+        held = sign * np.minimum(sign * log_ratio, limit)
+        losses = -A * np.exp(held.sum(1, keepdims=True) / counts)
+    elif config.objective == "reinforce":
+        losses = -A * log_probs
     else:
-        losses = -np.minimum(ratio * A, np.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * A)
+        capped = np.minimum(ratio, config.delta) if config.delta else ratio
+        losses = -np.minimum(capped * A, np.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * A)
     log_rho = np.where(mask > 0, reference - log_probs, 0.0)
-    losses = np.where(mask > 0, losses + config.kl_weight * (np.exp(log_rho) - log_rho - 1), 0.0)
+    k3 = (np.exp(log_rho) - log_rho - 1) * (ratio if config.kl_bias_correction else 1.0)
+    losses = np.where(mask > 0, losses + config.kl_weight * k3, 0.0)
     if config.loss == "grpo":
         return float((losses.sum(1, keepdims=True) / counts).mean())
     divisors = {"bnpo": mask.sum(), "dr_grpo": len(mask) * config.max_new_tokens, "dapo": step_tokens}

@@ -164,6 +164,7 @@ def test_the_same_tokens_are_drawn(lesson: Lesson, twin: Twin):
         uniforms=draws,
         sampling=Sampling(0.8, 0, 1.0, 20),
         end_of_text=(end,),
+        log_probs=None,
     )
     expected = np.stack(list(columns), axis=1)
     rows = lesson.script.sample(lesson.model(case.model, case.parameters), [end, 5, 7], draws, 0.8, end)

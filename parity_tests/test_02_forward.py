@@ -197,7 +197,13 @@ def test_explicit_attention_computes_the_same(twin: Twin):
     require_close({"logits": expected}, {"logits": backend.logits(model=model, tokens=tokens)}, 1e-5)
     prompts, greedy = tokens[:, :5].tolist(), Sampling(temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=8)
     written = [
-        np.stack(list(backend.generate(model=one, prompts=prompts, uniforms=UNUSED, sampling=greedy, end_of_text=(0,))))
+        np.stack(
+            list(
+                backend.generate(
+                    model=one, prompts=prompts, uniforms=UNUSED, sampling=greedy, end_of_text=(0,), log_probs=None
+                )
+            )
+        )
         for one in (model, case.make_model(twin.side))
     ]
     assert (written[0] == written[1]).all()

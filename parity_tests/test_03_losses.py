@@ -35,13 +35,14 @@ def test_cross_entropy_and_its_gradients(either: Twin, chunk: int):
     require_close(expected, found, 1e-6)
 
 
+@pytest.mark.parametrize("bonus", [0.0, 0.7], ids=["", "entropies"])
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_log_probabilities_and_their_gradients(
-    twin: Twin, chunk: int, temperature: float, keep: bool, monkeypatch: pytest.MonkeyPatch
+    twin: Twin, chunk: int, temperature: float, keep: bool, bonus: float, monkeypatch: pytest.MonkeyPatch
 ):
-    """With exponentials that are kept for the gradient, and with those that are computed again."""
+    """With exponentials that are kept for the gradient, and with those that are computed again; of entropies, too."""
     monkeypatch.setattr(f"faisca_{twin.name}.losses.KEPT_EXPONENTIALS", 2**26 if keep else 0)
     hidden, head, targets = inputs()
     targets, upstream = np.maximum(targets, 0), np.linspace(-1, 2, N).astype(np.float32)
@@ -49,14 +50,17 @@ def test_log_probabilities_and_their_gradients(
     d_logits = -np.exp(log_p)
     d_logits[np.arange(N), targets] += 1
     d_logits *= upstream[:, None] / temperature
+    entropy, bonuses = -(np.exp(log_p) * log_p).sum(1), bonus * np.linspace(1, -1, N).astype(np.float32)
+    d_logits -= bonuses[:, None] / temperature * np.exp(log_p) * (log_p + entropy[:, None])
     expected = {
         "log p": log_p[np.arange(N), targets],
-        "entropy": -(np.exp(log_p) * log_p).sum(1),
+        "entropy": entropy,
         "d hidden": d_logits @ head,
         "d head": d_logits.T @ hidden,
     }
-    found = dict(zip(expected, twin.inside.log_probs(hidden, head, targets, temperature, chunk, upstream), strict=True))
-    require_close(expected, found, 2e-6)
+    more = (bonuses,) if bonus else ()
+    values = twin.inside.log_probs(hidden, head, targets, temperature, chunk, upstream, *more)
+    require_close(expected, dict(zip(expected, values, strict=True)), 2e-6)
 
 
 def test_every_chunk_size_gives_the_same_loss(either: Twin):

@@ -94,10 +94,14 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, cap: float, 
         return 3 * linear_cross_entropy(hidden, losses.Head(head, cap), masked, 4, True)
 
     def log_probs(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return linear_log_probs(hidden, losses.Head(head, cap), targets, 0.7, 4, True)[0]
+        return linear_log_probs(hidden, losses.Head(head, cap), targets, 0.7, 4, 1)[0]
+
+    def log_probs_and_entropies(hidden: torch.Tensor, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return linear_log_probs(hidden, losses.Head(head, cap), targets, 0.7, 4, 2)
 
     assert torch.autograd.gradcheck(loss, (hidden, head))
     assert torch.autograd.gradcheck(log_probs, (hidden, head))
+    assert torch.autograd.gradcheck(log_probs_and_entropies, (hidden, head))
 
 
 @pytest.mark.parametrize("options", [{"activation": "gelu_tanh", "attention_bias": True}, *MODERN], ids=option_id)

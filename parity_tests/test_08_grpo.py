@@ -19,7 +19,8 @@ from faisca.parity.rungs import learner_parameters, reinforce
 from faisca.rewards.advantages import group_advantages
 from faisca.streams import uniforms
 from faisca.training.generate import complete
-from faisca.training.grpo import Completions, pack, select_rows
+from faisca.training.grpo import Completions, pack
+from faisca.training.grpo_update import select_rows
 
 FIXTURE = SimpleNamespace(
     log_probs=np.array([[-1, -0.5, -2, -0.7], [-0.3, -1.2, -0.9, -1.5]]),
@@ -47,9 +48,20 @@ CISPO = dataclasses.replace(CONFIG, objective="cispo", loss="dapo")
 VARIANTS = [
     dataclasses.replace(CONFIG, loss=loss, importance=importance, objective=objective)
     for loss, importance, objective in itertools.product(
-        ("grpo", "bnpo", "dr_grpo", "dapo"), ("token", "sequence"), ("clip", "cispo")
+        ("grpo", "bnpo", "dr_grpo", "dapo"), ("token", "sequence"), ("clip", "cispo", "sapo", "gmpo", "reinforce")
     )
+    if importance == "token" or objective not in ("gmpo", "reinforce")
 ]
+VARIANTS += [
+    dataclasses.replace(VARIANTS[i], **more)
+    for i in (0, 5)
+    for more in ({"delta": 2.5}, {"kl_bias_correction": True, "kl_weight": 0.3})
+]
+
+
+def variant_id(config: GRPOConfig) -> str:
+    more = "-delta" * (config.delta > 0) + "-corrected" * config.kl_bias_correction
+    return f"{config.loss}-{config.importance}-{config.objective}{more}"
 
 
 def arguments(fixture: SimpleNamespace) -> tuple[np.ndarray, ...]:
@@ -72,8 +84,8 @@ def with_changes(**changes: Any) -> SimpleNamespace:
 
 
 def in_float32(fixture: SimpleNamespace) -> SimpleNamespace:
-    arrays = {name: np.float32(value) for name, value in vars(fixture).items() if name != "step_tokens"}
-    return SimpleNamespace(**arrays, step_tokens=fixture.step_tokens)
+    values = vars(fixture).items()
+    return SimpleNamespace(**{name: v if name.startswith("step_") else np.float32(v) for name, v in values})
 
 
 @pytest.mark.parametrize(("loss", "importance"), GOLDEN)
@@ -112,6 +124,7 @@ def random_fixture(spread: float) -> SimpleNamespace:
         reference=old + 0.3 * random.standard_normal(shape),
         mask=(random.random(shape) < 0.7).astype(float),
         advantages=random.standard_normal(6),
+        entropies=3 * random.random(shape),
         step_tokens=61.0,
     )
     fixture.mask[3] = 0
@@ -119,7 +132,7 @@ def random_fixture(spread: float) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("spread", [0.4, 2.0], ids=["near", "beyond every limit"])
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.loss}-{c.importance}-{c.objective}")
+@pytest.mark.parametrize("config", VARIANTS, ids=variant_id)
 def test_every_variant_against_the_reference(twin: Twin, config: GRPOConfig, spread: float):
     """Near the policy that sampled, and where ratios pass the clips and CISPO's cap on both sides."""
     fixture = random_fixture(spread)
@@ -157,6 +170,7 @@ def test_watched_numbers_are_what_they_say(twin: Twin, spread: float, shift: flo
     fixture = random_fixture(spread)
     fixture.log_probs = np.minimum(fixture.log_probs, fixture.old - 0.5 if shift else np.inf) + shift
     fixture.reference = fixture.reference + shift
+    fixture.step_tokens = fixture.mask.sum()
     kept = fixture.mask > 0
     ratio, A = np.exp(fixture.log_probs - fixture.old), np.broadcast_to(fixture.advantages[:, None], kept.shape)
     log_rho = (fixture.reference - fixture.log_probs)[kept]
@@ -164,6 +178,9 @@ def test_watched_numbers_are_what_they_say(twin: Twin, spread: float, shift: flo
         "kl": (np.exp(log_rho) - log_rho - 1).mean(),
         "ratio_mean": ratio[kept].mean(),
         "ratio_max": ratio[kept].max(),
+        "log_ratio_mean": np.abs(np.log(ratio))[kept].mean(),
+        "log_ratio_max": np.abs(np.log(ratio))[kept].max(),
+        "entropy": fixture.entropies[kept].mean(),
         "clip_low_share": ((ratio < 0.8) & (A < 0))[kept].mean(),
         "clip_high_share": ((ratio > 1.6) & (A > 0))[kept].mean(),
     }
@@ -189,14 +206,64 @@ def test_truth_table_of_clipping(twin: Twin, advantage: float, ratio: float):
     assert gradient[0, 0] == pytest.approx(0.0 if clipped else -advantage * ratio, rel=1e-5)
 
 
-def test_first_pass_is_reinforce(twin: Twin):
-    """Where old and new agree, the gradient is -A / n on every token of the completion."""
+@pytest.mark.parametrize("objective", ["clip", "cispo", "sapo", "gmpo", "reinforce"])
+def test_first_pass_is_reinforce(twin: Twin, objective: Any):
+    """Where old and new agree, the gradient is -A / n on every token of the completion, whatever the objective."""
     fixture = with_changes(log_probs=FIXTURE.old)
-    config = dataclasses.replace(CONFIG, kl_weight=0.0)
+    config = dataclasses.replace(CONFIG, kl_weight=0.0, objective=objective)
     _, watched, gradient = twin.inside.policy_loss(in_float32(fixture), config)
     counts = FIXTURE.mask.sum(1, keepdims=True)
     assert np.allclose(gradient, -FIXTURE.advantages[:, None] * FIXTURE.mask / counts / 2, atol=1e-7)
     assert watched["ratio_mean"] == watched["ratio_max"] == 1
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.1, 2.0])
+def test_closed_forms_of_one_token(twin: Twin, advantage: float, ratio: float):
+    """Each objective's loss and gradient with respect to log p, from its paper, where the ratio is one number."""
+    one, r = np.ones((1, 1)), ratio
+    changes = {"old": 0 * one, "reference": np.log([[ratio]]), "mask": one, "advantages": np.array([advantage])}
+    fixture = in_float32(with_changes(log_probs=np.log([[ratio]]), **changes))
+    held = min(r, np.exp(0.28)) if advantage > 0 else max(r, np.exp(-0.2))
+    steep = 1.0 if advantage > 0 else 1.05
+    gate = 1 / (1 + np.exp(-steep * (r - 1)))
+    capped = min(r, 1.28) if advantage > 0 else max(min(r, 1.5), 0.8)
+    wanted = {
+        ("clip", 1.5): (capped, r * (capped == r)),
+        ("gmpo", 0.0): (held, r * (held == r)),
+        ("sapo", 0.0): (4 / steep * gate, 4 * gate * (1 - gate) * r),
+        ("reinforce", 0.0): (np.log(r), 1.0),
+    }
+    for (objective, delta), (loss, gradient) in wanted.items():
+        config = dataclasses.replace(CONFIG, kl_weight=0.0, objective=objective, delta=delta)
+        found, _, slope_ = twin.inside.policy_loss(fixture, config)
+        assert found == pytest.approx(-advantage * loss, rel=1e-5), objective
+        assert slope_[0, 0] == pytest.approx(-advantage * gradient, rel=1e-5, abs=1e-7), objective
+
+
+def test_gmpo_of_a_row_is_the_geometric_mean(twin: Twin):
+    """Ratios 1.1 and 3, which is clipped to exp 0.28: √(1.1 · 1.3231); where A < 0, 1.1 and 0.5: √(1.1 · 0.8187)."""
+    for A, second, held in ((1.0, 3.0, np.exp(0.28)), (-1.0, 0.5, np.exp(-0.2))):
+        log_probs = np.log([[1.1, second]])
+        changes = {"old": 0 * log_probs, "reference": log_probs, "mask": np.ones((1, 2)), "advantages": np.array([A])}
+        config = dataclasses.replace(CONFIG, kl_weight=0.0, objective="gmpo")
+        loss, *_ = twin.inside.policy_loss(in_float32(with_changes(log_probs=log_probs, **changes)), config)
+        assert loss == pytest.approx(-A * np.sqrt(1.1 * held), rel=1e-5)
+
+
+def test_a_corrected_kl_is_the_divergence_of_the_policy(twin: Twin):
+    """Its gradient, averaged over the tokens that the old policy draws, is that of Σ p · log(p / ref): for a bandit."""
+    random = np.random.default_rng(2)
+    old, now, ref = (np.log(random.dirichlet(np.ones(5))) for _ in range(3))
+    config = dataclasses.replace(CONFIG, kl_weight=1.0, kl_bias_correction=True)
+    # one row a token, weighed below by how likely the old policy draws it
+    arrays = {"log_probs": now[:, None], "old": old[:, None], "reference": ref[:, None], "mask": np.ones((5, 1))}
+    fixture = in_float32(with_changes(**arrays, advantages=np.zeros(5)))
+    *_, gradient = twin.inside.policy_loss(fixture, config)
+    per_token = gradient[:, 0] * 5 * np.exp(old)  # d loss / d log p of each token, expected
+    scores = np.eye(5) - np.exp(now)  # d log p / d logits
+    divergence = (np.exp(now) * (now - ref)).sum()
+    assert np.allclose(per_token @ scores, np.exp(now) * (now - ref - divergence), atol=1e-6)
 
 
 def test_kl_is_zero_at_equality_and_positive_elsewhere(twin: Twin):
@@ -208,7 +275,7 @@ def test_kl_is_zero_at_equality_and_positive_elsewhere(twin: Twin):
         assert kl == pytest.approx(np.exp(shift) - shift - 1, rel=1e-4)
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.loss}-{c.importance}-{c.objective}")
+@pytest.mark.parametrize("config", VARIANTS, ids=variant_id)
 def test_masked_slots_may_hold_anything(twin: Twin, config: GRPOConfig):
     clean = twin.inside.policy_loss(in_float32(FIXTURE), config)
     for garbage in (1e4, -1e4):
@@ -264,9 +331,12 @@ def test_the_mask_ends_with_the_first_end_of_text():
     assert ended.mask.sum(1).tolist() == [2, 0]
 
 
-def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin):
-    """One whole update: the reference's gradient through the model, clipping and Adam."""
-    case, config = make_case(rows=4, length=12), GRPOConfig(epsilon=1e-4, temperature=0.8, clip_norm=0.1)
+@pytest.mark.parametrize("micro", [0, 2, 1])
+@pytest.mark.parametrize("bonus", [0.0, 0.4])
+def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin, bonus: float, micro: int):
+    """One whole update, in micro-batches or not: the reference's gradient through the model, clipping and Adam."""
+    case = make_case(rows=4, length=12)
+    config = GRPOConfig(epsilon=1e-4, temperature=0.8, clip_norm=0.1, entropy_weight=bonus, micro_batch_size=micro)
     reference, tokens = Reference(case.model, case.parameters), case.batch()[0]
     old, lp = 0.1, reference.token_log_probs(tokens, 0.8)
     mask, advantages = np.ones(lp.shape, np.float32), np.array([1.5, -0.5, -0.5, -0.5], np.float32)
@@ -276,16 +346,18 @@ def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin):
     learner = twin.side.backend.make_learner(model=case.make_model(twin.side), config=config)
     step = twin.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3)
     (metrics,) = twin.side.backend.read_metrics(metrics=[step])
-    assert metrics["loss"] == pytest.approx(policy_loss(lp, *others, config, 44.0), rel=1e-4)
+    log_p = reference.logits(tokens[:, :-1]) / 0.8
+    log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
+    entropy = -(np.exp(log_p) * log_p).sum(-1).mean()
+    assert metrics["entropy"] == pytest.approx(entropy, rel=1e-5)
+    expected_loss = policy_loss(lp, *others, config, 44.0) - bonus * entropy
+    assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-4)
     upstream = slope(lambda moved: policy_loss(moved, *others, config, 44.0), lp)
-    gradient = reference.backward(tokens[:, :-1], tokens[:, 1:], upstream, 0.8)
+    gradient = reference.backward(tokens[:, :-1], tokens[:, 1:], upstream, 0.8, -bonus / 44)
     norm = np.sqrt(sum((value**2).sum() for value in gradient.values()))
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     weights, _, _ = adamw(case.parameters, [gradient], config, 1e-3, lambda name, shape: False)
     require_close(weights, learner_parameters(twin.side, learner), 1e-5, "absolute")  # 1e-2 · learning rate
-    log_p = reference.logits(tokens[:, :-1]) / 0.8
-    log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
-    assert metrics["entropy"] == pytest.approx(-(np.exp(log_p) * log_p).sum(-1).mean(), rel=1e-5)
 
 
 def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[str, Any]:

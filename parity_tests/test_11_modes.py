@@ -27,6 +27,7 @@ def samples(twin: Twin, model: Model) -> np.ndarray:
         uniforms=uniforms(0, "modes", step=0, rows=8, columns=9),
         sampling=Sampling(1.0, 0, 1.0, 9),
         end_of_text=(0,),
+        log_probs=None,
     )
     return np.stack(list(columns), axis=1)
 

@@ -283,7 +283,12 @@ def test_one_row_to_the_end_of_the_context(twin: Twin, recomputed: bool):
     for prompt in ([5], list(range(1, 12)), list(range(1, 13))):
         draws = uniforms(0, "limits", step=0, rows=1, columns=40)
         columns = twin.side.backend.generate(
-            model=model, prompts=[prompt], uniforms=draws, sampling=Sampling(1.0, 0, 1.0, 40), end_of_text=(-5,)
+            model=model,
+            prompts=[prompt],
+            uniforms=draws,
+            sampling=Sampling(1.0, 0, 1.0, 40),
+            end_of_text=(-5,),
+            log_probs=None,
         )
         row = [int(column[0]) for column in columns]
         assert len(row) == 13 - len(prompt)

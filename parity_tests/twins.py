@@ -15,6 +15,16 @@ from faisca.config import GRPOConfig
 Array = np.ndarray
 
 
+def entropies(fixture: SimpleNamespace) -> Array:
+    """Of a fixture that has none: zeros."""
+    return getattr(fixture, "entropies", np.zeros_like(fixture.log_probs))
+
+
+def sizes(fixture: SimpleNamespace) -> tuple[float, int]:
+    """Of the optimiser step: its tokens and its rows, 0 where the fixture is all of it."""
+    return fixture.step_tokens, getattr(fixture, "step_rows", 0)
+
+
 def scores(fixture: SimpleNamespace) -> tuple[Array, ...]:
     """The arrays of `Rollouts` that a policy loss looks at, in their order."""
     return fixture.mask, fixture.advantages, fixture.old, fixture.reference
@@ -86,22 +96,23 @@ class TorchTwin:
         return self.losses.linear_cross_entropy(*arrays, chunk, False).item()
 
     def log_probs(
-        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
+        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array, *more: Array
     ) -> tuple[Array, ...]:
-        """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
+        """Log-probabilities, entropies, and the gradients of Σ upstream · log p + more · entropy."""
         hidden, head = self.hidden(hidden), self.array(head, True)
         targets = self.array(targets.astype(np.int64))
         log_probs, entropies = self.losses.linear_log_probs(
-            hidden, self.losses.Head(head), targets, temperature, chunk, True
+            hidden, self.losses.Head(head), targets, temperature, chunk, 1 + len(more)
         )
-        log_probs.backward(self.array(upstream))
+        scores = [log_probs, entropies][: 1 + len(more)]
+        self.torch.autograd.backward(scores, [self.array(value) for value in (upstream, *more)])
         return tuple(map(self.numpy, (log_probs, entropies, hidden.grad, head.grad)))
 
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
         log_probs = self.array(fixture.log_probs, True)
-        rollouts = Rollouts(None, *map(self.array, scores(fixture)), fixture.step_tokens)
-        loss, watched = self.grpo.policy_loss(log_probs, rollouts, config)
+        rollouts = Rollouts(None, *map(self.array, scores(fixture)), *sizes(fixture))
+        loss, watched = self.grpo.policy_loss(log_probs, self.array(entropies(fixture)), rollouts, config)
         loss.backward()
         return self.numpy(loss), {k: self.numpy(v) for k, v in watched.items()}, self.numpy(log_probs.grad)
 
@@ -191,25 +202,27 @@ class MlxTwin:
         return self.losses.linear_cross_entropy(*arrays, chunk, False, self.fused).item()
 
     def log_probs(
-        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array
+        self, hidden: Array, head: Array, targets: Array, temperature: float, chunk: int, upstream: Array, *more: Array
     ) -> tuple[Array, ...]:
-        """Log-probabilities, entropies, and the gradients of Σ upstream · log p."""
+        """Log-probabilities, entropies, and the gradients of Σ upstream · log p + more · entropy."""
         targets = self.array(targets.astype(np.int32))
 
         def both(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_log_probs(hidden, self.losses.Head(head), targets, temperature, chunk, True)
+            return self.losses.linear_log_probs(
+                hidden, self.losses.Head(head), targets, temperature, chunk, 1 + len(more)
+            )
 
         primals = [self.hidden(hidden), self.array(head)]
-        values, found = self.mx.vjp(both, primals, [self.array(upstream), self.mx.zeros(len(upstream))])
+        values, found = self.mx.vjp(both, primals, list(map(self.array, (upstream, *(more or (0 * upstream,))))))
         return tuple(map(self.numpy, (*values, *found)))
 
     def policy_loss(self, fixture: SimpleNamespace, config: GRPOConfig) -> tuple[Array, dict[str, Array], Array]:
         """Loss, what is watched, and the gradient with respect to the log-probabilities."""
         arrays = (self.array(value.astype(np.float32)) for value in scores(fixture))
-        rollouts = Rollouts(None, *arrays, self.array(fixture.step_tokens))
+        rollouts = Rollouts(None, *arrays, *sizes(fixture))
 
         def loss_of(log_probs: Any) -> Any:
-            return self.grpo.policy_loss(log_probs, rollouts, config)
+            return self.grpo.policy_loss(log_probs, self.array(np.float32(entropies(fixture))), rollouts, config)
 
         log_probs = self.array(fixture.log_probs.astype(np.float32))
         (loss, watched), gradient = self.mx.value_and_grad(loss_of)(log_probs)

@@ -73,7 +73,7 @@ def nats(updates: int, targets: np.ndarray) -> float:
     return float((1 + kept % 7).sum()) * 8 / (8 + updates)
 
 
-def log_probs(updates: int, tokens: np.ndarray, temperature: float) -> np.ndarray:
+def scores(updates: int, tokens: np.ndarray, temperature: float) -> np.ndarray:
     """The log-probabilities that the stand-in reports: float32 [B, T-1], other ones after each update."""
     ids = tokens[:, 1:].astype(np.float64)
     return (-(1 + (ids % 5) / 10 + updates * (ids % 3) / 100) / temperature).astype(np.float32)
@@ -167,7 +167,7 @@ class StandIn:
     def token_log_probs(
         self, *, model: StandInModel, tokens: np.ndarray, temperature: float, places: np.ndarray | None
     ) -> np.ndarray:
-        found = log_probs(model.updates, tokens, temperature)
+        found = scores(model.updates, tokens, temperature)
         if places is not None:
             elsewhere = np.setdiff1d(np.arange(found.size), places)
             found.ravel()[elsewhere] = 0
@@ -181,6 +181,7 @@ class StandIn:
         uniforms: np.ndarray,
         sampling: Sampling,
         end_of_text: tuple[int, ...],
+        log_probs: np.ndarray | None,
     ) -> Iterator[np.ndarray]:
         rows = []
         for prompt, row in zip(prompts, uniforms, strict=True):
@@ -189,6 +190,9 @@ class StandIn:
             rows.append(ended[: min(sampling.max_new_tokens, model.config.context + 1 - len(prompt))])
         given = {"prompts": [list(prompt) for prompt in prompts], "uniforms": uniforms, "sampling": sampling}
         self._note("generate", model.updates, rows, **given)
+        for i, row in enumerate([] if log_probs is None else rows):
+            scored = scores(model.updates, np.array([given["prompts"][i] + row]), sampling.temperature)
+            log_probs[i, : len(row)] = scored[0, len(given["prompts"][i]) - 1 :]
         for i in range(max(map(len, rows))):
             yield np.array([row[i] if i < len(row) else -1 for row in rows])
 

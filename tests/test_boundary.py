@@ -20,8 +20,8 @@ from stand_in import (
     StandIn,
     finish,
     install,
-    log_probs,
     make_stand_in,
+    scores,
     small_config,
     write_headlines,
 )
@@ -292,7 +292,7 @@ def test_ratios_are_to_the_policy_that_sampled_and_kl_is_to_the_one_that_began(d
     for step in range(4):
         for update in updates_of(done, step):
             given, kept = update.rollouts, update.rollouts.mask > 0
-            old, reference = (log_probs(updates, given.tokens, 0.8) for updates in (17 + UPDATES * step, 17))
+            old, reference = (scores(updates, given.tokens, 0.8) for updates in (17 + UPDATES * step, 17))
             np.testing.assert_array_equal(given.old_log_probs[kept], old[kept])
             np.testing.assert_array_equal(given.reference_log_probs[kept], reference[kept])
             assert step == 0 or (old != reference)[kept].any()

@@ -18,7 +18,7 @@ from stand_in import StandIn
 
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig, RunConfig
-from faisca.training.grpo import update_policy
+from faisca.training.grpo_update import update_policy
 
 pytestmark = pytest.mark.xdist_group("draws")
 SEEDS = (1337, 7)

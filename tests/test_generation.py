@@ -34,7 +34,9 @@ def draws(rows: int, sampling: Sampling = FREE, seed: int = 0) -> np.ndarray:
 def columns(twin, model, prompts, sampling=FREE, numbers=None) -> np.ndarray:
     """What the twin yields, side by side: [B, columns]."""
     numbers = draws(len(prompts), sampling) if numbers is None else numbers
-    found = twin.generate(model=model, prompts=prompts, uniforms=numbers, sampling=sampling, end_of_text=(END,))
+    found = twin.generate(
+        model=model, prompts=prompts, uniforms=numbers, sampling=sampling, end_of_text=(END,), log_probs=None
+    )
     return np.stack(list(found), axis=1)
 
 
@@ -115,9 +117,9 @@ def test_rows_stop_at_their_own_end_of_text(twin, model):
 def test_rows_stop_at_whichever_end_comes_first(twin, model):
     numbers, prompts = draws(40), [[END]] * 40
     given = {"model": model, "prompts": prompts, "uniforms": numbers, "sampling": FREE}
-    never = np.stack(list(twin.generate(**given, end_of_text=(-5,))), axis=1)
+    never = np.stack(list(twin.generate(**given, end_of_text=(-5,), log_probs=None)), axis=1)
     frequent = [int(i) for i in np.bincount(never[never >= 0]).argsort()[-3:]]
-    found = np.stack(list(twin.generate(**given, end_of_text=tuple(frequent))), axis=1)
+    found = np.stack(list(twin.generate(**given, end_of_text=tuple(frequent), log_probs=None)), axis=1)
     met = set()
     for free, row in zip(never.tolist(), found.tolist(), strict=True):
         first = next((n for n, token in enumerate(free) if token in frequent), len(free) - 1)

@@ -16,9 +16,9 @@ from stand_in import (
     Finished,
     finish,
     install,
-    log_probs,
     make_stand_in,
     nats,
+    scores,
     small_config,
     stage_titles,
     write_headlines,
@@ -106,7 +106,7 @@ def test_the_divergence_is_of_the_final_policy_from_the_reference(done: Finished
     k3, swapped = [], []
     for prompt, completion in zip(call.prompts, call.answer, strict=True):
         row = np.array([prompt + completion])
-        policy, reference = (log_probs(updates, row, 0.8).astype(np.float64)[0] for updates in (41, 17))
+        policy, reference = (scores(updates, row, 0.8).astype(np.float64)[0] for updates in (41, 17))
         log_ratio = (reference - policy)[len(prompt) - 1 :]
         k3 += list(np.exp(log_ratio) - log_ratio - 1)
         swapped += list(np.exp(-log_ratio) + log_ratio - 1)
@@ -133,7 +133,7 @@ def test_time_of_a_stage_is_that_of_its_steps(material: Path, tmp_path: Path) ->
     done = finish(small_config(material), material, tmp_path / "run", costs=costs)
     summary = json.loads((done.folder / "summary.json").read_text(encoding="utf-8"))
     seconds = {entry["stage"]: entry["seconds"] for entry in summary["stages"]}
-    assert seconds == {"pretrain": 11.0, "sft": 6.0, "grpo": 4 * (10.0 + 6 * 5.0 + 6 * 2.0)}
+    assert seconds == {"pretrain": 11.0, "sft": 6.0, "grpo": 4 * (10.0 + 3 * 5.0 + 6 * 2.0)}
 
 
 @pytest.mark.parametrize("stage", ENDS)

@@ -38,7 +38,12 @@ def tokens(twin, model, temperature: float, **more: float) -> list[list[int]]:
     sampling = Sampling(temperature, int(more.get("top_k", 0)), more.get("top_p", 1.0), 6)
     numbers = np.linspace(0, 0.99, 18, dtype=np.float32).reshape(3, 6)
     found = twin.generate(
-        model=model, prompts=[[END], [1], [2, 3]], uniforms=numbers, sampling=sampling, end_of_text=(END,)
+        model=model,
+        prompts=[[END], [1], [2, 3]],
+        uniforms=numbers,
+        sampling=sampling,
+        end_of_text=(END,),
+        log_probs=None,
     )
     return [column.tolist() for column in found]
 
@@ -96,7 +101,12 @@ def test_no_prompt_is_an_error(twin, model, prompts):
     with pytest.raises(ValueError, match="give each row a prompt of at least one token"):
         next(
             twin.generate(
-                model=model, prompts=prompts, uniforms=numbers, sampling=Sampling(1.0, 0, 1.0, 4), end_of_text=(END,)
+                model=model,
+                prompts=prompts,
+                uniforms=numbers,
+                sampling=Sampling(1.0, 0, 1.0, 4),
+                end_of_text=(END,),
+                log_probs=None,
             )
         )
 

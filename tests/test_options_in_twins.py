@@ -43,7 +43,7 @@ def train(twin: Backend, learner: Any, rate: float = 1e-2, **more: Any) -> dict[
 
 def rows(twin: Backend, config: ModelConfig, sampling: Sampling) -> list[list[int]]:
     draws = np.random.default_rng(1).random((6, sampling.max_new_tokens), np.float32)
-    given = {"prompts": [[1, 2]] * 6, "uniforms": draws, "sampling": sampling, "end_of_text": (11,)}
+    given = {"prompts": [[1, 2]] * 6, "uniforms": draws, "sampling": sampling, "end_of_text": (11,), "log_probs": None}
     return np.stack(list(twin.generate(model=model_of(twin, config), **given)), 1).tolist()
 
 
@@ -115,8 +115,12 @@ def test_an_optimiser_option_reaches_the_twins_steps(twin: Backend, weights: Cal
 
 
 LOSS = {"clip_low": 0.5, "clip_high": 0.6, "cispo_cap": 1.1, "kl_weight": 0.6, "temperature": 0.7, "max_new_tokens": 8}
+LOSS |= {"delta": 1.3, "sapo_temperature_pos": 0.5, "sapo_temperature_neg": 2.0, "entropy_weight": 0.3}
+LOSS |= {"micro_batch_size": 2}
 NEEDS = {"cispo_cap": {"objective": "cispo"}, "max_new_tokens": {"loss": "dr_grpo"}}
-LITERALS = ("loss", "objective", "importance")
+NEEDS |= {name: {"objective": "sapo"} for name in LOSS if name.startswith("sapo")}
+NEEDS |= {"loss": {"micro_batch_size": 2}, "micro_batch_size": {"loss": "bnpo"}}
+LITERALS = ("loss", "objective", "importance", "kl_bias_correction")
 RATE = ("learning_rate", "schedule", "warmup_steps", "min_learning_rate_share")
 
 
@@ -132,7 +136,8 @@ def test_an_option_of_the_policy_loss_reaches_the_twins_steps(twin: Backend, nam
 def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     """A new option of the policy's step must be tried on the twins too."""
     core = {*RATE, *ADAM, "decay", "steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
-    core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated"}
+    core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated", "baseline"}
+    core |= {"rollout_correction", "rollout_correction_cap"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
     assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, "decay"}
 

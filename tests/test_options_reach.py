@@ -64,10 +64,17 @@ def shapes(ran: Ran) -> Any:
     return [{name: value.shape for name, value in call.parameters.items()} for call in ran.named("make_model")]
 
 
+def values_of(ran: Ran, name: str) -> list[Any]:
+    return [getattr(call.rollouts, name) for call in ran.named("grpo_step")]
+
+
+def passes(ran: Ran) -> int:
+    return len(ran.named("token_log_probs"))
+
+
 def rollout(name: str) -> Look:
     def look(ran: Ran) -> Any:
-        values = [getattr(call.rollouts, name) for call in ran.named("grpo_step")]
-        return [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+        return [value.tolist() if isinstance(value, np.ndarray) else value for value in values_of(ran, name)]
 
     return look
 
@@ -145,13 +152,22 @@ GRPO: dict[str, tuple[Any, Look]] = {
     "reward_timeout": (60.0, lambda ran: ran.records("reward_mean")),
     "reward_workers": (2, lambda ran: ran.records("reward_mean")),
     "save_completions": (None, lambda ran: sorted(path.name for path in ran.folder.iterdir())),
+    "micro_batch_size": (1, in_config("grpo_step", "micro_batch_size")),
+    "baseline": (None, rollout("advantages")),
+    "rollout_correction": (None, lambda ran: (ran.ended, [a.shape for a in values_of(ran, "advantages")], passes(ran))),
+    "rollout_correction_cap": (0.5, rollout("advantages")),
     "scale_rewards": (None, rollout("advantages")),
     "mask_truncated": (None, rollout("mask")),
     **{
         name: (value, in_config("grpo_step", name))
-        for name, value in {"clip_low": 0.1, "clip_high": 0.3, "cispo_cap": 2.0, "kl_weight": 0.7}.items()
+        for name, value in {
+            **{"clip_low": 0.1, "clip_high": 0.3, "cispo_cap": 2.0, "kl_weight": 0.7, "delta": 4.0},
+            **{"sapo_temperature_pos": 0.5, "sapo_temperature_neg": 2.0, "entropy_weight": 0.1},
+        }.items()
     },
-    **{name: (None, in_config("grpo_step", name)) for name in ("loss", "objective", "importance")},
+    **{
+        name: (None, in_config("grpo_step", name)) for name in ("loss", "objective", "importance", "kl_bias_correction")
+    },
 }
 ROTARY = [f"model.rope_{name}" for name in ("base", "factor", "low_frequency", "high_frequency", "original_context")]
 ONE_FILE = {"data.source": "one.jsonl"}
@@ -238,12 +254,15 @@ BESIDE: dict[str, dict[str, Any]] = {
     "pretrain.batch_size": {"pretrain.micro_batch_size": 0},
     "sft.min_learning_rate_share": {"sft.schedule": "cosine"},
     "grpo.scale_rewards": {"grpo.steps": 1},
+    "grpo.baseline": {"grpo.scale_rewards": "none"},
+    "grpo.rollout_correction_cap": {"grpo.rollout_correction": "token"},
     "run.preflight": {"run.device": "gpu"},
     "run.keep": {"pretrain.max_steps": 5, "run.checkpoint_every": 1},
 }
 """what else must be so for an option to matter, in both runs"""
-SAME = {"run.preflight": "on"}
-"""choices that do what the default does there: auto certifies a GPU, and test_16_certificate.py sees that no CPU"""
+SAME = {"run.preflight": "on", "grpo.rollout_correction": "off"}
+"""choices that do what the default does there: auto certifies a GPU, and test_16_certificate.py sees that no CPU; in
+float32 it corrects nothing, and test_08_updates.py sees that in bfloat16 it does"""
 BAD = ("run.max_bad_steps",)
 """options that matter where every step fails"""
 FAIL_AT = {"run.keep": 4}

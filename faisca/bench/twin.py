@@ -21,7 +21,8 @@ from faisca.porting.formats import Portable
 from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
 from faisca.streams import generator, uniforms
 from faisca.training.generate import complete, rollout_sampling
-from faisca.training.grpo import Completions, pack, update_policy, with_log_probs
+from faisca.training.grpo import Completions, pack
+from faisca.training.grpo_update import update_policy, with_log_probs
 from faisca.training.setup import Setup
 
 CaseFunction = Callable[[], float]
@@ -112,8 +113,9 @@ class TwinSubject:
         sampling = rollout_sampling(self.work.config.grpo)
         prompts = self.work.prompts(self.work.completions)
         draws = uniforms(0, "bench rollout", step=0, rows=len(prompts), columns=sampling.max_new_tokens)
-        at_a_time = self.work.config.grpo.rollout_batch
-        return Completions([], prompts, list(complete(self.setup, model, prompts, sampling, draws, at_a_time)))
+        log_probs = np.zeros_like(draws)
+        rows = list(complete(self.setup, model, prompts, sampling, draws, log_probs))
+        return Completions([], prompts, rows, log_probs)
 
     def _grpo_step(self, model: Model) -> CaseFunction:
         """Rollout, log-probabilities of both models, and all updates; rewards of texts are left out."""
@@ -141,6 +143,7 @@ class TwinSubject:
                 uniforms=uniforms,
                 sampling=sampling,
                 end_of_text=(self.work.end_of_text,),
+                log_probs=None,
             )
             count = 1 if first_only else sampling.max_new_tokens
             for _ in range(count):

@@ -117,7 +117,7 @@ def make_rollouts(side: Side, work: Work, model: Model, step: int) -> Rollouts[n
 
 def safe_ratio(config: GRPOConfig) -> float:
     """An importance ratio near 1 that is far from where clipping begins: there, rounding would decide the gradient."""
-    edges = np.array([1 - config.clip_low, 1 + config.clip_high, config.cispo_cap])
+    edges = np.array([1 - config.clip_low, 1 + config.clip_high, config.cispo_cap, config.delta or config.cispo_cap])
     return max((1.0, 0.95, 1.05, 0.9, 1.1), key=lambda ratio: float(np.abs(edges - ratio).min()))
 
 

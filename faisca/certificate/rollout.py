@@ -22,7 +22,8 @@ def roll_out(side: Side, work: Work) -> Arrays:
             prompts=prompts,
             uniforms=draws_of(work, sampling),
             sampling=sampling,
-            end_of_text=(-1,),  # no row ends early
+            end_of_text=(-1,),
+            log_probs=None,  # no row ends early
         )
         written[name] = np.stack(list(columns), axis=1)
     return written

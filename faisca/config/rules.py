@@ -85,6 +85,31 @@ def check_grpo(grpo: GRPOConfig) -> None:
             f"grpo.minibatch_size {grpo.minibatch_size} does not divide the {rollouts} completions of a "
             "step: choose a divisor"
         )
+    if grpo.micro_batch_size and grpo.minibatch_size % grpo.micro_batch_size:
+        raise FaiscaError(
+            f"grpo.minibatch_size {grpo.minibatch_size} is not a multiple of grpo.micro_batch_size "
+            f"{grpo.micro_batch_size}: choose a divisor of {grpo.minibatch_size}"
+        )
+    check_policy_loss(grpo)
+
+
+def check_policy_loss(grpo: GRPOConfig) -> None:
+    """What no objective can make sense of."""
+    if grpo.baseline == "none" and grpo.scale_rewards != "none":
+        raise FaiscaError(
+            f"grpo.scale_rewards {grpo.scale_rewards} divides by a deviation from a mean, and grpo.baseline none has "
+            "no mean: add --grpo.scale-rewards none"
+        )
+    if grpo.importance == "sequence" and grpo.objective in ("gmpo", "reinforce"):
+        raise FaiscaError(
+            f"grpo.importance sequence means nothing with grpo.objective {grpo.objective}: use token, or clip for GSPO"
+        )
+    if grpo.delta and grpo.objective != "clip":
+        raise FaiscaError(f"grpo.delta {grpo.delta:g} means nothing with grpo.objective {grpo.objective}: leave it out")
+    if grpo.delta and grpo.delta <= 1 + grpo.clip_high:
+        raise FaiscaError(
+            f"grpo.delta {grpo.delta:g} is not above 1 + grpo.clip_high {1 + grpo.clip_high:g}: choose a larger one"
+        )
 
 
 def check_rewards(grpo: GRPOConfig) -> None:

@@ -145,6 +145,8 @@ class GRPOConfig(OptimizerConfig):
     """passes over a step's rollouts"""
     minibatch_size: Count = 12
     """completions in one update"""
+    micro_batch_size: CountOrOff = 0
+    """completions computed at a time; 0 is the whole minibatch"""
     reward: tuple[str, ...] = ("football",)
     """one or several of football, keywords:WORD,SOME PHRASE (commas between), regex:PATTERN, length:20-90 (characters),
     distinct, exact:COLUMN, FILE.py:FUNCTION (completions, prompts, **columns -> one number each); docs/rewards.md"""
@@ -156,20 +158,36 @@ class GRPOConfig(OptimizerConfig):
     """processes that compute rewards, which are the same with any number; 0 is none, or one where there is a timeout"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """what the advantages are divided by: standard deviation of the group, of the batch, or nothing"""
+    baseline: Literal["group", "leave_one_out", "none"] = "group"
+    """what a reward is compared with: the group's mean, the mean of the others (RLOO), or nothing (REINFORCE)"""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
-    """how per-token losses are averaged"""
-    objective: Literal["clip", "cispo"] = "clip"
-    """PPO's clipped surrogate, or CISPO's clipped importance weights"""
+    """how per-token losses are averaged; with micro-batches, bnpo counts the tokens of each, dapo those of all"""
+    objective: Literal["clip", "cispo", "sapo", "gmpo", "reinforce"] = "clip"
+    """PPO's clipped surrogate, CISPO's clipped weights, SAPO's soft gate, GMPO's geometric mean, or log p alone"""
     importance: Literal["token", "sequence"] = "token"
     """importance ratio per token, or one a sequence (GSPO)"""
     clip_low: NotNegative = 0.2
-    """the ratio is clipped at 1 - clip_low"""
+    """the ratio is clipped at 1 - clip_low (GMPO: its logarithm at -clip_low)"""
     clip_high: NotNegative = 0.2
-    """and at 1 + clip_high"""
+    """and at 1 + clip_high (GMPO: its logarithm at clip_high)"""
+    delta: NotNegative = 0.0
+    """two-sided clipping: largest ratio where the advantage is negative; 0 is off"""
     cispo_cap: Positive = 5.0
     """largest importance weight of CISPO"""
+    sapo_temperature_pos: Positive = 1.0
+    """how steep SAPO's gate is where the advantage is positive"""
+    sapo_temperature_neg: Positive = 1.05
+    """and where it is not"""
     kl_weight: NotNegative = 0.05
     """weight of the k3 KL divergence to the reference model"""
+    kl_bias_correction: bool = False
+    """weigh the KL divergence by the importance ratio: its gradient is then that of the policy's own divergence"""
+    entropy_weight: NotNegative = 0.0
+    """weight of the entropy bonus: mean entropy of a token, taken from the loss"""
+    rollout_correction: Literal["auto", "off", "token", "sequence"] = "auto"
+    """weigh completions by how likely the trainer finds what the sampler drew; auto: token in bfloat16, else off"""
+    rollout_correction_cap: Positive = 3.0
+    """largest such weight"""
     mask_truncated: bool = False
     """leave completions that never reached end-of-text out of the loss"""
     save_completions: bool = True

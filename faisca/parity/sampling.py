@@ -59,7 +59,12 @@ def make_prompts(case: Case, rows: int, longest: int) -> list[list[int]]:
 def sample_rows(side: Side, case: Case, prompts: list[list[int]], draws: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Completions of a side: int [B, columns], -1 where there is no token, as `Backend.generate` yields them."""
     columns = side.backend.generate(
-        model=case.make_model(side), prompts=prompts, uniforms=draws, sampling=sampling, end_of_text=case.stops
+        model=case.make_model(side),
+        prompts=prompts,
+        uniforms=draws,
+        sampling=sampling,
+        end_of_text=case.stops,
+        log_probs=None,
     )
     return np.stack(list(columns), axis=1)
 

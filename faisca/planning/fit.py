@@ -16,19 +16,17 @@ SMALLEST_CHUNK = 32
 
 def batch_option(stage: str) -> str:
     """The option that says how much a stage computes at a time."""
-    return "grpo.minibatch_size" if stage == "grpo" else f"{stage}.micro_batch_size"
+    return f"{stage}.micro_batch_size"
 
 
 def with_rows(config: Config, stage: str, rows: int) -> Config:
-    """The configuration with another micro-batch of a stage; in GRPO, another minibatch."""
-    section, _, name = batch_option(stage).partition(".")
-    return replace(config, **{section: replace(getattr(config, section), **{name: rows})})
+    """The configuration with another micro-batch of a stage."""
+    return replace(config, **{stage: replace(getattr(config, stage), micro_batch_size=rows)})
 
 
 def possible_rows(config: Config, stage: str) -> list[int]:
     """The micro-batches that a stage can have, largest first: divisors of its batch."""
-    whole = config.grpo.group_size * config.grpo.prompts_per_step
-    whole = whole if stage == "grpo" else getattr(config, stage).batch_size
+    whole = config.grpo.minibatch_size if stage == "grpo" else getattr(config, stage).batch_size
     return [rows for rows in range(whole, 0, -1) if whole % rows == 0]
 
 

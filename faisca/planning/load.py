@@ -31,6 +31,8 @@ class Load:
     """GRPO: no dropout, a reference, log-probabilities in place of a loss"""
     scored: int = 0
     """GRPO: positions whose log-probabilities are computed, at most"""
+    explores: bool = False
+    """GRPO with an entropy bonus, whose gradient takes a chunk of logits more"""
     narrow: bool = False
     """factors of products in bfloat16"""
     explicit: bool = False
@@ -133,7 +135,15 @@ def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) ->
         places = -(-load.rows * new // PLACES_MULTIPLE) * PLACES_MULTIPLE
         # a prompt is short beside a completion: a row is as long as the longest completion, in steps of 16
         length = min(-(-new // 16) * 16, model.context)
-        return replace(load, length=length, policy=True, scored=min(places, load.rows * length))
+        accumulates = load.rows < config.grpo.minibatch_size
+        return replace(
+            load,
+            length=length,
+            policy=True,
+            scored=min(places, load.rows * length),
+            accumulates=accumulates,
+            explores=config.grpo.entropy_weight > 0,
+        )
     accumulates = load.rows < getattr(config, stage).batch_size
     return replace(load, accumulates=accumulates, checkpointing=runtime.gradient_checkpointing)
 
@@ -141,6 +151,6 @@ def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) ->
 def rows_of(config: Config, stage: str) -> int:
     """Windows or completions that a stage computes at a time."""
     if stage == "grpo":
-        return config.grpo.minibatch_size
+        return int(config.grpo.micro_batch_size or config.grpo.minibatch_size)
     train = getattr(config, stage)
     return int(train.micro_batch_size or train.batch_size)

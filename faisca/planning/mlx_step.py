@@ -53,19 +53,20 @@ def mlx_moments(load: Load) -> Moments:
 def _policy_moments(load: Load, saved: float, half: float) -> Moments:
     kept = kept_exponentials(load) * (1.7 if load.narrow else 1)  # some wait in float32 to be rounded
     chunks, heads, streams = POLICY[load.narrow]
+    waiting = load.parameters if load.accumulates else 0
     chunks += SQUEEZED_POLICY if load.model.logit_soft_cap else 0
     if kept and load.scored <= load.chunk:
         chunks -= 3.5  # one chunk: what is kept is among what it makes
     moments: Moments = {
         "log-probabilities": {
-            "gradients": heads * load.head,
+            "gradients": waiting + heads * load.head,
             "activations": saved + streams * half * load.stream,
             "logits": kept + chunks * load.logits,
         }
     }
     if not load.narrow:
         moments["backward pass"] = {
-            "gradients": 4.9 * load.head,
+            "gradients": waiting + 4.9 * load.head,
             "activations": saved + 16 * load.stream,
             "logits": kept,
         }

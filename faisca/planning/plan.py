@@ -113,7 +113,7 @@ def _most_sampled(config: Config, load: Load) -> tuple[int, int]:
     sample, grpo = config.sample, config.grpo
     at_a_time = grpo.rollout_batch or ROWS_AT_A_TIME
     written = min(at_a_time, grpo.group_size * grpo.prompts_per_step) if load.policy else 0
-    rows = max(written, min(ROWS_AT_A_TIME, max(sample.counted, sample.count)))
+    rows = max(written, min(at_a_time, max(sample.counted, sample.count)))
     if grpo.prompts_file:  # it is not read here: a prompt may fill the context
         return rows, load.model.context
     # A token has at least one byte, and end-of-text stands before the prompt: no prompt is longer.

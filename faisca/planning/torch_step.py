@@ -61,10 +61,15 @@ def _head_moments(load: Load, saved: float, waiting: float) -> Moments:
         }
     kept = kept_exponentials(load)
     again = load.logits * (at_once * load.width / FLOAT if kept else logits)
+    again += load.logits if load.explores else 0
     return {
-        "log-probabilities": {"activations": saved + d_hidden, "logits": kept + chunks * load.logits + 0.6 * copies},
+        "log-probabilities": {
+            "gradients": waiting,
+            "activations": saved + d_hidden,
+            "logits": kept + chunks * load.logits + 0.6 * copies,
+        },
         "gradient of the head": {
-            "gradients": load.head,
+            "gradients": waiting + load.head,
             "activations": saved + 2 * d_hidden,
             "logits": kept + again + copies,
         },

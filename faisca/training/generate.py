@@ -64,14 +64,14 @@ def complete(
     prompts: list[list[int]],
     sampling: Sampling,
     uniforms: np.ndarray,
-    at_a_time: int = 0,
+    log_probs: np.ndarray | None = None,
 ) -> Iterator[list[int]]:
     """Completions in order: token ids after each prompt, its end-of-text included if it came to one.
 
     `uniforms` is float32 [rows, max_new_tokens]: a row draws from its own numbers, whatever rows are
-    beside it (`faisca.streams.uniforms`). `at_a_time` rows are sampled together; 0 takes ROWS_AT_A_TIME.
+    beside it (`faisca.streams.uniforms`). `log_probs`, of the same shape, takes those of the tokens.
     """
-    at_a_time = at_a_time or ROWS_AT_A_TIME
+    at_a_time = setup.config.grpo.rollout_batch or ROWS_AT_A_TIME
     for start in range(0, len(prompts), at_a_time):
         rows = slice(start, start + at_a_time)
         columns = setup.backend.generate(
@@ -80,6 +80,7 @@ def complete(
             uniforms=uniforms[rows],
             sampling=sampling,
             end_of_text=setup.tokenizer.ends,
+            log_probs=None if log_probs is None else log_probs[rows],
         )
         # The twin yields a column of tokens at a time, and -1 where a row has none.
         table = np.stack(list(columns), axis=1)

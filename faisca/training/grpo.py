@@ -6,22 +6,27 @@ rows stop at their first end-of-text and learn it, no dropout, log-probabilities
 temperature, the completion alone is scored, right padding.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from faisca.backend import Learner, Metrics, Model, Rollouts
-from faisca.config import GRPOConfig
+from faisca.backend import Model, Rollouts
 from faisca.data.prompts import Task
-from faisca.rewards.advantages import group_advantages
 from faisca.rewards.samples import Samples
 from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import Progress
-from faisca.streams import permutation, uniforms
+from faisca.streams import uniforms
 from faisca.training.evaluate import count_completions, kl_divergence
 from faisca.training.generate import complete, encode_prompt, rollout_sampling
+from faisca.training.grpo_update import (
+    advantages_of,
+    correction_of,
+    log_probs,
+    rollout_mismatch,
+    update_policy,
+    with_log_probs,
+)
 from faisca.training.rollout_report import Laps, Round, Watch, measure_round
 from faisca.training.run import Run
 from faisca.training.schedule import learning_rate
@@ -40,6 +45,8 @@ class Completions:
     tasks: list[Task]
     prompts: list[list[int]]
     completions: list[list[int]]
+    log_probs: np.ndarray | None = field(default=None, compare=False)
+    """float32 [B, max_new_tokens], what the sampler had of each token; None where it was not asked"""
 
 
 def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | None) -> None:
@@ -55,6 +62,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     stage.begin(checkpoint)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")
+    run.log.say(f"grpo.rollout_correction {config.rollout_correction}: {correction_of(setup)[1]}")
     note_data(progress, setup.tasks.sha256, run.log.say)
     watch = Watch(config.max_new_tokens, run.log, stage.step)
     with stage.under_way():
@@ -67,10 +75,11 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             # Judge: a completion's advantage is its reward against those of its group.
             with stage.nothing_lost():
                 scores = setup.reward.score(Samples.of_tasks(written.tasks, answers, written.completions))
-            advantages = group_advantages(scores.total, config.group_size, config.scale_rewards)
+            advantages = advantages_of(scores.total, config)
             laps.end("scoring")
             # Remember what policy and reference think of the completions before any update changes the policy.
-            rollouts = with_log_probs(setup, pack(setup, written, advantages), model, reference)
+            packed = pack(setup, written, advantages)
+            rollouts = with_log_probs(setup, packed, model, reference)
             # Learn: some passes over the completions, in minibatches.
             rate = learning_rate(config, stage.step, config.steps)
             updates = update_policy(setup, stage.learner, rollouts, stage.step, rate)
@@ -78,6 +87,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             # Tell: what a trainer watches, and a warning where rewards teach nothing or what nobody wanted.
             made = Round.of(setup, written, answers, scores, advantages)
             measured = watch.look(stage.step + 1, made, measure_round(made, updates)) | laps.seconds
+            measured |= rollout_mismatch(packed, rollouts, updates)
             if config.save_completions:
                 run.log.record_completions(made.rows(stage.step + 1))
             tokens = sum(len(ids) for ids in written.completions)
@@ -96,12 +106,13 @@ def roll_out(setup: Setup, model: Model, step: int) -> Completions:
     tasks = [task for task in chosen for _ in range(config.group_size)]
     prompts = [ids for ids in encoded for _ in range(config.group_size)]
     draws = uniforms(setup.seed, "grpo rollout", step=step, rows=len(prompts), columns=config.max_new_tokens)
-    asked = (setup, model, prompts, rollout_sampling(config), draws)
-    return Completions(tasks, prompts, list(complete(*asked, config.rollout_batch)))
+    log_probs = np.zeros_like(draws)
+    completions = list(complete(setup, model, prompts, rollout_sampling(config), draws, log_probs))
+    return Completions(tasks, prompts, completions, log_probs)
 
 
 def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: bool = False) -> Rollouts[np.ndarray]:
-    """Rows as right-padded arrays; causal attention needs no padding mask. The log-probabilities are still zero.
+    """Rows as right-padded arrays; causal attention needs no padding mask. Old log-probabilities are the sampler's.
 
     The mask leaves out completions that never ended where `mask_truncated` asks for it, unless `whole`.
     """
@@ -110,71 +121,16 @@ def pack(setup: Setup, written: Completions, advantages: np.ndarray, *, whole: b
     longest = max(len(p) + len(c) for p, c in zip(written.prompts, written.completions, strict=True))
     inputs = min(-(-(longest - 1) // LENGTH_STEP) * LENGTH_STEP, setup.model_config.context)
     tokens = np.full((len(written.prompts), inputs + 1), end_of_text, np.int32)
-    mask = np.zeros((len(written.prompts), inputs), np.float32)
+    mask, sampled, unknown = (np.zeros((len(written.prompts), inputs), np.float32) for _ in range(3))
     for row, (prompt, completion) in enumerate(zip(written.prompts, written.completions, strict=True)):
         end = len(prompt) + len(completion)
         tokens[row, :end] = prompt + completion
         # Position t predicts token t + 1, so the completion is counted from the last token of its prompt on.
         truncated = completion[-1] not in setup.tokenizer.ends
         mask[row, len(prompt) - 1 : end - 1] = not (truncated and mask_truncated)
-    zeros = np.zeros_like(mask)
-    return Rollouts(tokens, mask, advantages.astype(np.float32), zeros, zeros, float(mask.sum()))
-
-
-def with_log_probs(
-    setup: Setup, rollouts: Rollouts[np.ndarray], model: Model, reference: Model
-) -> Rollouts[np.ndarray]:
-    """The rollouts with the log-probabilities of the policy that sampled them, and of the reference."""
-    # In minibatches, as in the updates: memory stays bounded.
-    rows = np.arange(len(rollouts.tokens)).reshape(-1, setup.config.grpo.minibatch_size)
-    parts = [select_rows(rollouts, part) for part in rows]
-    old, ref = (np.concatenate([log_probs(setup, scorer, part) for part in parts]) for scorer in (model, reference))
-    return dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=ref)
-
-
-def log_probs(setup: Setup, scorer: Model, rollouts: Rollouts[np.ndarray]) -> np.ndarray:
-    """What a model thinks of the completions: float32 [B, T-1]; what the mask leaves out does not count."""
-    return setup.backend.token_log_probs(
-        model=scorer, tokens=rollouts.tokens, temperature=setup.config.grpo.temperature, places=rollouts.places
-    )
-
-
-def update_policy(
-    setup: Setup, learner: Learner, rollouts: Rollouts[np.ndarray], step: int, rate: float
-) -> list[dict[str, float]]:
-    """`grpo.epochs` passes over the rollouts in minibatches; a minibatch with nothing to learn from is left out."""
-    backend, config, left = setup.backend, setup.config.grpo, has_left_reference(rollouts)
-    metrics: list[Metrics] = []
-    for epoch in range(config.epochs):
-        # Another order in every pass, from the seed alone.
-        turn = step * config.epochs + epoch
-        order = permutation(setup.seed, "order of grpo completions", len(rollouts.tokens), turn)
-        for rows in order.reshape(-1, config.minibatch_size):
-            part = select_rows(rollouts, rows)
-            if has_signal(part, config, left or bool(metrics)):  # the first update leaves the reference
-                metrics.append(backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
-    return backend.read_metrics(metrics=metrics)
-
-
-def has_signal(rollouts: Rollouts[np.ndarray], config: GRPOConfig, left_reference: bool) -> bool:
-    """Whether there is a gradient: an advantage under the mask, or with a KL weight a policy away from its reference.
-
-    Without either, the gradient is 0 or rounding noise. Adam divides by its size: it would take full steps along the
-    noise, and at 0 go on with its momentum.
-    """
-    counted = rollouts.mask.any(axis=1)
-    return bool(rollouts.advantages[counted].any() or (config.kl_weight and left_reference and counted.any()))
-
-
-def has_left_reference(rollouts: Rollouts[np.ndarray]) -> bool:
-    """Whether the policy that sampled differs from the reference in any token that counts."""
-    return bool(((rollouts.old_log_probs != rollouts.reference_log_probs) & (rollouts.mask > 0)).any())
-
-
-def select_rows(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
-    """Some rows of the rollouts."""
-    arrays = {f.name: getattr(rollouts, f.name)[rows] for f in dataclasses.fields(rollouts) if f.name != "step_tokens"}
-    return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))
+        if written.log_probs is not None:
+            sampled[row, len(prompt) - 1 : end - 1] = written.log_probs[row, : len(completion)]
+    return Rollouts(tokens, mask, advantages.astype(np.float32), sampled, unknown, float(mask.sum()))
 
 
 def kl_to_reference(setup: Setup, model: Model, reference: Model) -> float:

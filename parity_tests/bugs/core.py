@@ -3,7 +3,9 @@
 from bugs.mutation import Mutation
 
 GRPO, STAGES, BOUNDARY = "faisca/training/grpo.py", "faisca/training/stages.py", "tests/test_boundary.py"
+UPDATE = "faisca/training/grpo_update.py"
 TRAIN, STAGE = "faisca/training/train.py", "faisca/training/stage.py"
+OTHERWISE = '__import__("dataclasses").replace(rollout_sampling(config), {}),'
 BUGS = (
     # GRPO
     Mutation(
@@ -22,16 +24,16 @@ BUGS = (
     ),
     Mutation(
         "advantages over the whole batch as one group",
-        GRPO,
-        "group_advantages(scores.total, config.group_size, config.scale_rewards)",
-        "group_advantages(scores.total, len(scores.total), config.scale_rewards)",
+        UPDATE,
+        "group_advantages(rewards, config.group_size, config.scale_rewards)",
+        "group_advantages(rewards, len(rewards), config.scale_rewards)",
         BOUNDARY,
     ),
     Mutation(
         "groups as long as there are prompts",
-        GRPO,
-        "group_advantages(scores.total, config.group_size, config.scale_rewards)",
-        "group_advantages(scores.total, config.prompts_per_step, config.scale_rewards)",
+        UPDATE,
+        "group_advantages(rewards, config.group_size, config.scale_rewards)",
+        "group_advantages(rewards, config.prompts_per_step, config.scale_rewards)",
         BOUNDARY,
     ),
     Mutation(
@@ -58,29 +60,29 @@ BUGS = (
     Mutation(
         "rollouts at the temperature of the samples",
         GRPO,
-        "rollout_sampling(config), draws)",
-        "dataclasses.replace(rollout_sampling(config), temperature=setup.config.sample.temperature), draws)",
+        "rollout_sampling(config),",
+        OTHERWISE.format("temperature=setup.config.sample.temperature"),
         BOUNDARY,
     ),
     Mutation(
         "rollouts as long as the samples",
         GRPO,
-        "rollout_sampling(config), draws)",
-        "dataclasses.replace(rollout_sampling(config), max_new_tokens=setup.config.sample.max_new_tokens), draws)",
+        "rollout_sampling(config),",
+        OTHERWISE.format("max_new_tokens=setup.config.sample.max_new_tokens"),
         BOUNDARY,
     ),
     Mutation(
         "rollouts cut by the samples' top-p",
         GRPO,
-        "rollout_sampling(config), draws)",
-        "dataclasses.replace(rollout_sampling(config), top_p=setup.config.sample.top_p), draws)",
+        "rollout_sampling(config),",
+        OTHERWISE.format("top_p=setup.config.sample.top_p"),
         BOUNDARY,
     ),
     Mutation(
         "no top-k in rollouts",
         GRPO,
-        "rollout_sampling(config), draws)",
-        "dataclasses.replace(rollout_sampling(config), top_k=0), draws)",
+        "rollout_sampling(config),",
+        OTHERWISE.format("top_k=0"),
         BOUNDARY,
     ),
     Mutation(
@@ -91,29 +93,29 @@ BUGS = (
         BOUNDARY,
     ),
     Mutation(
-        "old log-probabilities from the reference",
-        GRPO,
-        "for scorer in (model, reference))",
-        "for scorer in (reference, model))",
+        "the log-probabilities of the reference from the policy",
+        UPDATE,
+        "log_probs(setup, reference, part) for part",
+        "log_probs(setup, model, part) for part",
         BOUNDARY,
     ),
     Mutation(
         "log-probabilities at temperature 1",
-        GRPO,
+        UPDATE,
         "temperature=setup.config.grpo.temperature, places",
         "temperature=1.0, places",
         BOUNDARY,
     ),
     Mutation(
         "every step has the minibatches of the first",
-        GRPO,
+        UPDATE,
         "turn = step * config.epochs + epoch",
         "turn = epoch",
         BOUNDARY,
     ),
     Mutation(
         "the second epoch is the next step's first",
-        GRPO,
+        UPDATE,
         "turn = step * config.epochs + epoch",
         "turn = step + epoch",
         BOUNDARY,

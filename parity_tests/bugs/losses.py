@@ -24,8 +24,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "temperature forgotten in the gradient",
         T + "losses.py",
-        "(-upstream_N / ctx.temperature)",
-        "(-upstream_N)",
+        "(-(upstream / ctx.temperature)[",
+        "(-(upstream)[",
         "03",
     ),
     Mutation(

@@ -8,9 +8,9 @@ TWIN = "tests/test_options_in_twins.py::"
 BUGS = (
     Mutation(
         "scale_rewards ignored",
-        "faisca/training/grpo.py",
-        "group_advantages(scores.total, config.group_size, config.scale_rewards)",
-        'group_advantages(scores.total, config.group_size, "group")',
+        "faisca/training/grpo_update.py",
+        "group_advantages(rewards, config.group_size, config.scale_rewards)",
+        'group_advantages(rewards, config.group_size, "group")',
         f"{GOVERNS}[grpo.scale_rewards]",
     ),
     Mutation(
@@ -121,8 +121,8 @@ BUGS = (
     Mutation(
         "the policy's temperature ignored in its step",
         T + "grpo.py",
-        "to_device(model, rollouts.places), config.temperature",
-        "to_device(model, rollouts.places), 1.0",
+        "here.tokens, places_N, config.temperature",
+        "here.tokens, places_N, 1.0",
         TWIN + "test_an_option_of_the_policy_loss_reaches_the_twins_steps",
     ),
     Mutation(

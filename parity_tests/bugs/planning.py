@@ -51,8 +51,8 @@ BUGS = (
     Mutation(
         "the plan forgets the head's gradient in the loss",
         "faisca/planning/torch_step.py",
-        '"gradients": waiting + load.head,',
-        '"gradients": waiting,',
+        '"gradients": waiting + load.head,\n                "activations": saved + d_hidden',
+        '"gradients": waiting,\n                "activations": saved + d_hidden',
         PLANNED.replace("spark", "tied table"),
     ),
     Mutation(

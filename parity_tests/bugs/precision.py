@@ -80,30 +80,30 @@ BUGS = (
     # a signal that is not there
     Mutation(
         "masked advantages count as a signal",
-        "faisca/training/grpo.py",
+        "faisca/training/grpo_update.py",
         "rollouts.advantages[counted].any()",
         "rollouts.advantages.any()",
         "tests/test_reinforcement.py",
     ),
     Mutation(
         "a minibatch without advantage is left out after the policy has moved",
-        "faisca/training/grpo.py",
+        "faisca/training/grpo_update.py",
         "left or bool(metrics)",
         "left",
         "tests/test_reinforcement.py",
     ),
     Mutation(
         "a minibatch without advantage counts before the policy has moved",
-        "faisca/training/grpo.py",
+        "faisca/training/grpo_update.py",
         "left or bool(metrics)",
         "True",
         "tests/test_reinforcement.py",
     ),
     Mutation(
         "a minibatch without a token that counts moves weights for the KL",
-        "faisca/training/grpo.py",
-        "left_reference and counted.any()",
-        "left_reference",
+        "faisca/training/grpo_update.py",
+        "(pulled and counted.any())",
+        "pulled",
         "tests/test_reinforcement.py",
     ),
     # sums in the sampler

@@ -6,7 +6,7 @@ T = "faisca_torch/"
 M = "faisca_mlx/"
 MASKS = "parity_tests/test_11_randomness.py"
 DRAWS = "tests/test_draws.py"
-REINFORCE = "faisca/training/grpo.py"
+REINFORCE, UPDATE = "faisca/training/grpo.py", "faisca/training/grpo_update.py"
 TRAIN = "faisca/training/train.py"
 EVALUATION = "faisca/training/evaluate.py"
 BUGS: tuple[Mutation, ...] = (
@@ -89,14 +89,14 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "completions in the same order in each epoch",
-        REINFORCE,
+        UPDATE,
         "turn = step * config.epochs + epoch",
         "turn = step",
         DRAWS,
     ),
     Mutation(
         "the order of completions ignores the seed",
-        REINFORCE,
+        UPDATE,
         'permutation(setup.seed, "order of grpo',
         'permutation(0, "order of grpo',
         DRAWS,

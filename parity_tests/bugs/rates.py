@@ -86,15 +86,15 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "policy steps at the configured rate (torch)",
         T + "grpo.py",
-        "update(learner=learner, loss=loss, learning_rate=learning_rate)",
-        "update(learner=learner, loss=loss, learning_rate=config.learning_rate)",
+        "loss=torch.stack(losses).sum(), learning_rate=learning_rate)",
+        "loss=torch.stack(losses).sum(), learning_rate=config.learning_rate)",
         ADAM + "::test_four_steps_at_four_rates",
     ),
     Mutation(
         "policy steps at the configured rate (MLX)",
         M + "grpo.py",
-        "rollouts.places), mx.array(learning_rate)\n",
-        "rollouts.places), mx.array(config.learning_rate)\n",
+        "to_device(model, places_MN), mx.array(learning_rate))",
+        "to_device(model, places_MN), mx.array(config.learning_rate))",
         ADAM + "::test_four_steps_at_four_rates",
     ),
     Mutation(

@@ -22,8 +22,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "temperature multiplied",
         T + "generate.py",
-        "logits_RV.float() / temperature",
-        "logits_RV.float() * temperature",
+        "scaled = logits_RV.float() / temperature",
+        "scaled = logits_RV.float() * temperature",
         "07",
     ),
     Mutation(
