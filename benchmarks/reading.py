@@ -27,7 +27,7 @@ READING = {
         faisca/training/setup.py faisca/training/grpo.py faisca/training/grpo_update.py faisca/training/generate.py
         faisca/rewards/advantages.py
         faisca/training/schedule.py faisca/streams.py faisca/backend.py
-        {twin}/model.py {twin}/losses.py {twin}/optimizer.py {twin}/score.py {twin}/generate.py {twin}/grpo.py
+        {twin}/model.py {twin}/losses.py {twin}/optimizer.py {twin}/log_probs.py {twin}/generate.py {twin}/grpo.py
     """,
 }
 """what someone reads who wants to understand a stage: its loop, its step, and what decides a number between them"""

@@ -20,8 +20,8 @@ from mlx.utils import tree_flatten, tree_map
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig
 from faisca_mlx.device import to_device
+from faisca_mlx.log_probs import shifted_log_probs
 from faisca_mlx.optimizer import Learner, Metrics, update
-from faisca_mlx.score import shifted_log_probs
 from faisca_mlx.sums import row_sums, total
 
 

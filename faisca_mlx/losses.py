@@ -1,12 +1,9 @@
-"""Cross-entropy and log-probabilities straight from hidden states, never holding all logits.
+"""Cross-entropy straight from hidden states, never holding all logits.
 
 For 64 x 256 tokens and a vocabulary of 50,257 the logits are 3.3 GB, and a plain loss keeps
 several copies. Here only `chunk` rows of logits are alive at a time: `mx.depends` makes each
-chunk wait for the one before it. Cross-entropy computes its gradients in the forward pass, chunk
-by chunk, because its upstream gradient is one number; the log-probabilities of GRPO have an
-upstream gradient per token, so they keep their exponentials where these are few, and else compute
-them again. On Metal and CUDA the cross-entropy of a chunk is one fused kernel, `mx.fast.cross_entropy`; the
-log-probabilities are explicit everywhere, for the kernel gives no entropy.
+chunk wait for the one before it. The gradients are computed in the forward pass, chunk by chunk, because
+the upstream gradient is one number. On Metal and CUDA a chunk is one fused kernel, `mx.fast.cross_entropy`.
 
 In bfloat16 the factors of every product are bfloat16. Logits, softmax, losses and whatever is added
 up over chunks or positions is float32: MLX has no float32 product of bfloat16 factors, so the logits
@@ -21,7 +18,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from faisca.backend import KEPT_EXPONENTIALS
 from faisca_mlx.model import GPT, Head
 from faisca_mlx.sums import row_sums, total
 
@@ -63,52 +59,6 @@ def linear_cross_entropy(
         return (upstream * d_hidden_ND).astype(hidden_ND.dtype), upstream * d_head_VD
 
     return loss_and_gradients(hidden_ND, head.weight_VD)[0]
-
-
-def linear_log_probs(
-    hidden_ND: mx.array, head: Head, targets_N: mx.array, temperature: float, chunk: int, with_gradients: int
-) -> tuple[mx.array, mx.array]:
-    """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
-
-    `with_gradients`: 0 none, and no exponentials are kept; 1 through the log-probabilities; 2 through entropies too.
-    """
-    if not with_gradients:
-        log_probs_N, entropies_N, *_ = _log_probs_and_entropies(hidden_ND, head, targets_N, temperature, chunk, 0)
-        return log_probs_N, entropies_N
-
-    @mx.custom_function
-    def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
-        most_kept = 0 if head.soft_cap else KEPT_EXPONENTIALS
-        return _log_probs_and_entropies(
-            hidden_ND, Head(head_VD, head.soft_cap), targets_N, temperature, chunk, most_kept
-        )
-
-    @log_probs.vjp
-    def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        (hidden_ND, head_VD), (_, entropies_N, peaks_N1, sums_N1, *kept) = primals, outputs
-        d_hidden: list[mx.array] = []
-        d_head_VD = mx.zeros_like(head_VD)
-        weights_N1, entropy_weights_N1 = (-(upstream / temperature)[:, None] for upstream in cotangents[:2])
-        for i, rows in enumerate(_chunks(len(targets_N), chunk)):
-            hidden = hidden_ND[rows]
-            if d_hidden:
-                hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
-            exps, slope = kept[i] if kept else None, None
-            if exps is None:  # not kept from the forward pass: computed again, chunk by chunk
-                logits, slope = _squeeze(_project(hidden, head_VD), head.soft_cap)
-                exps = mx.exp(logits / temperature - peaks_N1[rows])
-            sums, weights, hit = sums_N1[rows], weights_N1[rows], 1.0
-            if with_gradients == 2:  # d entropy / d scores = -p · (log p + entropy)
-                log_p = mx.log(mx.maximum(exps.astype(mx.float32), 1e-37) / sums)
-                exps = exps * (weights + entropy_weights_N1[rows] * (log_p + entropies_N[rows, None]))
-                weights, hit = mx.ones_like(weights), weights
-            softmax = _Softmax(exps.astype(hidden.dtype), sums, targets_N[rows], weights, hit, slope)
-            d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
-            d_hidden.append(d_rows)
-        return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
-
-    log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head.weight_VD)
-    return log_probs_N, entropies_N if with_gradients == 2 else mx.stop_gradient(entropies_N)
 
 
 def _loss(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, fused: bool) -> mx.array:
@@ -214,30 +164,6 @@ def _add_gradients(
         errors_nV = (errors_nV * slope_nV).astype(exps_nV.dtype)
         d_hidden_nD = (errors_nV @ narrow_VD) * share_n1
     return d_hidden_nD, d_head_VD + (errors_nV.T @ shared_hidden_nD).astype(mx.float32)
-
-
-def _log_probs_and_entropies(
-    hidden_ND: mx.array, head: Head, targets_N: mx.array, temperature: float, chunk: int, most_kept: int
-) -> tuple[mx.array, ...]:
-    """After these two, for the gradient: each row's largest logit, its sum of exponentials, and those that are kept."""
-    found: list[list[mx.array]] = []
-    kept: list[mx.array] = []
-    keep = len(targets_N) * len(head.weight_VD) <= most_kept
-    for rows in _chunks(len(targets_N), chunk):
-        hidden = mx.depends([hidden_ND[rows]], found[-1])[0] if found else hidden_ND[rows]
-        logits = project(hidden, head) / temperature
-        peak = logits.max(axis=1, keepdims=True)
-        scores = logits - peak
-        exps = mx.exp(scores)  # the one exponential a logit
-        sums = row_sums(exps)[:, None]
-        log_p = mx.take_along_axis(scores, targets_N[rows, None], axis=1) - mx.log(sums)
-        # Entropy is log Σ exp(s) - Σ p·s, which needs no logarithm of p.
-        entropies = mx.log(sums) - row_sums(exps * scores)[:, None] / sums
-        found.append([log_p, entropies, peak, sums])
-        if keep:
-            kept.append(exps.astype(hidden.dtype))
-    log_probs_N1, entropies_N1, peaks_N1, sums_N1 = (mx.concatenate(parts) for parts in zip(*found, strict=True))
-    return log_probs_N1.squeeze(1), entropies_N1.squeeze(1), peaks_N1, sums_N1, *kept
 
 
 def _squeeze(logits_nV: mx.array, soft_cap: float) -> tuple[mx.array, mx.array | None]:

@@ -3,9 +3,10 @@
 from faisca_torch.device import memory, open_runtime, tidy_memory, training_memory
 from faisca_torch.generate import generate
 from faisca_torch.grpo import grpo_step
+from faisca_torch.log_probs import token_log_probs
 from faisca_torch.model import make_model
 from faisca_torch.optimizer import make_learner
-from faisca_torch.score import evaluate, logits, token_log_probs
+from faisca_torch.score import evaluate, logits
 from faisca_torch.train import read_metrics, train_step
 from faisca_torch.weights import get_optimizer_state, get_parameters, set_optimizer_state
 

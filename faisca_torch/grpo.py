@@ -19,9 +19,9 @@ from torch import Tensor
 from faisca.backend import Rollouts
 from faisca.config import GRPOConfig
 from faisca_torch.device import to_device
+from faisca_torch.log_probs import shifted_log_probs
 from faisca_torch.model import GPT
 from faisca_torch.optimizer import Learner, Metrics, update
-from faisca_torch.score import shifted_log_probs
 
 
 def grpo_step(*, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float) -> Metrics:

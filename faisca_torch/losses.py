@@ -1,10 +1,8 @@
-"""Cross-entropy and log-probabilities straight from hidden states, never holding all logits.
+"""Cross-entropy straight from hidden states, never holding all logits.
 
 For 64 x 256 tokens and a vocabulary of 50,257 the logits are 3.3 GB, and a plain loss keeps
-several copies. Here only `chunk` rows of logits are alive at a time. Cross-entropy computes its
-gradients in the forward pass, chunk by chunk, because its upstream gradient is one number; the
-log-probabilities of GRPO have an upstream gradient per token, so they keep their exponentials
-where these are few, and else compute them again.
+several copies. Here only `chunk` rows of logits are alive at a time. The gradients are computed
+in the forward pass, chunk by chunk, because the upstream gradient is one number.
 
 In bfloat16 the factors of every product are bfloat16. Logits, softmax, losses and whatever is added
 up over chunks or positions is float32: CUDA has a float32 product of bfloat16 factors; elsewhere the
@@ -20,7 +18,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from faisca.backend import KEPT_EXPONENTIALS
 from faisca_torch.model import GPT, Head
 
 
@@ -41,19 +38,6 @@ def linear_cross_entropy(hidden_ND: Tensor, head: Head, targets_N: Tensor, chunk
     Without gradients two thirds of the matrix products fall away.
     """
     return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, *head, targets_N, chunk, with_gradients))
-
-
-def linear_log_probs(
-    hidden_ND: Tensor, head: Head, targets_N: Tensor, temperature: float, chunk: int, with_gradients: int
-) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy (nats) of softmax(logits / temperature): float32 [N] each.
-
-    `with_gradients`: 0 none, and no exponentials are kept; 1 through the log-probabilities; 2 through entropies too.
-    """
-    most_kept = KEPT_EXPONENTIALS if with_gradients and not head.soft_cap else 0
-    how = (head.soft_cap, temperature, chunk, most_kept, with_gradients == 2)
-    found = _LinearLogProbs.apply(hidden_ND, head.weight_VD, targets_N, how)
-    return cast(tuple[Tensor, Tensor], found)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -96,64 +80,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden_ND * upstream, d_head_VD * upstream, None, None, None, None
 
 
-class _LinearLogProbs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, how: tuple[float, float, int, int, bool]
-    ) -> tuple[Tensor, Tensor]:
-        soft_cap, temperature, chunk, most_kept, with_entropy = how
-        (N, V), wide = (len(hidden_ND), len(head_VD)), _wide(hidden_ND)
-        narrow_head_VD = head_VD.to(hidden_ND.dtype)
-        log_probs_N, entropies_N, peaks_N, sums_N = (
-            torch.empty(N, dtype=wide, device=hidden_ND.device) for _ in range(4)
-        )
-        buffer = hidden_ND.new_empty(min(chunk, N), V, dtype=wide)
-        exps_buffer = torch.empty_like(buffer)
-        kept_NV = hidden_ND.new_empty(N, V) if most_kept >= N * V else None
-        for rows in _chunks(N, chunk):
-            hidden, target = hidden_ND[rows], targets_N[rows]
-            logits, _ = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), soft_cap)
-            peaks_N[rows] = logits.amax(1) / temperature
-            scores = _scores(logits, temperature, peaks_N[rows])
-            exps = torch.exp(scores, out=exps_buffer[: len(scores)])
-            sums_N[rows] = sums = exps.sum(1)
-            log_probs_N[rows] = scores.gather(1, target[:, None]).squeeze(1) - sums.log()
-            # Entropy is log Σ exp(s) - Σ p·s, which needs no logarithm of p.
-            entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
-            if kept_NV is not None:
-                kept_NV[rows] = exps
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, entropies_N, kept_NV)
-        ctx.soft_cap, ctx.temperature, ctx.chunk, ctx.with_entropy = soft_cap, temperature, chunk, with_entropy
-        if not with_entropy:
-            ctx.mark_non_differentiable(entropies_N)
-        return log_probs_N, entropies_N
-
-    @staticmethod
-    def backward(ctx: Any, *upstream_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden_ND, head_VD, targets_N, peaks_N, sums_N, entropies_N, kept_NV = ctx.saved_tensors
-        narrow_head_VD = head_VD.to(hidden_ND.dtype)
-        weights_N1, entropy_weights_N1 = (-(upstream / ctx.temperature)[:, None] for upstream in upstream_N)
-        d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
-        buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
-        for rows in _chunks(len(hidden_ND), ctx.chunk):
-            hidden, slope = hidden_ND[rows], None
-            # Kept from the forward pass, or computed again, chunk by chunk.
-            if buffer is None:
-                exps = kept_NV[rows].clone()  # what is kept stays as it is
-            else:
-                logits, slope = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), ctx.soft_cap)
-                exps = _scores(logits, ctx.temperature, peaks_N[rows]).exp_()
-            sums, weights = sums_N[rows, None], weights_N1[rows]
-            hit: Tensor | float = 1.0
-            if ctx.with_entropy:  # d entropy / d scores = -p · (log p + entropy)
-                log_p = exps.to(sums.dtype).clamp(min=1e-37).div_(sums).log_()
-                exps = log_p.add_(entropies_N[rows, None]).mul_(entropy_weights_N1[rows]).add_(weights).mul_(exps)
-                weights, hit = torch.ones_like(weights), weights
-            softmax = _Softmax(exps.to(hidden.dtype), sums, targets_N[rows], weights, hit, slope)
-            d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
-        return d_hidden_ND, d_head_VD, None, None
-
-
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
     """What `project` returns, in a buffer of its dtype."""
     head_VD = head_VD.to(hidden_nD.dtype)
@@ -168,11 +94,6 @@ def _squeeze(logits_nV: Tensor, soft_cap: float) -> tuple[Tensor, Tensor | None]
         return logits_nV, None
     logits_nV.div_(soft_cap).tanh_()
     return logits_nV.mul_(soft_cap), 1 - (logits_nV / soft_cap).square_()
-
-
-def _scores(logits_nV: Tensor, temperature: float, peaks_n: Tensor) -> Tensor:
-    """Logits over the temperature, the largest of each row 0, in place."""
-    return torch.add(-peaks_n[:, None], logits_nV, alpha=1 / temperature, out=logits_nV)
 
 
 class _Softmax(NamedTuple):

@@ -49,8 +49,9 @@ class TorchTwin:
         import torch
 
         self.torch, self.device, self.narrow = torch, device, narrow
-        self.losses, self.optimizer, self.generate, self.grpo, self.sums = (
-            import_module(f"faisca_torch.{name}") for name in ("losses", "optimizer", "generate", "grpo", "sums")
+        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums = (
+            import_module(f"faisca_torch.{name}")
+            for name in ("losses", "log_probs", "optimizer", "generate", "grpo", "sums")
         )
 
     def array(self, value: Array, gradient: bool = False) -> Any:
@@ -101,7 +102,7 @@ class TorchTwin:
         """Log-probabilities, entropies, and the gradients of Σ upstream · log p + more · entropy."""
         hidden, head = self.hidden(hidden), self.array(head, True)
         targets = self.array(targets.astype(np.int64))
-        log_probs, entropies = self.losses.linear_log_probs(
+        log_probs, entropies = self.log_probabilities.linear_log_probs(
             hidden, self.losses.Head(head), targets, temperature, chunk, 1 + len(more)
         )
         scores = [log_probs, entropies][: 1 + len(more)]
@@ -151,8 +152,9 @@ class MlxTwin:
         import mlx.core as mx
 
         self.mx, self.device, self.narrow, self.fused = mx, device, narrow, fused
-        self.losses, self.optimizer, self.generate, self.grpo, self.sums = (
-            import_module(f"faisca_mlx.{name}") for name in ("losses", "optimizer", "generate", "grpo", "sums")
+        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums = (
+            import_module(f"faisca_mlx.{name}")
+            for name in ("losses", "log_probs", "optimizer", "generate", "grpo", "sums")
         )
 
     def array(self, value: Array) -> Any:
@@ -208,7 +210,7 @@ class MlxTwin:
         targets = self.array(targets.astype(np.int32))
 
         def both(hidden: Any, head: Any) -> Any:
-            return self.losses.linear_log_probs(
+            return self.log_probabilities.linear_log_probs(
                 hidden, self.losses.Head(head), targets, temperature, chunk, 1 + len(more)
             )
 

@@ -13,7 +13,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "log-probabilities put back in another order",
-        T + "score.py",
+        T + "log_probs.py",
         "zeros.index_copy(0, places_N, found)",
         "zeros.index_copy(0, places_N.sort()[0], found)",
         "08",

@@ -6,7 +6,7 @@ T, M = "faisca_torch/", "faisca_mlx/"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "targets shifted by one too few",
-        T + "score.py",
+        T + "log_probs.py",
         "targets = tokens_BT[:, 1:]",
         "targets = tokens_BT[:, :-1]",
         "03",
@@ -16,14 +16,14 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "temperature forgotten in log-probabilities",
-        M + "losses.py",
+        M + "log_probs.py",
         "logits = project(hidden, head) / temperature",
         "logits = project(hidden, head)",
         "03",
     ),
     Mutation(
         "temperature forgotten in the gradient",
-        T + "losses.py",
+        T + "log_probs.py",
         "(-(upstream / ctx.temperature)[",
         "(-(upstream)[",
         "03",

@@ -22,7 +22,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "dropout in log-probabilities (torch)",
-        T + "score.py",
+        T + "log_probs.py",
         "    model.eval()\n    with torch.inference_mode():\n        log_probs",
         "    with torch.inference_mode():\n        log_probs",
         MODES + "::test_absent_right_after_a_training_step",
@@ -71,7 +71,7 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "dropout in log-probabilities (MLX)",
-        M + "score.py",
+        M + "log_probs.py",
         "    model.eval()\n    log_probs, _ = shifted_log_probs(",
         "    log_probs, _ = shifted_log_probs(",
         MODES + "::test_absent_right_after_a_training_step",

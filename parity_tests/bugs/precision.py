@@ -21,7 +21,7 @@ BUGS = (
     ),
     Mutation(
         "torch: the head's policy gradient added up in bfloat16",
-        T + "losses.py",
+        T + "log_probs.py",
         "torch.empty_like(hidden_ND), torch.zeros_like(head_VD)",
         "torch.empty_like(hidden_ND), torch.zeros_like(narrow_head_VD)",
         "10",

@@ -45,14 +45,14 @@ BUGS = (
     ),
     Mutation(
         "exponentials of log-probabilities added one by one",
-        M + "losses.py",
+        M + "log_probs.py",
         "sums = row_sums(exps)[:, None]\n        log_p",
         "sums = exps.sum(axis=1, keepdims=True)\n        log_p",
         "03",
     ),
     Mutation(
         "entropies added one by one",
-        M + "losses.py",
+        M + "log_probs.py",
         "row_sums(exps * scores)[:, None] / sums",
         "(exps * scores).sum(axis=1, keepdims=True) / sums",
         "03",

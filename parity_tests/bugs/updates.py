@@ -72,14 +72,14 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "the entropy's gradient forgets the temperature",
-        T + "losses.py",
+        T + "log_probs.py",
         "for upstream in upstream_N)",
         "for upstream in (upstream_N[0], upstream_N[1] * ctx.temperature))",
         "parity_tests/test_03_losses.py::test_log_probabilities_and_their_gradients",
     ),
     Mutation(
         "the entropy's gradient without the entropy",
-        M + "losses.py",
+        M + "log_probs.py",
         "(log_p + entropies_N[rows, None])",
         "log_p",
         "parity_tests/test_03_losses.py::test_log_probabilities_and_their_gradients",
