@@ -137,7 +137,8 @@ def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     """A new option of the policy's step must be tried on the twins too."""
     core = {*RATE, *ADAM, "decay", "steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
     core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated", "baseline"}
-    core |= {"rollout_correction", "rollout_correction_cap"}
+    core |= {"rollout_correction", "rollout_correction_cap", "prompts_file", "save_completions"}
+    core |= {"reward_weights", "reward_timeout", "reward_workers"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
     assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, "decay"}
 
