@@ -43,7 +43,7 @@ def test_log_probabilities_and_their_gradients(
     twin: Twin, chunk: int, temperature: float, keep: bool, bonus: float, monkeypatch: pytest.MonkeyPatch
 ):
     """With exponentials that are kept for the gradient, and with those that are computed again; of entropies, too."""
-    monkeypatch.setattr(f"faisca_{twin.name}.losses.KEPT_EXPONENTIALS", 2**26 if keep else 0)
+    monkeypatch.setattr(f"faisca_{twin.name}.log_probs.KEPT_EXPONENTIALS", 2**26 if keep else 0)
     hidden, head, targets = inputs()
     targets, upstream = np.maximum(targets, 0), np.linspace(-1, 2, N).astype(np.float32)
     log_p = log_softmax(hidden.astype(np.float64) @ head.T.astype(np.float64) / temperature)

@@ -132,7 +132,7 @@ def test_log_probabilities_of_thousands_of_tokens(
     hidden, head, targets = head_fixture()
     inside = twin.narrow
     if not keep:
-        monkeypatch.setattr(inside.losses, "KEPT_EXPONENTIALS", 0)
+        monkeypatch.setattr(inside.log_probabilities, "KEPT_EXPONENTIALS", 0)
     upstream = generator(0, "upstream").standard_normal(TOKENS).astype(np.float32)
     log_p, _, d_hidden, d_head = inside.log_probs(hidden, head, targets, temperature, 128, upstream)
     expected, expected_hidden, expected_head = exact_head(temperature, upstream)

@@ -68,7 +68,7 @@ def test_losses_of_large_logits(either: Twin, chunk: int):
 def test_log_probabilities_of_large_logits(twin: Twin, chunk: int, kept: bool, monkeypatch: pytest.MonkeyPatch):
     """Exponentials are kept up to a number, and computed again beyond: here with exactly as many, and one more."""
     hidden, head, targets = far_apart()
-    monkeypatch.setattr(f"faisca_{twin.name}.losses.KEPT_EXPONENTIALS", len(hidden) * len(head) - (not kept))
+    monkeypatch.setattr(f"faisca_{twin.name}.log_probs.KEPT_EXPONENTIALS", len(hidden) * len(head) - (not kept))
     log_p = log_softmax(hidden.astype(np.float64) @ head.T.astype(np.float64) / COLD)
     upstream = np.linspace(-1, 2, len(targets)).astype(np.float32)
     d_logits = -np.exp(log_p)
