@@ -80,10 +80,11 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, cap: float, 
     """Finite differences of torch's own checker, in float64; the upstream gradient is not 1."""
     import torch
 
-    from faisca_torch import log_probs
+    from faisca_torch import log_probs as scored
     from faisca_torch.losses import linear_cross_entropy
+    from faisca_torch.model import Head
 
-    monkeypatch.setattr(log_probs, "KEPT_EXPONENTIALS", kept)
+    monkeypatch.setattr(scored, "KEPT_EXPONENTIALS", kept)
     torch.manual_seed(0)
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     head = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
@@ -91,13 +92,13 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, cap: float, 
     masked = torch.where(targets == 2, -1, targets)
 
     def loss(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return 3 * linear_cross_entropy(hidden, losses.Head(head, cap), masked, 4, True)
+        return 3 * linear_cross_entropy(hidden, Head(head, cap), masked, 4, True)
 
     def log_probs(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return log_probs.linear_log_probs(hidden, losses.Head(head, cap), targets, 0.7, 4, 1)[0]
+        return scored.linear_log_probs(hidden, Head(head, cap), targets, 0.7, 4, 1)[0]
 
     def log_probs_and_entropies(hidden: torch.Tensor, head: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_probs.linear_log_probs(hidden, losses.Head(head, cap), targets, 0.7, 4, 2)
+        return scored.linear_log_probs(hidden, Head(head, cap), targets, 0.7, 4, 2)
 
     assert torch.autograd.gradcheck(loss, (hidden, head))
     assert torch.autograd.gradcheck(log_probs, (hidden, head))
