@@ -121,8 +121,9 @@ class TwinSubject:
         at_a_time = self.work.config.grpo.rollout_batch
         return Completions([], prompts, list(complete(self.setup, model, prompts, sampling, draws, at_a_time)))
 
-    def grpo_round(self, model: Model, **changes: Any) -> Callable[[], dict[str, float]]:
+    def grpo_round(self, policy: Model | None = None, **changes: Any) -> Callable[[], dict[str, float]]:
         """A whole GRPO step with some options changed, as a function: the seconds of each of its parts."""
+        model = self._model() if policy is None else policy
         config = replace(self.work.config.grpo, learning_rate=STILL, **changes)
         setup = replace(self.setup, config=replace(self.work.config, grpo=config))
         learner = self.backend.make_learner(model=model, config=config)
