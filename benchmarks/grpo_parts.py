@@ -69,8 +69,9 @@ def main(options: Options) -> None:
     products["whole step"] = [product for found in products.values() for product in found]
     for part, found in seconds.items():
         whole, least = median(found), median(floor[part])
+        shown = (f"{least:,.0f}", f"{100 * least / whole:.0f} %") if products[part] else ("–", "–")
         flops = sum(2e-9 * b * m * k * n for b, m, k, n in products[part])
-        table.add_row(part, f"{whole:,.0f}", f"{least:,.0f}", f"{100 * least / whole:.0f} %", f"{flops:,.1f}")
+        table.add_row(part, f"{whole:,.0f}", *shown, f"{flops:,.1f}")
     Console().print(table)
 
 
