@@ -1,6 +1,6 @@
 """Our targets against what `faisca bench` measured: `python benchmarks/targets.py RESULTS.json …`.
 
-The results must be of the same work, `--preset faisca --peers reference,naive_mlx,transformers,mlx_lm`.
+The results must be of the same work, `--preset faisca --peers reference,naive_mlx,transformers,mlx_lm,trl,mlx_lm_lora`.
 Where several files have a ratio, the last counts, and both sides of a ratio come from one file,
 which the table names. The exit status is 1 where a target is missed or was not measured.
 """
@@ -28,6 +28,10 @@ TARGETS = (
     ("mlx", "grpo_full", "reference", 5.0),
     ("torch", "grpo_ending", "reference", 10.0),
     ("mlx", "grpo_ending", "reference", 10.0),
+    ("torch", "grpo_full", "trl", 1.0),
+    ("torch", "grpo_once", "trl", 1.0),
+    ("mlx", "grpo_full", "mlx_lm_lora", 1.0),
+    ("mlx", "grpo_once", "mlx_lm_lora", 1.0),
     ("torch", "generate_1", "transformers", 2.0),
     ("torch", "generate_24", "transformers", 2.0),
     ("mlx", "generate_1", "mlx_lm", 2.0),

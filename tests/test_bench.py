@@ -21,6 +21,7 @@ from small_models import TWINS
 from faisca.bench import machine, worker
 from faisca.bench.chart import _bars
 from faisca.bench.command import bench
+from faisca.bench.products import training_flops, training_products
 from faisca.bench.results import TITLES, Row, format_value, read_comparable, read_results, rows, summarise
 from faisca.bench.table import print_table
 from faisca.bench.twin import TwinSubject, later, their_model
@@ -29,8 +30,6 @@ from faisca.bench.work import (
     HEADLINE_TOKENS,
     LONG_PROMPT,
     make_work,
-    training_flops,
-    training_products,
     training_tokens,
 )
 from faisca.cli import main
@@ -325,7 +324,7 @@ def test_other_work_is_not_compared(results, tmp_path):
         (["--preset", "tiny", "--config", str(ROOT / "benchmarks" / "smollm2.toml")], "--preset tiny disagrees with"),
         (["--cases", "prefill"], "--cases prefill reads 512 tokens, and the context is 64"),
         (["--cases", "speed"], "--cases 'speed' is unknown: choose among pretrain"),
-        (["--peers", "nobody"], "peer 'nobody' is unknown: choose among mlx_lm, naive_mlx, nanogpt, reference"),
+        (["--peers", "nobody"], "peer 'nobody' is unknown: choose among mlx_lm, mlx_lm_lora, naive_mlx, nanogpt"),
         (["--backends", "jax"], "backend 'jax' is unknown"),
         (["compare"], "needs results|is missing"),
         (["compare", "absent.json"], "absent.json cannot be read"),

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from small_models import TWINS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,6 +104,19 @@ def test_a_script_that_cannot_work_says_so_in_one_line(name, arguments, message,
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("faisca: ") and message in line
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_grpo_step_is_shown_part_by_part_with_its_products(twin):
+    pytest.importorskip({"torch": "torch", "mlx": "mlx.core"}[twin])
+    sizes = ["--preset", "tiny", "--quick", "--rounds", "1", "--device", "cpu"]
+    done = script("grpo_parts.py", "--backend", twin, *sizes)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^ *([a-z -]+?) {2,}([\d,.]+) +([\d,.]+|–) +(\d+ %|–) +([\d,.]+)", done.stdout, re.M)
+    names, taken, *_ = zip(*rows, strict=True)
+    assert names == ("rollout", "rewards", "log-probabilities", "updates", "whole step"), done.stdout
+    *parts, whole = (float(number.replace(",", "")) for number in taken)
+    assert whole == pytest.approx(sum(parts), abs=4)  # each is rounded to a millisecond
 
 
 def test_the_page_of_sizes_has_what_is_planned_now():

@@ -149,11 +149,12 @@ def test_a_script_that_trains_unguarded_is_told_so(file, tmp_path):
 
 
 RUN = """
-import sys
+import signal, sys
 from faisca.rewards.judge import Judge
 from faisca.rewards.samples import Samples
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
     judge = Judge([sys.argv[1]], workers=2, timeout=float(sys.argv[3]))
     judge.score(Samples.of_texts(["a"]))
     print("ready", flush=True)

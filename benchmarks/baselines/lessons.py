@@ -8,6 +8,7 @@ has them and the lessons have not: rows never stop early, and `grpo.minibatch_si
 import importlib.util
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from faisca.bench.twin import timed
+from faisca.bench.twin import later, once, reward, timed
 from faisca.bench.work import Work
 from faisca.config import RunConfig
+from faisca.rewards.advantages import group_advantages
 from faisca.streams import generator
 
 LESSONS = Path(__file__).parent.parent.parent / "lessons"
@@ -29,7 +31,15 @@ TEMPERATURE = 0.8
 class Lesson:
     """One lesson with the benchmark's weights: training step, sampling, GRPO step."""
 
-    offered: tuple[str, ...] = ("pretrain", "rollout", "generate_1", "generate_24", "grpo_full", "grpo_ending")
+    offered: tuple[str, ...] = (
+        "pretrain",
+        "rollout",
+        "generate_1",
+        "generate_24",
+        "grpo_full",
+        "grpo_once",
+        "grpo_ending",
+    )
 
     def __init__(self, script: ModuleType, work: Work, described: dict[str, Any]) -> None:
         self.script, self.work, self.described = script, work, described
@@ -53,8 +63,9 @@ class Lesson:
             "rollout": lambda: timed(self.roll_out),
             "generate_1": self.generation(1),
             "generate_24": self.generation(24),
-            "grpo_full": self.grpo_step(),
-            "grpo_ending": self.grpo_step(),
+            "grpo_full": later(self.grpo_step),
+            "grpo_once": later(lambda: self.grpo_step(**once(self.work))),
+            "grpo_ending": later(self.grpo_step),
         }
         return {name: case for name, case in cases.items() if name in self.offered}
 
@@ -74,18 +85,19 @@ class Lesson:
     def generation(self, rows: int) -> Callable[[], float]:
         return lambda: timed(lambda: self.sample(self.model, rows, self.work.sampling().max_new_tokens))
 
-    def grpo_step(self) -> Callable[[], float]:
-        script, grpo, policy = self.script, self.work.config.grpo, self.make_model()
-        optimizer = script.make_optimizer(policy, 0.0)
-        advantages = generator(0, "bench advantages").standard_normal(self.work.completions).astype(np.float32)
-        parts = np.arange(self.work.completions).reshape(-1, grpo.minibatch_size)
+    def grpo_step(self, **changes: int) -> Callable[[], float]:
+        script, grpo, policy = self.script, replace(self.work.config.grpo, **changes), self.make_model()
+        optimizer, decode = script.make_optimizer(policy, 0.0), self.work.tokenizer().decode
+        parts, prompt = np.arange(self.work.completions).reshape(-1, grpo.minibatch_size), self.work.prompts(1)[0]
 
         def scores(model: Any, tokens: np.ndarray) -> np.ndarray:
             return np.concatenate([self.numpy(script.log_probs(model, tokens[rows], TEMPERATURE)) for rows in parts])
 
         def step() -> None:
             tokens = self.roll_out(policy)
-            mask = script.completion_mask(tokens, len(self.work.prompts(1)[0]), NEVER)
+            mask = script.completion_mask(tokens, len(prompt), NEVER)
+            rewards = np.array(reward([decode(ids, prompt) for ids in tokens[:, len(prompt) :].tolist()]))
+            advantages = group_advantages(rewards, grpo.group_size, "group").astype(np.float32)
             old, reference = (scores(model, tokens) for model in (policy, self.model))
             rollouts = script.Rollouts(tokens, mask, advantages, old, reference)
             for rows in np.concatenate([parts] * grpo.epochs):

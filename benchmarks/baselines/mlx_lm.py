@@ -42,9 +42,9 @@ class MlxLm:
             self.runtime.details
         )
 
-    def make_model(self) -> Any:
+    def make_model(self, *, rows_end: bool = False) -> Any:
         """A folder as `faisca port --to hf` writes it, without a tokenizer, loaded by mlx-lm."""
-        config, weights, own_file = their_model(self.work)
+        config, weights, own_file = their_model(self.work, rows_end=rows_end)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             safetensors.numpy.save_file(weights, folder / "model.safetensors", {"format": "pt"})

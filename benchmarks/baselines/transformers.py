@@ -23,8 +23,8 @@ class HuggingFace:
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         return {"device": self.device, "dtype": "float32"} | versions
 
-    def make_model(self) -> Any:
-        config, weights, _ = their_model(self.work)
+    def make_model(self, *, rows_end: bool = False) -> Any:
+        config, weights, _ = their_model(self.work, rows_end=rows_end)
         known = transformers.AutoConfig.for_model(**config, loss_type="ForCausalLM")
         model = transformers.AutoModelForCausalLM.from_config(known)
         prefixed = {

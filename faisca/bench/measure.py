@@ -13,7 +13,7 @@ from faisca.bench.sustained import derived_measures, measure_sustained, pause_be
 from faisca.bench.work import CASES, Work
 from faisca.bench.worker import SubjectSpec, Worker
 from faisca.config import RunConfig
-from faisca.errors import VerificationError
+from faisca.errors import FaiscaError, VerificationError
 from faisca.system.progress_bar import track
 from faisca.system.tables import PlainConsole
 
@@ -39,6 +39,10 @@ def run_benchmark(
         described = {worker.name: worker.ask("describe") for worker in workers}
         _check_losses(work, workers)
         offered = {worker.name: set(worker.ask("cases")) for worker in workers}
+        trained = [spec for spec in specs if "pretrain" in offered[spec.name]]  # a baseline may know GRPO alone
+        if sustained and trained != specs:
+            untrained = ", ".join(spec.name for spec in specs if spec not in trained)
+            raise FaiscaError(f"--sustained trains, and {untrained} cannot: leave it out of --peers")
         cases = [case for case in CASES if case in wanted]
         turns = {case: [worker for worker in workers if case in offered[worker.name]] for case in cases}
         expected = _warm_up(turns)
@@ -47,7 +51,7 @@ def run_benchmark(
     measured = {name: summarise(work, seconds[name]) for name in names}
     if "fresh" in wanted:
         _say("memory and the first step, each in a process of its own")
-        for spec in specs:
+        for spec in trained:
             measured[spec.name] |= _fresh(spec)
     subjects = {name: {"computed_with": described[name], "measured": measured[name]} for name in names}
     if sustained:

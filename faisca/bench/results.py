@@ -10,7 +10,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
-from faisca.bench.work import CASES, Work, training_flops
+from faisca.bench.products import training_flops
+from faisca.bench.work import CASES, Work
 from faisca.errors import FaiscaError
 from faisca.text import format_bytes, one_line
 

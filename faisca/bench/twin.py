@@ -7,7 +7,8 @@ import contextlib
 import functools
 import importlib
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,10 +16,12 @@ from typing import Any, cast
 import numpy as np
 
 from faisca.backend import Backend, Model, load_backend
-from faisca.bench.work import Work, peak_size, training_products
+from faisca.bench.products import Product, training_products
+from faisca.bench.work import Work, peak_size
 from faisca.config import RunConfig
 from faisca.porting.formats import Portable
 from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
+from faisca.rewards.advantages import group_advantages
 from faisca.streams import generator, uniforms
 from faisca.training.generate import complete, rollout_sampling
 from faisca.training.grpo import Completions, pack
@@ -26,6 +29,8 @@ from faisca.training.grpo_update import update_policy, with_log_probs
 from faisca.training.setup import Setup
 
 CaseFunction = Callable[[], float]
+STILL = 1e-12
+"""learning rate of a GRPO step that is timed: every round does the same work"""
 
 
 class TwinSubject:
@@ -59,6 +64,7 @@ class TwinSubject:
             "pretrain": later(self.training),
             "rollout": self.rollout(never),
             "grpo_full": later(lambda: self._grpo_step(never)),
+            "grpo_once": later(lambda: self._grpo_step(never, **once(self.work))),
             "grpo_ending": later(lambda: self._grpo_step(self._model(rows_end=True))),
             **{f"generate_{rows}": self._generation(never, self.work.prompts(rows)) for rows in (1, 16, 24, 64)},
             "first_token": first_token,
@@ -67,8 +73,8 @@ class TwinSubject:
                 if self.work.has_prefill
                 else {}
             ),
-            "peak": self._products([(1, peak_size(self.work), peak_size(self.work), peak_size(self.work))]),
-            "products": self._products(training_products(self.work, self.runtime.loss_chunk)),
+            "peak": self.products([(1, peak_size(self.work), peak_size(self.work), peak_size(self.work))]),
+            "products": self.products(training_products(self.work, self.runtime.loss_chunk)),
         }
 
     def training(self) -> CaseFunction:
@@ -117,20 +123,39 @@ class TwinSubject:
         rows = list(complete(self.setup, model, prompts, sampling, draws, log_probs))
         return Completions([], prompts, rows, log_probs)
 
-    def _grpo_step(self, model: Model) -> CaseFunction:
-        """Rollout, log-probabilities of both models, and all updates; rewards of texts are left out."""
-        config = replace(self.work.config.grpo, learning_rate=1e-12)  # every round the same work
+    def grpo_round(self, policy: Model | None = None, **changes: Any) -> Callable[[], dict[str, float]]:
+        """A whole GRPO step with some options changed, as a function: the seconds of each of its parts."""
+        model = self._model() if policy is None else policy
+        config = replace(self.work.config.grpo, learning_rate=STILL, **changes)
+        setup = replace(self.setup, config=replace(self.work.config, grpo=config))
         learner = self.backend.make_learner(model=model, config=config)
-        advantages = generator(0, "bench advantages").standard_normal(self.work.completions)
-        reference = self.setup.make_model(self.backend.get_parameters(model=model))
+        reference = setup.make_model(self.backend.get_parameters(model=model), frozen=True)
 
-        def step() -> None:
-            rollouts = pack(self.setup, self._roll_out(model), advantages)
-            rollouts = with_log_probs(self.setup, rollouts, model, reference)
-            updates = update_policy(self.setup, learner, rollouts, 0, 1e-12)
-            assert updates and not any(update["skipped"] for update in updates)
+        def parts() -> Iterator[str]:
+            written = self._roll_out(model)
+            yield "rollout"
+            answers = list(map(setup.tokenizer.decode, written.completions, written.prompts))
+            advantages = group_advantages(np.array(reward(answers)), config.group_size, config.scale_rewards)
+            yield "rewards"
+            rollouts = with_log_probs(setup, pack(setup, written, advantages), model, reference)
+            yield "log-probabilities"
+            updates = update_policy(setup, learner, rollouts, 0, STILL)
+            assert len(updates) == config.epochs * self.work.completions // config.minibatch_size
+            assert not any(update["skipped"] for update in updates)
+            yield "updates"
 
-        return lambda: timed(step)
+        def timed_parts() -> dict[str, float]:
+            seconds, began = {}, time.perf_counter()
+            for part in parts():
+                ended = time.perf_counter()
+                seconds[part], began = ended - began, ended
+            return seconds
+
+        return timed_parts
+
+    def _grpo_step(self, model: Model, **changes: Any) -> CaseFunction:
+        parts = self.grpo_round(model, **changes)
+        return lambda: sum(parts().values())
 
     def _generation(self, model: Model, prompts: list[list[int]], *, first_only: bool = False) -> CaseFunction:
         sampling = self.work.sampling()
@@ -151,9 +176,20 @@ class TwinSubject:
 
         return lambda: timed(generate)
 
-    def _products(self, products: list[tuple[int, int, int, int]]) -> CaseFunction:
+    def products(self, products: list[Product]) -> CaseFunction:
+        """These matrix products, alone."""
         device = importlib.import_module(f"faisca_{self.runtime.backend}.device")
         return lambda: cast(float, device.matmul_seconds(runtime=self.runtime, products=products))
+
+
+def reward(completions: list[str]) -> list[float]:
+    """The reward of GRPO steps that are timed, for baselines too: any two texts differ in it, so every row teaches."""
+    return [zlib.crc32(text.encode()) / 2**32 for text in completions]
+
+
+def once(work: Work) -> dict[str, int]:
+    """What changes a GRPO step to one update of all its completions."""
+    return {"epochs": 1, "minibatch_size": work.completions}
 
 
 def later(make: Callable[[], CaseFunction]) -> CaseFunction:
@@ -169,9 +205,10 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def their_model(work: Work) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
+def their_model(work: Work, *, rows_end: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
     """For baselines: what `faisca port --to hf` writes of it, and whether mlx-lm needs a file of ours to compute it."""
     ends = (work.end_of_text,)
     tokenizer: Any = SimpleNamespace(end_of_text=work.end_of_text, ends=ends, beginning=ends, kind="bpe", companions={})
-    portable = Portable("faisca", "the benchmark's weights", work.model, work.parameters(), tokenizer, {})
+    weights = work.parameters(rows_end=rows_end)
+    portable = Portable("faisca", "the benchmark's weights", work.model, weights, tokenizer, {})
     return config_json(portable), dict(to_theirs(portable)), needs_model_file(portable)

@@ -188,36 +188,6 @@ def peak_size(work: Work) -> int:
     return PEAK_SIZE // 2 if work.quick else PEAK_SIZE
 
 
-def training_flops(work: Work) -> float:
-    """Operations of the matrix products that a training step needs, forward and backward.
-
-    6 a token and weight, 12 · layers · window · width of all heads a token for attention (Chowdhery et al. 2022,
-    arXiv 2204.02311, appendix B); what a backend computes twice does not count.
-    """
-    shapes = parameter_shapes(replace(work.model, tie_embeddings=False))
-    weights = sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and "embedding" not in name)
-    attention = 12 * work.model.num_layers * work.config.data.window * work.model.num_heads * work.model.head_width
-    return training_tokens(work) * (6.0 * weights + attention)
-
-
-def training_products(work: Work, chunk: int) -> list[tuple[int, int, int, int]]:
-    """The matrix products of one training step as they are computed: (batch, m, k, n), forward and backward."""
-    model, T = work.model, work.config.data.window
-    rows = work.config.pretrain.micro_batch_size or work.config.pretrain.batch_size
-    N, D, heads, width = rows * T, model.dim, rows * model.num_heads, model.head_width
-    shapes = [s for name, s in parameter_shapes(model).items() if name.startswith("transformer_blocks.0.")]
-    layers = [shape for shape in shapes if len(shape) == 2]
-    block = [product for out, into in layers for product in _linear(N, into, out)]
-    block += [(heads, T, width, T), (heads, T, T, width)] * 3  # one forward, two backward
-    head = [p for start in range(0, N, chunk) for p in _linear(min(chunk, N - start), D, model.vocabulary_size)]
-    return (block * model.num_layers + head) * (work.config.pretrain.batch_size // rows)
-
-
-def _linear(N: int, into: int, out: int) -> list[tuple[int, int, int, int]]:
-    """Forward, gradient of the input, gradient of the weight."""
-    return [(1, N, into, out), (1, N, out, into), (1, out, N, into)]
-
-
 def _quick(config: Config) -> Config:
     def smaller(train: Train) -> Train:
         windows = min(train.batch_size, QUICK["windows"])
@@ -245,6 +215,7 @@ CASES = {
         "rollout, full rows", "tokens/s", lambda work: work.completions * work.config.grpo.max_new_tokens
     ),
     "grpo_full": TimedCase("GRPO step, full rows", "s"),
+    "grpo_once": TimedCase("GRPO step, full rows, one update", "s"),
     "grpo_ending": TimedCase("GRPO step, rows that end", "s"),
     "generate_1": TimedCase("generation, 1 row", "tokens/s", lambda work: work.sampling().max_new_tokens),
     "generate_16": TimedCase("generation, 16 rows", "tokens/s", lambda work: 16 * work.sampling().max_new_tokens),

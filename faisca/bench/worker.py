@@ -50,7 +50,7 @@ class Subject(Protocol):
         """Functions that do a case's work once, to the end, and return the seconds."""
 
     def training(self) -> CaseFunction:
-        """The training step alone."""
+        """The training step alone, where `pretrain` is among the cases."""
 
     def device_memory(self) -> int | None:
         """Peak bytes on the device, where it has a counter."""
