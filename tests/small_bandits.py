@@ -14,7 +14,8 @@ from faisca.data.tokenizer import Tokenizer
 from faisca.rewards.advantages import group_advantages
 from faisca.rewards.samples import Samples
 from faisca.rewards.watch import DriftWatch
-from faisca.training.grpo import pack, roll_out, update_policy, with_log_probs
+from faisca.training.grpo import pack, roll_out
+from faisca.training.grpo_update import update_policy, with_log_probs
 from faisca.training.rollout_report import Round, measure_round
 from faisca.training.start import check_tasks, open_judge
 
