@@ -78,7 +78,7 @@ class _LinearLogProbs(torch.autograd.Function):
             sums_N[rows] = sums = exps.sum(1)
             log_probs_N[rows] = scores.gather(1, target[:, None]).squeeze(1) - sums.log()
             # Entropy is log Σ exp(s) - Σ p·s, which needs no logarithm of p.
-            entropies_N[rows] = sums.log() - torch.linalg.vecdot(exps, scores) / sums
+            entropies_N[rows] = sums.log() - scores.mul_(exps).sum(1) / sums
             if kept_NV is not None:
                 kept_NV[rows] = exps
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, peaks_N, sums_N, entropies_N, kept_NV)
@@ -93,12 +93,13 @@ class _LinearLogProbs(torch.autograd.Function):
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         weights_N1, entropy_weights_N1 = (-(upstream / ctx.temperature)[:, None] for upstream in upstream_N)
         d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
-        buffer = peaks_N.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD)) if kept_NV is None else None
+        like = peaks_N if kept_NV is None else kept_NV
+        buffer = like.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD))
         for rows in _chunks(len(hidden_ND), ctx.chunk):
             hidden, slope = hidden_ND[rows], None
             # Kept from the forward pass, or computed again, chunk by chunk.
-            if buffer is None:
-                exps = kept_NV[rows].clone()  # what is kept stays as it is
+            if kept_NV is not None:
+                exps = buffer[: len(hidden)].copy_(kept_NV[rows])  # what is kept stays as it is
             else:
                 logits, slope = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), ctx.soft_cap)
                 exps = _scores(logits, ctx.temperature, peaks_N[rows]).exp_()
