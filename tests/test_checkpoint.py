@@ -23,6 +23,7 @@ from faisca.runs.checkpoint import (
 from faisca.runs.checks import check_resumable
 from faisca.runs.manifest import read_files, write_files
 from faisca.runs.state import Progress, best_of
+from faisca.system.tensors import stored_chunks
 
 CONFIG = config_from_dict({"data": {"window": 16, "stride": 16}, "model": {"context": 16, "dim": 16, "hidden_dim": 32}})
 
@@ -253,3 +254,12 @@ def test_best_is_the_lowest_of_the_newest_stage_that_measures():
         names.append(best["checkpoint"])
     pretrain, sft = ["pretrain-000002"] * 3 + ["pretrain-000008"], ["sft-000002"] * 2 + ["sft-000006"] * 2
     assert names == pretrain + sft
+
+
+def test_arrays_written_one_by_one_are_what_the_library_reads():
+    rows = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    arrays = {"rows": rows, "odd": np.ones(7, np.float32), "step": np.array(3), "none": np.array([], np.uint64)}
+    read = safetensors.numpy.load(b"".join(stored_chunks(arrays)))
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert read[name].dtype == array.dtype and np.array_equal(read[name], array), name

@@ -28,7 +28,7 @@ from faisca.runs.nearby import no_checkpoint
 from faisca.runs.pointers import BEST, LATEST, read_pointer, way_on, write_pointers
 from faisca.runs.state import State
 from faisca.system.files import flush_folder
-from faisca.system.tensors import check_finite, finite, open_safetensors
+from faisca.system.tensors import check_finite, finite, open_safetensors, stored_chunks
 from faisca.text import json_text
 
 SET_ASIDE = ".replaced-"
@@ -73,7 +73,7 @@ def save_checkpoint(
     A FaiscaError leaves the earlier checkpoints as they were.
     """
     files: dict[str, bytes | Iterable[bytes]] = {
-        f"{name}.safetensors": safetensors.numpy.save(dict(content)) if isinstance(content, Mapping) else content
+        f"{name}.safetensors": stored_chunks(content) if isinstance(content, Mapping) else content
         for name, content in arrays.items()
     }
     files |= {"state.json": (json_text(state.to_json(), indent=2) + "\n").encode(), **tokenizer_files}

@@ -22,6 +22,7 @@ STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
 NUMPY |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
 """types that are read; others, as float8, are a KeyError"""
+CODES = {np.dtype(numpy).str: code for code, numpy in NUMPY.items() if code != "BF16"}
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -97,18 +98,29 @@ def safetensors_chunks(
     metadata: Mapping[str, str] | None = None,
 ) -> Iterator[bytes]:
     """The bytes of a file of these float32 arrays as `dtype`, array by array; see `narrowed` for what it raises."""
-    size, header, end = np.dtype(NUMPY[STORED[dtype]]).itemsize, {"__metadata__": dict(metadata or {})}, 0
-    entries: dict[str, Any] = {}
-    for name, shape in shapes.items():
-        start, end = end, end + size * int(np.prod(shape, dtype=np.int64))
-        entries[name] = {"dtype": STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header | entries).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight, as the library has it
-    yield struct.pack("<Q", len(text)) + text
+    yield _header({name: (STORED[dtype], shape) for name, shape in shapes.items()}, metadata or {})
     for name, shape in shapes.items():
         array = arrays[name]
         assert array.shape == shape, f"{name} is {array.shape} and not {shape}"
         yield narrowed(array, dtype).tobytes()
+
+
+def stored_chunks(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """The bytes of a file of these arrays, each in its own dtype, array by array."""
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # so that all are aligned
+    yield _header({name: (CODES[arrays[name].dtype.str], arrays[name].shape) for name in names}, {})
+    yield from (arrays[name].tobytes() for name in names)
+
+
+def _header(entries: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the numbers: of each array its type, its shape, and where it begins and ends."""
+    header, end = dict[str, Any]({"__metadata__": dict(metadata)}), 0
+    for name, (code, shape) in entries.items():
+        start, end = end, end + np.dtype(NUMPY[code]).itemsize * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight, as the library has it
+    return struct.pack("<Q", len(text)) + text
 
 
 def narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
