@@ -16,7 +16,7 @@ from faisca.system.progress_bar import track_if_long
 from faisca.system.tables import PlainConsole
 from faisca.training.setup import Setup
 
-SETTINGS = ("dropout", "attention_dropout")
+SETTINGS = ("dropout", "attention_dropout", "balance_weight", "router_z_weight")
 """of the model: how it is trained, and not what it is"""
 
 
