@@ -67,7 +67,7 @@ def check_experts(model: ModelConfig) -> None:
             )
         if model.feed_forward_bias:
             raise FaiscaError(
-                f"model.num_experts {model.num_experts}: experts have no biases: add --model.feed-forward-bias false"
+                f"model.num_experts {model.num_experts}: experts have no biases: add --model.no-feed-forward-bias"
             )
         return
     for option in fields(model):

@@ -6,7 +6,6 @@ apart, and lines that share a panel differ in marker or dash as well.
 """
 
 import io
-import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from faisca.runs.log import read_records
+from faisca.runs.series import Records, is_number, series, smooth
 from faisca.runs.summary import SUMMARY, read_summary
 from faisca.system.files import write_atomically
 from faisca.text import reward_title, titles_name
-
-Records = list[dict[str, Any]]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 VALIDATIONS: dict[str, dict[str, Any]] = {
@@ -33,6 +31,11 @@ PANELS = {
     "kl": ("KL to the reference (nats per token)", ORANGE),
     "entropy": ("entropy (nats per token)", GREEN),
     "completion_length_mean": ("mean completion length (tokens)", PURPLE),
+}
+ROUTER_PANELS = {
+    "expert_load_max": ("busiest expert (1: even)", BLUE),
+    "router_entropy": ("router entropy (nats)", GREEN),
+    "dropped_share": ("choices dropped", PURPLE),
 }
 STYLE: Any = {
     "font.size": 12,
@@ -81,7 +84,7 @@ def training_chart(records: Records, title: str, url_contains: str = ".pt/") -> 
     if not len(losses) and not any(len(values) for _, values in validations.values()):
         return None
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+    axes = _over_routers(figure, records)
     if len(losses):
         axes.plot(epochs, losses, color=BLUE, linewidth=0.8, alpha=0.35)
         label = "training, smoothed" if len(losses) > 2 else "training"
@@ -122,24 +125,8 @@ def grpo_chart(records: Records, title: str, reward: str = "football") -> Figure
     return figure
 
 
-def series(records: Records, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """The points of the records that have numbers for both: two float64 arrays [N]."""
-    both = [record for record in records if _is_number(record.get(x)) and _is_number(record.get(y))]
-    return np.array([r[x] for r in both], np.float64), np.array([r[y] for r in both], np.float64)
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred mean over about a twentieth of the points: float64 [N]."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    i = np.arange(len(values))
-    left = np.minimum(i, math.ceil(len(values) / 40))
-    right = np.minimum(left, i[::-1])  # no further right than left: a steep start must not be dragged down
-    smoothed: np.ndarray = (sums[i + right + 1] - sums[i - left]) / (left + right + 1)
-    return smoothed
-
-
 def _panel(axes: Axes, records: Records, key: str) -> None:
-    name, colour = PANELS[key]
+    name, colour = (PANELS | ROUTER_PANELS)[key]
     values = _curve(axes, records, key, colour)
     axes.set_title(name)
     top = max(values.max(), 1e-3)
@@ -147,11 +134,25 @@ def _panel(axes: Axes, records: Records, key: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
 
 
+def _over_routers(figure: Figure, records: Records) -> Axes:
+    """The panel of the losses; under it, by step, those of a mixture's routers, where there are any."""
+    routers = [key for key in ROUTER_PANELS if len(series(records, "step", key)[1])]
+    if not routers:
+        return figure.subplots()
+    rows: list[Any] = [["loss"] * len(routers), routers]
+    panels = figure.subplot_mosaic(rows, height_ratios=[2, 1])
+    for key in routers:
+        _panel(panels[key], records, key)
+        panels[key].set_xlabel("step")
+    losses: Axes = panels["loss"]
+    return losses
+
+
 def _reward_panel(axes: Axes, records: Records, reward: str) -> None:
     """The mean reward with its spread as a band, or a note that nothing could be scored."""
     name = reward_title(reward)
     axes.set_title(f"mean {name}")
-    scored = [record for record in records if _is_number(record.get("reward_mean"))]
+    scored = [record for record in records if is_number(record.get("reward_mean"))]
     if not scored:
         axes.set(xlim=(0, records[-1]["step"]), yticks=[])
         axes.text(0.5, 0.5, "no completion could be scored", transform=axes.transAxes, ha="center")
@@ -235,10 +236,6 @@ def _run_name(folder: Path, config: dict[str, Any]) -> str:
 
 def _marker(values: np.ndarray) -> str:
     return "o" if len(values) <= 40 else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
