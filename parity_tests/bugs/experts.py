@@ -86,7 +86,6 @@ BUGS: tuple[Mutation, ...] = (
         "1.0",
         "18",
     ),
-    Mutation("MLX: the router in bfloat16", M, "x_ND.astype(self.router.weight.dtype)", "x_ND", "18"),
     Mutation(
         "routers kept in bfloat16",
         "faisca/parameters.py",
