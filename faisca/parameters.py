@@ -11,7 +11,7 @@ and tables are normal, and biases 0, as GPT-2 and Llama have it.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,8 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
         table |= _norm(f"transformer_blocks.{i}.norm1", config)
         table |= _attention(f"transformer_blocks.{i}.attention", config)
         table |= _norm(f"transformer_blocks.{i}.norm2", config)
-        table |= _feed_forward(f"transformer_blocks.{i}.feed_forward", config)
+        make = _experts if config.num_experts else _feed_forward
+        table |= make(f"transformer_blocks.{i}.feed_forward", config)
     table |= _norm("final_layer_norm", config)
     if not config.tie_embeddings:
         table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
@@ -74,8 +75,11 @@ def decays(name: str, shape: Shape, decay: str) -> bool:
 
 
 def in_block(name: str, shape: Shape) -> bool:
-    """Whether a parameter is a matrix of a block: what `run.weights` may keep in bfloat16. Tables and vectors stay."""
-    return name.startswith("transformer_blocks.") and len(shape) == 2
+    """Whether a parameter is a matrix of a block: what `run.weights` may keep in bfloat16.
+
+    Tables, vectors, and routers, whose choices are the sharpest that a model makes, stay.
+    """
+    return name.startswith("transformer_blocks.") and len(shape) >= 2 and not name.endswith("router.weight")
 
 
 def check_parameters(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
@@ -123,6 +127,16 @@ def _feed_forward(name: str, config: ModelConfig) -> dict[str, Parameter]:
         bias = _zeros if config.initial_range else _uniform(inputs)
         given = bias if config.feed_forward_bias else None
         rows |= _linear(f"{name}.{layer}", outputs, inputs, _matrix(config, inputs), given)
+    return rows
+
+
+def _experts(name: str, config: ModelConfig) -> dict[str, Parameter]:
+    """The router, the experts' matrices in stacks [experts, outputs, inputs], and the shared expert's."""
+    rows = _linear(f"{name}.router", config.num_experts, config.dim, _matrix(config, config.dim))
+    one = _feed_forward(f"{name}.experts", replace(config, hidden_dim=config.expert_width))
+    rows |= {key: Parameter((config.num_experts, *row.shape), row.initial) for key, row in one.items()}
+    if config.shared_expert_dim:
+        rows |= _feed_forward(f"{name}.shared", replace(config, hidden_dim=config.shared_expert_dim))
     return rows
 
 

@@ -7,9 +7,9 @@ Shapes: B rows, T positions, D model width, H query heads, G heads of keys and v
 J = K/2, V vocabulary. Modules are named so that `parameters()` has the names of `faisca.parameters`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +21,7 @@ from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_mlx.cache import KeyValueCache
+from faisca_mlx.experts import Experts
 
 Rotation = tuple[mx.array, mx.array]
 """cosine and sine of the positions' angles, [T, J] each"""
@@ -130,28 +131,28 @@ def rotate(x_BHTK: mx.array, rotation: Rotation) -> mx.array:
 
 
 class FeedForward(nn.Module):
-    """Up to the hidden width, an activation there, and down again."""
+    """Up to the hidden width, an activation there, and down again; and no router's logits, as `Experts` has."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int, linear: Callable[..., Any] = Linear) -> None:
         super().__init__()
         self.activation = config.activation
         if config.activation == "swiglu":
-            self.gate = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
-        self.up = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
-        self.down = Linear(config.hidden_dim, config.dim, bias=config.feed_forward_bias)
+            self.gate = linear(config.dim, width, bias=config.feed_forward_bias)
+        self.up = linear(config.dim, width, bias=config.feed_forward_bias)
+        self.down = linear(width, config.dim, bias=config.feed_forward_bias)
 
-    def __call__(self, x_BTD: mx.array) -> mx.array:
-        up = self.up(x_BTD)
+    def __call__(self, x_BTD: mx.array, *groups: Any) -> tuple[mx.array, list[mx.array]]:
+        up = self.up(x_BTD, *groups)
         match self.activation:
             case "gelu":
                 active = nn.gelu(up)
             case "gelu_tanh":
                 active = nn.gelu_approx(up)
             case "swiglu":
-                active = nn.silu(self.gate(x_BTD)) * up
+                active = nn.silu(self.gate(x_BTD, *groups)) * up
             case "relu2":
                 active = nn.relu(up).square()
-        return self.down(active)
+        return self.down(active, *groups), []
 
 
 class TransformerBlock(nn.Module):
@@ -162,13 +163,18 @@ class TransformerBlock(nn.Module):
         self.norm1 = Norm(config.norm, config.dim, config, runtime)
         self.attention = Attention(config, layer, runtime)
         self.norm2 = Norm(config.norm, config.dim, config, runtime)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = (
+            Experts(config, FeedForward) if config.num_experts else FeedForward(config, config.hidden_dim)
+        )
         self.dropout = _Dropout(config.dropout)
 
-    def __call__(self, x_BTD: mx.array, rotation: Rotation | None, cache: Cache, random_key: RandomKey) -> mx.array:
+    def __call__(
+        self, x_BTD: mx.array, rotation: Rotation | None, cache: Cache, random_key: RandomKey
+    ) -> tuple[mx.array, list[mx.array]]:
         keys = (None, None, None) if random_key is None else mx.random.split(random_key, 3)
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache, keys[0]), keys[1])
-        return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD)), keys[2])
+        added_BTD, routed = self.feed_forward(self.norm2(x_BTD))
+        return x_BTD + self.dropout(added_BTD, keys[2]), routed
 
 
 class GPT(nn.Module):
@@ -195,11 +201,15 @@ class GPT(nn.Module):
 
     def __call__(self, tokens_BT: mx.array, cache: Cache = None) -> mx.array:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
+        return self.hidden_and_routed(tokens_BT, cache)[0]
+
+    def hidden_and_routed(self, tokens_BT: mx.array, cache: Cache = None) -> tuple[mx.array, list[mx.array]]:
+        """Final hidden states, and the logits [B · T, E] of each layer's router, if it has one."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start
         if end > self.config.context:  # MLX would read beyond the table, silently
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
-        x_BTD, rotation = self.token_embedding(tokens_BT), None
+        x_BTD, rotation, routed = self.token_embedding(tokens_BT), None, []
         # A token is its meaning plus its place; or its place turns its queries and keys.
         if self._rotation is None:
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
@@ -211,12 +221,13 @@ class GPT(nn.Module):
             if self.runtime.gradient_checkpointing and self.training:
                 key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
                 again = partial(block, rotation=rotation, cache=None, random_key=key)
-                x_BTD = nn.utils.checkpoint(block, again)(x_BTD)
+                x_BTD, more = nn.utils.checkpoint(block, again)(x_BTD)
             else:
-                x_BTD = block(x_BTD, rotation, cache, None)
+                x_BTD, more = block(x_BTD, rotation, cache, None)
+            routed += more
         if cache is not None:
             cache.length = end
-        return self.final_layer_norm(x_BTD)
+        return self.final_layer_norm(x_BTD), routed
 
 
 def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> GPT:

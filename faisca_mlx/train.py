@@ -6,6 +6,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from faisca_mlx.device import to_device
+from faisca_mlx.experts import router_loss
 from faisca_mlx.losses import summed_loss
 from faisca_mlx.optimizer import Learner, Metrics, update
 
@@ -45,17 +46,22 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
     # The mean over all counted tokens, whatever the micro-batches are.
     counted = mx.maximum((targets_MRT >= 0).sum(), 1).astype(mx.float32)
 
-    def loss_of(inputs: mx.array, targets: mx.array) -> mx.array:
+    def loss_of(inputs: mx.array, targets: mx.array) -> tuple[mx.array, Metrics]:
         # Forward: hidden states, then the loss straight from them, never all logits.
-        return summed_loss(learner.model, learner.model(inputs).flatten(0, 1), targets, True) / counted
+        hidden_BTD, routed = learner.model.hidden_and_routed(inputs)
+        loss = summed_loss(learner.model, hidden_BTD.flatten(0, 1), targets, True) / counted
+        # If there are experts, what keeps them evenly busy: the mean over the micro-batches.
+        balance, watched = router_loss(routed, learner.model.config, 1 / len(inputs_MRT))
+        return loss + balance, {"loss": mx.stop_gradient(loss)} | watched
 
     loss_and_grad = nn.value_and_grad(learner.model, loss_of)
-    total, gradients = mx.array(0.0), None
+    metrics, gradients = Metrics(), None
     for inputs, targets in zip(inputs_MRT, targets_MRT, strict=True):
         if gradients is not None:  # else all micro-batches would be computed at once
-            done = [total, *(value for _, value in tree_flatten(gradients))]
+            done = [*metrics.values(), *(value for _, value in tree_flatten(gradients))]
             inputs, targets = mx.depends([inputs, targets], done)
-        loss, more = loss_and_grad(inputs, targets)
-        total = total + loss
+        (_, seen), more = loss_and_grad(inputs, targets)
+        metrics = {name: value + metrics.get(name, 0) for name, value in seen.items()}
         gradients = more if gradients is None else tree_map(mx.add, gradients, more)
-    return update(learner=learner, loss=total, learning_rate=learning_rate, gradients=gradients)
+    loss = metrics["loss"]
+    return metrics | update(learner=learner, loss=loss, learning_rate=learning_rate, gradients=gradients)

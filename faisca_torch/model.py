@@ -7,8 +7,8 @@ Shapes: B rows, T positions, D model width, H query heads, G heads of keys and v
 J = K/2, V vocabulary. Modules are named so that `state_dict()` has the names of `faisca.parameters`.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_torch.cache import KeyValueCache
+from faisca_torch.experts import Experts
 
 Rotation = tuple[Tensor, Tensor]
 """cosine and sine of the positions' angles, [T, J] each"""
@@ -109,28 +110,28 @@ def rotate(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Up to the hidden width, an activation there, and down again."""
+    """Up to the hidden width, an activation there, and down again; and no router's logits, as `Experts` has."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int, linear: Callable[..., Any] = Linear) -> None:
         super().__init__()
         self.activation = config.activation
         if config.activation == "swiglu":
-            self.gate = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
-        self.up = Linear(config.dim, config.hidden_dim, bias=config.feed_forward_bias)
-        self.down = Linear(config.hidden_dim, config.dim, bias=config.feed_forward_bias)
+            self.gate = linear(config.dim, width, bias=config.feed_forward_bias)
+        self.up = linear(config.dim, width, bias=config.feed_forward_bias)
+        self.down = linear(width, config.dim, bias=config.feed_forward_bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        up = self.up(x_BTD)
+    def forward(self, x_BTD: Tensor, *groups: Any) -> tuple[Tensor, list[Tensor]]:
+        up = self.up(x_BTD, *groups)
         match self.activation:
             case "gelu":
                 active = F.gelu(up)
             case "gelu_tanh":
                 active = F.gelu(up, approximate="tanh")
             case "swiglu":
-                active = F.silu(self.gate(x_BTD)) * up
+                active = F.silu(self.gate(x_BTD, *groups)) * up
             case "relu2":
                 active = F.relu(up).square()
-        return cast(Tensor, self.down(active))
+        return self.down(active, *groups), []
 
 
 class TransformerBlock(nn.Module):
@@ -141,12 +142,17 @@ class TransformerBlock(nn.Module):
         self.norm1 = Norm(config.norm, config.dim, config, runtime)
         self.attention = Attention(config, layer, runtime)
         self.norm2 = Norm(config.norm, config.dim, config, runtime)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = (
+            Experts(config, FeedForward) if config.num_experts else FeedForward(config, config.hidden_dim)
+        )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None
+    ) -> tuple[Tensor, list[Tensor]]:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
-        return cast(Tensor, x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))))
+        added_BTD, routed = self.feed_forward(self.norm2(x_BTD))
+        return x_BTD + self.dropout(added_BTD), routed
 
 
 class GPT(nn.Module):
@@ -174,11 +180,15 @@ class GPT(nn.Module):
 
     def forward(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
+        return self.hidden_and_routed(tokens_BT, cache)[0]
+
+    def hidden_and_routed(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Final hidden states, and the logits [B · T, E] of each layer's router, if it has one."""
         start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
         end += start
         if end > self.config.context:
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
-        x_BTD, rotation = self.token_embedding(tokens_BT), None
+        x_BTD, rotation, routed = self.token_embedding(tokens_BT), None, []
         # A token is its meaning plus its place; or its place turns its queries and keys.
         if self.rotation is None:
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
@@ -188,12 +198,13 @@ class GPT(nn.Module):
         for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, rotation, None, use_reentrant=False)
+                x_BTD, more = checkpoint(block, x_BTD, rotation, None, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, rotation, cache)
+                x_BTD, more = block(x_BTD, rotation, cache)
+            routed += more
         if cache is not None:
             cache.length = end
-        return cast(Tensor, self.final_layer_norm(x_BTD))
+        return self.final_layer_norm(x_BTD), routed
 
 
 def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> GPT:

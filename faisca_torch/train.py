@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from faisca_torch.device import to_device
+from faisca_torch.experts import router_loss
 from faisca_torch.losses import summed_loss
 from faisca_torch.optimizer import Learner, Metrics, update
 
@@ -19,20 +20,23 @@ def train_step(
 ) -> Metrics:
     """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     model = learner.model.train()
-    hidden = learner.compiled(model)
+    forward = learner.compiled(model.hidden_and_routed)
     # Dropout draws from the framework's own generator: a seed of its own for each step makes it repeatable.
     torch.manual_seed(dropout_seed)
     counted = max(1, int((targets >= 0).sum()))  # of the whole batch, however micro-batches share them
-    loss = torch.zeros((), device=model.runtime.device)
+    loss, watched = torch.zeros((), device=model.runtime.device), Metrics()
     for rows in range(0, len(inputs), micro_batch_size or len(inputs)):
         part = slice(rows, rows + (micro_batch_size or len(inputs)))
         # Forward: hidden states, then the loss straight from them, never all logits.
-        hidden_ND = hidden(to_device(model, inputs[part])).flatten(0, 1)
-        part_loss = summed_loss(model, hidden_ND, to_device(model, targets[part]), True) / counted
+        hidden_BTD, routed = forward(to_device(model, inputs[part]))
+        part_loss = summed_loss(model, hidden_BTD.flatten(0, 1), to_device(model, targets[part]), True) / counted
+        # If there are experts, what keeps them evenly busy: the mean over the micro-batches.
+        balance, seen = router_loss(routed, model.config, len(hidden_BTD) / len(inputs))
         # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
-        part_loss.backward()
+        (part_loss + balance).backward()
         loss += part_loss.detach()
-    return update(learner=learner, loss=loss, learning_rate=learning_rate)
+        watched = {name: value + watched.get(name, 0) for name, value in seen.items()}
+    return watched | update(learner=learner, loss=loss, learning_rate=learning_rate)
 
 
 def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:

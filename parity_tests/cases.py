@@ -152,6 +152,15 @@ MODERN: list[dict[str, Any]] = [
 ]
 """what Llama, Qwen and others have, together and one by one"""
 OPTIONS += MODERN
+MIXTURE = LLAMA | {"num_experts": 6, "experts_per_token": 2, "expert_dim": 14}
+EXPERTS: list[dict[str, Any]] = [
+    MIXTURE,
+    MIXTURE | {"shared_expert_dim": 9, "normalise_experts": False, "experts_per_token": 3, "qk_norm": True},
+    MIXTURE | {"experts_per_token": 1, "expert_dim": 0, "balance_weight": 0.3, "router_z_weight": 0.1},
+    {"num_experts": 4, "experts_per_token": 4, "feed_forward_bias": False, "activation": "gelu"},
+]
+"""mixtures of experts, as Mixtral's, OLMoE's and others'"""
+OPTIONS += EXPERTS
 
 
 def option_id(options: dict[str, Any]) -> str:

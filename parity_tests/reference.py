@@ -7,8 +7,11 @@ input, adding to the gradients of its weights on the way.
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
+from reference_experts import experts, router_loss
 
 from faisca.config import ModelConfig
 
@@ -24,6 +27,9 @@ class Reference:
         self.config = config
         self.weights = {name: value.astype(np.float64) for name, value in parameters.items()}
         self.gradients = {name: np.zeros_like(value) for name, value in self.weights.items()}
+        self.routed: list[Array] = []
+        """the last forward pass's logits of each router"""
+        self.with_router_loss = False
 
     def hidden_states(self, tokens: Array) -> list[Array]:
         """[B, T, D] after each block, then after the final norm."""
@@ -42,10 +48,17 @@ class Reference:
         log_p = log_softmax(self.logits(tokens[:, :-1]) / temperature)
         return np.take_along_axis(log_p, tokens[:, 1:, None], 2)[..., 0]
 
+    def router_loss(self) -> float:
+        """What routers add to the loss of the last forward pass."""
+        return router_loss(self.routed, self.config)
+
     def backward(
         self, inputs: Array, targets: Array, upstream: Array, temperature: float = 1.0, bonus: Array | float = 0.0
     ) -> dict[str, Array]:
-        """Gradients of Σ upstream · log p(target) + bonus · entropy, by name; negative targets are left out."""
+        """Gradients of Σ upstream · log p(target) + bonus · entropy, by name; negative targets are left out.
+
+        Where `with_router_loss`, of that and the routers' losses.
+        """
         self.gradients = {name: np.zeros_like(value) for name, value in self.weights.items()}
         states, back = self._forward(inputs)
         hidden, head = states[-1], self.weights[self._head]
@@ -76,11 +89,14 @@ class Reference:
         x = self.weights["token_embedding.weight"][tokens]
         if learned:
             x = x + self.weights["positional_embedding.weight"][:T]
-        states, steps = [], []
+        states, steps, self.routed = [], [], []
+        halves = [("norm1", "attention", self._attention), ("norm2", "feed_forward", self._feed_forward)]
+        if self.config.num_experts:
+            halves[1] = ("norm2", "feed_forward", partial(experts, self))
         for i in range(self.config.num_layers):
-            for half, layer in (("norm1", self._attention), ("norm2", self._feed_forward)):
+            for half, name, layer in halves:
                 normed, back_norm = self._norm(x, f"transformer_blocks.{i}.{half}", self.config.norm)
-                added, back_layer = layer(normed, f"transformer_blocks.{i}")
+                added, back_layer = layer(normed, f"transformer_blocks.{i}.{name}")
                 x = x + added
                 steps.append(lambda d, one=back_layer, two=back_norm: d + two(one(d)))
             states.append(x)
@@ -96,11 +112,11 @@ class Reference:
 
         return [*states, final], back
 
-    def _linear(self, x: Array, name: str) -> Layer:
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+    def _linear(self, x: Array, name: str, expert: Any = ()) -> Layer:
+        weight, bias = self.weights[f"{name}.weight"][expert], self.weights.get(f"{name}.bias")
 
         def back(d: Array) -> Array:
-            self.gradients[f"{name}.weight"] += flat(d).T @ flat(x)
+            self.gradients[f"{name}.weight"][expert] += flat(d).T @ flat(x)
             if bias is not None:
                 self.gradients[f"{name}.bias"] += flat(d).sum(0)
             return d @ weight
@@ -123,8 +139,8 @@ class Reference:
 
         return normed * weight + (0 if bias is None else bias), back
 
-    def _attention(self, x: Array, block: str) -> Layer:
-        name, (H, G) = f"{block}.attention", (self.config.num_heads, self.config.kv_heads)
+    def _attention(self, x: Array, name: str) -> Layer:
+        H, G = self.config.num_heads, self.config.kv_heads
         (B, T, _), K = x.shape, self.config.head_width
         qkv, back_in = self._linear(x, f"{name}.in_proj")
         parts = np.split(qkv, [H * K, (H + G) * K], axis=-1)
@@ -158,13 +174,13 @@ class Reference:
         turn = np.exp(1j * np.arange(x.shape[2])[:, None] * frequencies(self.config))
         return turned(x, turn), lambda d: back_norm(turned(d, turn.conj()))
 
-    def _feed_forward(self, x: Array, block: str) -> Layer:
-        kind, name = self.config.activation, f"{block}.feed_forward"
-        up, back_up = self._linear(x, f"{name}.up")
+    def _feed_forward(self, x: Array, name: str, expert: Any = ()) -> Layer:
+        kind = self.config.activation
+        up, back_up = self._linear(x, f"{name}.up", expert)
         if kind == "swiglu":
-            gate, back_gate = self._linear(x, f"{name}.gate")
+            gate, back_gate = self._linear(x, f"{name}.gate", expert)
             opened, slope = silu(gate)
-            down, back_down = self._linear(opened * up, f"{name}.down")
+            down, back_down = self._linear(opened * up, f"{name}.down", expert)
 
             def back(d: Array) -> Array:
                 d = back_down(d)
@@ -172,7 +188,7 @@ class Reference:
 
             return down, back
         active, slope = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu2": relu2}[kind](up)
-        down, back_down = self._linear(active, f"{name}.down")
+        down, back_down = self._linear(active, f"{name}.down", expert)
         return down, lambda d: back_up(back_down(d) * slope)
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import GPT2, LLAMA, OPTIONS, STRETCHED, Twin, make_case, option_id
+from cases import GPT2, LLAMA, MIXTURE, OPTIONS, STRETCHED, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 
 from faisca.backend import Sampling
+from faisca.config import ModelConfig
 from faisca.parity.cases import Case, Side
 from faisca.parity.rungs import logits
 
@@ -19,6 +20,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Mistral": LLAMA | {"family": "Mistral"},
     "Qwen2.5": LLAMA | {"family": "Qwen2", "attention_bias": True, "attention_output_bias": "off"},
     "Qwen3": LLAMA | {"family": "Qwen3", "qk_norm": True, "head_dim": 10},
+    "Mixtral": LLAMA | MIXTURE | {"family": "Mixtral", "expert_dim": 0},
+    "Qwen3-MoE": LLAMA
+    | MIXTURE
+    | {"family": "Qwen3Moe", "qk_norm": True, "expert_dim": 16, "normalise_experts": False},
 }
 UNUSED = np.zeros((4, 8), np.float32)
 """what greedy sampling draws nothing from"""
@@ -148,11 +153,25 @@ def test_logits_against_hugging_faces_own_classes(twin: Twin, options: dict):
         attention_bias=config.attention_bias,
         tie_word_embeddings=config.tie_embeddings,
         rope_parameters=rope,
+        **their_experts(config),
     )
     model = getattr(transformers, f"{family}ForCausalLM")(theirs).eval()
     missing, expected = their_logits(model, llama_weights(case), case)
     assert missing == ["lm_head.weight"] * config.tie_embeddings
     require_close({"logits": expected}, logits(twin.side, case), 1e-5)
+
+
+def their_experts(config: ModelConfig) -> dict[str, Any]:
+    """What configurations of Mixtral and Qwen3-MoE call our options of experts."""
+    if not config.num_experts:
+        return {}
+    return {
+        "num_local_experts": config.num_experts,
+        "num_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "moe_intermediate_size": config.expert_width,
+        "norm_topk_prob": config.normalise_experts,
+    }
 
 
 def llama_weights(case: Case) -> dict[str, np.ndarray]:
@@ -162,6 +181,7 @@ def llama_weights(case: Case) -> dict[str, np.ndarray]:
     inner = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attention.out_proj": "self_attn.o_proj"}
     inner |= {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
     inner |= {f"feed_forward.{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    inner |= {"feed_forward.router": "mlp.gate"}
     for name, value in case.parameters.items():
         module, _, kind = name.rpartition(".")
         if module in names:
@@ -172,6 +192,11 @@ def llama_weights(case: Case) -> dict[str, np.ndarray]:
         if module == "attention.in_proj":
             parts = np.split(value, np.cumsum([config.num_heads, config.kv_heads]) * config.head_width)
             theirs |= {f"{there}.self_attn.{n}_proj.{kind}": part for n, part in zip("qkv", parts, strict=True)}
+        elif module in ("feed_forward.experts.gate", "feed_forward.experts.up"):
+            key = f"{there}.mlp.experts.gate_up_proj"  # both in one stack, the gate first
+            theirs[key] = np.concatenate([theirs[key], value], axis=1) if key in theirs else value
+        elif module == "feed_forward.experts.down":
+            theirs[f"{there}.mlp.experts.down_proj"] = value
         else:
             theirs[f"{there}.{inner[module]}.{kind}"] = value
     return theirs

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import LLAMA, MODERN, OPTIONS, Twin, make_case, option_id
+from cases import EXPERTS, GPT2, LLAMA, MIXTURE, MODERN, OPTIONS, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 
@@ -15,23 +15,27 @@ from faisca.parity.rungs import gradients, train
 
 
 def reference_gradients(case: Case) -> dict[str, np.ndarray]:
-    """Of the mean loss of the case's first batch."""
+    """Of the mean loss of the case's first batch, and of the routers' losses."""
     inputs, targets = case.batch()
-    return Reference(case.model, case.parameters).backward(inputs, targets, np.full(targets.shape, -1 / targets.size))
+    reference = Reference(case.model, case.parameters)
+    reference.with_router_loss = True
+    return reference.backward(inputs, targets, np.full(targets.shape, -1 / targets.size))
 
 
 def float64_gradients(case: Case) -> dict[str, np.ndarray]:
     """Of the torch twin, in float64, through its own chunked loss."""
     import torch
 
+    from faisca_torch.experts import router_loss
     from faisca_torch.losses import linear_cross_entropy
 
     wide = {name: value.astype(np.float64) for name, value in case.parameters.items()}
     side = Twin("torch", "cpu").side
     model = side.backend.make_model(config=case.model, parameters=wide, runtime=side.open())
     inputs, targets = (torch.from_numpy(array.astype(np.int64)) for array in case.batch())
-    hidden = model(inputs).flatten(0, 1)
-    (linear_cross_entropy(hidden, model.head, targets.flatten(), 7, True) / targets.numel()).backward()
+    hidden, routed = model.hidden_and_routed(inputs)
+    loss = linear_cross_entropy(hidden.flatten(0, 1), model.head, targets.flatten(), 7, True) / targets.numel()
+    (loss + router_loss(routed, case.model, 1.0)[0]).backward()
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
 
 
@@ -105,7 +109,7 @@ def test_gradcheck_of_the_custom_losses(yardstick: Side, kept: int, cap: float, 
     assert torch.autograd.gradcheck(log_probs_and_entropies, (hidden, head))
 
 
-@pytest.mark.parametrize("options", [{"activation": "gelu_tanh", "attention_bias": True}, *MODERN], ids=option_id)
+@pytest.mark.parametrize("options", [GPT2 | {"tie_embeddings": False}, *MODERN, *EXPERTS], ids=option_id)
 def test_the_reference_against_finite_differences(options: dict):
     """The oracle itself: the steepest number of every parameter."""
     case = make_case(**options)
@@ -116,20 +120,20 @@ def test_the_reference_against_finite_differences(options: dict):
         kept, losses = value[place], []
         for bump in (1e-5, -1e-5):
             value[place] = kept + bump
-            losses.append(reference.losses(inputs, targets).mean())
+            losses.append(reference.losses(inputs, targets).mean() + reference.router_loss())
         value[place] = kept
         assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(expected[name][place], rel=1e-6), name
 
 
 def test_recomputing_blocks_changes_no_gradient(twin: Twin):
     """Gradient checkpointing against the plain backward pass."""
-    for options in ({"attention_bias": True}, LLAMA):
+    for options in ({"attention_bias": True}, LLAMA, MIXTURE):
         case = make_case(**options)
         require_close(*(train_once(twin, case, gradient_checkpointing=on) for on in (False, True)), 1e-6, "norm")
 
 
 def test_explicit_attention_has_the_same_gradients(twin: Twin):
-    for options in ({"attention_bias": True}, LLAMA):
+    for options in ({"attention_bias": True}, LLAMA, MIXTURE):
         case = make_case(**options)
         require_same(case, *(train_once(twin, case, attention=way) for way in ("fused", "explicit")), 1e-5)
 

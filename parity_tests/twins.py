@@ -13,6 +13,7 @@ from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
 
 Array = np.ndarray
+INSIDE = ("losses", "log_probs", "optimizer", "generate", "grpo", "sums", "experts")
 
 
 def entropies(fixture: SimpleNamespace) -> Array:
@@ -30,6 +31,11 @@ def scores(fixture: SimpleNamespace) -> tuple[Array, ...]:
     return fixture.mask, fixture.advantages, fixture.old, fixture.reference
 
 
+def first(out: Any) -> Any:
+    """What a module returned; of a block, without its router's logits."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 class Recorder:
     """Calls a module, and keeps what it returned and whether it was training."""
 
@@ -38,7 +44,7 @@ class Recorder:
 
     def __call__(self, *arguments: Any) -> Any:
         out = self.module(*arguments)
-        self.outputs.append((arguments[0], out))
+        self.outputs.append((arguments[0], first(out)))
         return out
 
 
@@ -49,9 +55,8 @@ class TorchTwin:
         import torch
 
         self.torch, self.device, self.narrow = torch, device, narrow
-        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums = (
-            import_module(f"faisca_torch.{name}")
-            for name in ("losses", "log_probs", "optimizer", "generate", "grpo", "sums")
+        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums, self.experts = (
+            import_module(f"faisca_torch.{name}") for name in INSIDE
         )
 
     def array(self, value: Array, gradient: bool = False) -> Any:
@@ -69,7 +74,7 @@ class TorchTwin:
         """Inputs and outputs of the modules that `names` ends, in the order of their calls."""
         seen: list[Any] = []
         hooks = [
-            module.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+            module.register_forward_hook(lambda _, given, out: seen.append((given[0], first(out))))
             for name, module in model.named_modules()
             if name.rpartition(".")[2] == names or (names == "blocks" and name.count(".") == 1 and "blocks." in name)
         ]
@@ -152,9 +157,8 @@ class MlxTwin:
         import mlx.core as mx
 
         self.mx, self.device, self.narrow, self.fused = mx, device, narrow, fused
-        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums = (
-            import_module(f"faisca_mlx.{name}")
-            for name in ("losses", "log_probs", "optimizer", "generate", "grpo", "sums")
+        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums, self.experts = (
+            import_module(f"faisca_mlx.{name}") for name in INSIDE
         )
 
     def array(self, value: Array) -> Any:

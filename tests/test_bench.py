@@ -71,7 +71,7 @@ def results(tmp_path_factory) -> tuple[Path, str]:
 # --- the work -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["tiny", "spark", "faisca", "apple", "modern"])
+@pytest.mark.parametrize("preset", ["tiny", "spark", "faisca", "apple", "modern", "moe"])
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_preset_has_a_work_that_fits_its_model(preset, quick):
     work = make_work(preset, quick=quick)

@@ -210,7 +210,7 @@ def test_help_of_run_has_every_section_and_the_values_in_force(capsys):
     ):
         assert f" --{option} " in text
     assert "(default: tiny)" in text and "transformer blocks (default: 2)" in text
-    assert all(f"  {preset} " in text for preset in ("apple", "faisca", "modern", "spark", "tiny"))
+    assert all(f"  {preset} " in text for preset in ("apple", "faisca", "modern", "moe", "spark", "tiny"))
 
 
 def test_every_command_of_the_table_is_a_function():

@@ -47,10 +47,24 @@ def complaint(path: Path, base: Config | None = None) -> str:
 
 
 def test_presets_are_there_and_say_what_they_are_for():
-    assert preset_names() == ["apple", "faisca", "modern", "spark", "tiny"]
+    assert preset_names() == ["apple", "faisca", "modern", "moe", "spark", "tiny"]
     for name in preset_names():
         assert load_preset(name).preset == name
         assert 20 < len(preset_summary(name)) <= 67  # fits in 80 columns of help
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_experts": 2, "experts_per_token": 3, "feed_forward_bias": False}, "try --model.experts-per-token 2"),
+        ({"num_experts": 4}, "add --model.no-feed-forward-bias"),
+        ({"expert_dim": 9}, "add --model.num-experts 8"),
+        ({"normalise_experts": False}, "model.normalise_experts False means nothing without experts"),
+    ],
+)
+def test_options_of_experts_that_do_not_go_together(options, words):
+    with pytest.raises(FaiscaError, match=words):
+        Config(model=ModelConfig(**options))
 
 
 def test_spark_is_the_dataclass_defaults():

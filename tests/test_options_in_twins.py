@@ -15,6 +15,7 @@ from small_models import SMALL, cpu_runtime, open_twin
 
 from faisca.backend import Backend, Rollouts, Sampling
 from faisca.config import Config, GRPOConfig, ModelConfig, OptimizerConfig
+from faisca.config.rules import EXPERTS
 from faisca.errors import FaiscaError
 from faisca.parameters import in_block, initial_parameters
 from faisca.parity.cases import uneven_parameters
@@ -51,6 +52,9 @@ MODEL = {"context": 9, "num_heads": 4, "norm_epsilon": 0.1, "dropout": 0.4, "att
 MODEL |= {"dim": 12, "num_layers": 1, "hidden_dim": 20, "vocabulary_size": 14, "num_kv_heads": 1, "head_dim": 6}
 MODEL |= {"rope_base": 50.0, "rope_factor": 3.0, "rope_low_frequency": 0.2, "rope_high_frequency": 9.0}
 MODEL |= {"rope_original_context": 9, "initial_range": 0.5, "logit_soft_cap": 0.7}
+MODEL |= {"num_experts": 5, "experts_per_token": 1, "expert_dim": 11, "shared_expert_dim": 7}
+MODEL |= {"balance_weight": 0.5, "router_z_weight": 0.5}
+MIXTURE = {"num_experts": 4, "feed_forward_bias": False}
 STRETCHED = {"positions": "rope", "rope_base": 20.0, "rope_factor": 2.0, "rope_original_context": 32}
 
 
@@ -62,12 +66,18 @@ def model_effect(twin: Backend, name: str, config: ModelConfig) -> Any:
         return b"".join(value.tobytes() for value in initial_parameters(config, 0).values())
     if "dropout" in name:
         return train(twin, twin.make_learner(model=model_of(twin, config), config=OPTIMIZER))["loss"]
+    if name in ("balance_weight", "router_z_weight"):
+        return train(twin, twin.make_learner(model=model_of(twin, config), config=OPTIMIZER))["grad_norm"]
     return logits(twin, config)
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ModelConfig)])
 def test_a_model_option_reaches_the_twins_arithmetic(twin: Backend, name: str) -> None:
     model = dataclasses.replace(SMALL, **STRETCHED) if name.startswith("rope") else SMALL
+    if name in EXPERTS:
+        model = dataclasses.replace(SMALL, **MIXTURE)
+    elif name == "num_experts":  # experts have no biases
+        model = dataclasses.replace(SMALL, feed_forward_bias=False)
     base = getattr(model, name)
     values = choices(f"model.{name}", base, MODEL.get(name))
     if name == "attention_output_bias":  # auto, the default, is one of the others

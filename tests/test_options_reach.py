@@ -21,6 +21,7 @@ from stand_in import Call, StandIn, install, make_stand_in, small_config, write_
 from faisca.backend import Backend
 from faisca.backends import BACKENDS
 from faisca.config import Config
+from faisca.config.rules import EXPERTS
 from faisca.errors import FaiscaError
 from faisca.runs.checkpoint import checkpoint_folders
 from faisca.runs.log import read_records
@@ -182,6 +183,16 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
         for name in ("tie_embeddings", "attention_bias", "feed_forward_bias", "qk_norm", "norm", "positions")
     },
     "model.num_kv_heads": (1, shapes),
+    **{f"model.{name}": (5, shapes) for name in ("num_experts", "expert_dim", "shared_expert_dim")},
+    **{
+        f"model.{name}": (value, in_config("make_model", name))
+        for name, value in {
+            "experts_per_token": 3,
+            "normalise_experts": None,
+            "balance_weight": 0.5,
+            "router_z_weight": 0.5,
+        }.items()
+    },
     "model.head_dim": (6, shapes),
     "model.initial_range": (0.3, lambda ran: ran.named("make_model")[0].parameters["token_embedding.weight"].tolist()),
     **{
@@ -247,6 +258,8 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
 BESIDE: dict[str, dict[str, Any]] = {
     **{name: {"model.positions": "rope"} for name in ROTARY},
     "model.num_kv_heads": {"model.num_heads": 2},
+    "model.num_experts": {"model.feed_forward_bias": False},
+    **{f"model.{name}": {"model.feed_forward_bias": False, "model.num_experts": 4} for name in EXPERTS},
     "data.language": TONGUES,
     "data.validation_share": ONE_FILE,
     "pretrain.max_steps": {"pretrain.epochs": 2},

@@ -87,6 +87,16 @@ def test_the_training_chart_shows_losses_by_epoch_and_tokens_above():
     assert figure.get_suptitle() == "Pre-training\nvalidation loss 5.000, 2.000 bits per byte (last point)"
 
 
+def test_a_mixture_of_experts_has_panels_of_its_routers_under_the_losses():
+    routers = {"expert_load_max": 1.5, "router_entropy": 2.0, "dropped_share": 0.0}
+    figure = training_chart([record | routers for record in training_records()], "mixture")
+    figure.draw_without_rendering()
+    losses, *panels = figure.axes
+    assert "training, smoothed" in labelled_lines(losses)
+    assert [axes.get_title().split()[0] for axes in panels] == ["busiest", "router", "choices"]
+    assert [set(axes.lines[0].get_ydata()) for axes in panels] == [{1.5}, {2.0}, {0.0}]
+
+
 def test_the_title_prefers_the_whole_validation_set():
     whole = {"step": 60, "full_validation_loss": 5.25, "full_bits_per_byte": 1.5}
     title = training_chart([*training_records(), whole], "SFT").get_suptitle()
@@ -97,7 +107,8 @@ def test_text_is_large_enough(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("faisca.runs.plots.save_figure", lambda figure, path: drawn.append(figure))
     everything = grpo_records(entropy=3.0, completion_length_mean=9.0, reward_std=0.2, football_share=0.9)
-    write(tmp_path, training_records() + everything)
+    routers = {"expert_load_max": 1.5, "router_entropy": 2.0, "dropped_share": 0.0}
+    write(tmp_path, [record | routers for record in training_records()] + everything)
     draw_charts(tmp_path)
     assert len(drawn) == 2
     for figure in drawn:

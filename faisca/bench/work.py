@@ -29,7 +29,7 @@ LONG_PROMPT = 512
 """tokens of the prompt that `prefill` reads"""
 NEVER = -60.0
 """what end-of-text's logit is below the others, or half of it, where rows never end"""
-WRITERS = ("attention.out_proj", "feed_forward.down")
+WRITERS = ("attention.out_proj", "feed_forward.down", "feed_forward.experts.down", "feed_forward.shared.down")
 """modules of a block that write to the residual stream"""
 Train = TypeVar("Train", bound=TrainConfig)
 QUICK = {"windows": 8, "completions": 8, "new_tokens": 32}
@@ -168,7 +168,7 @@ def _mark_stream(parameters: Parameters, model: ModelConfig, rows_end: bool) -> 
     mark = 100 * math.sqrt(model.dim) if rows_end else 1.0
     for name, value in parameters.items():
         if name.startswith("transformer_blocks.") and name.split(".", 2)[2].startswith(WRITERS):
-            value[0] = 0.0
+            (value.swapaxes(0, 1) if value.ndim == 3 else value)[0] = 0.0  # experts lie in stacks
     if model.positions == "learned":
         parameters["positional_embedding.weight"][:, 0] = 0.0
     parameters["out_head.weight" if model.tie_embeddings else "token_embedding.weight"][:, 0] = mark

@@ -24,6 +24,20 @@ class ModelConfig:
     """width of a head; 0: dim / num_heads"""
     hidden_dim: Count = 512
     """width of the feed-forward layer"""
+    num_experts: CountOrOff = 0
+    """feed-forward layers in each block, of which a router picks some for each token (Shazeer et al. 2017); 0: one"""
+    experts_per_token: Count = 2
+    """experts that a token goes through; of router logits that are equal, the first expert's counts as the larger"""
+    expert_dim: CountOrOff = 0
+    """width of an expert; 0: hidden_dim"""
+    shared_expert_dim: CountOrOff = 0
+    """width of one more expert, which every token goes through, as DeepSeekMoE has; 0: none"""
+    normalise_experts: bool = True
+    """the weights of a token's experts add up to 1, as Mixtral's and Qwen3's; or are shares of all, as OLMoE's"""
+    balance_weight: NotNegative = 0.01
+    """of the balance loss: experts × Σ share of choices × mean probability (Fedus et al. 2022); not in GRPO"""
+    router_z_weight: NotNegative = 0.001
+    """of the mean square of the router logits' log-sum-exp (Zoph et al. 2022); not in GRPO"""
     dropout: Share = 0.0
     """share of activations dropped in training: embeddings, attention output, feed-forward"""
     attention_dropout: Share = 0.0
@@ -72,6 +86,11 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def expert_width(self) -> int:
+        """Width of an expert."""
+        return self.expert_dim or self.hidden_dim
 
     @property
     def output_bias(self) -> bool:

@@ -6,6 +6,11 @@ from faisca.config.model import ModelConfig
 from faisca.config.sections import STAGES, DataConfig, GRPOConfig, TokenizerConfig, TrainConfig
 from faisca.errors import FaiscaError
 
+EXPERTS = tuple(
+    "experts_per_token expert_dim shared_expert_dim normalise_experts balance_weight router_z_weight".split()
+)
+"""options of ModelConfig that need `num_experts`"""
+
 
 def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
     """Heads must divide the width, pairs of numbers turn, and a byte-level BPE needs its bytes."""
@@ -22,6 +27,7 @@ def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
             f"try --model.num-kv-heads {fitting}"
         )
     check_positions(model)
+    check_experts(model)
     if tokenizer.kind == "bpe" and tokenizer.vocabulary_size < 257:
         raise FaiscaError(
             f"tokenizer.vocabulary_size {tokenizer.vocabulary_size} is too small for a byte-level "
@@ -48,6 +54,27 @@ def check_positions(model: ModelConfig) -> None:
             raise FaiscaError(
                 f"model.{option.name} {getattr(model, option.name):g} means nothing with learned positions: "
                 "add --model.positions rope, or leave it out"
+            )
+
+
+def check_experts(model: ModelConfig) -> None:
+    """A token's experts are among those there are and have no biases; without experts, their options mean nothing."""
+    if model.num_experts:
+        if model.experts_per_token > model.num_experts:
+            raise FaiscaError(
+                f"model.experts_per_token {model.experts_per_token} is more than model.num_experts "
+                f"{model.num_experts}: try --model.experts-per-token {model.num_experts}"
+            )
+        if model.feed_forward_bias:
+            raise FaiscaError(
+                f"model.num_experts {model.num_experts}: experts have no biases: add --model.no-feed-forward-bias"
+            )
+        return
+    for option in fields(model):
+        if option.name in EXPERTS and getattr(model, option.name) != option.default:
+            raise FaiscaError(
+                f"model.{option.name} {getattr(model, option.name)} means nothing without experts: "
+                "add --model.num-experts 8, or leave it out"
             )
 
 

@@ -26,7 +26,8 @@ def torch_block(load: Load) -> float:
     D, width = load.model.dim, load.width
     # Their inputs, with mean and inverse deviation; RMSNorm is some operations, and keeps what its weight multiplies.
     norm = FLOAT * (2 * D + 1 if load.model.norm == "rms" else D + 2)
-    feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.model.hidden_dim
+    feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.hidden
+    feed_forward += 2 * width * load.rows_of_experts  # what experts read, and what their weights multiply
     masks = 2 * width * D if load.dropout else 0
     results = 2 * width * D  # of both norms, which the products read
     return load.tokens * (2 * norm + results + feed_forward + masks + _torch_attention(load))
@@ -62,7 +63,8 @@ def mlx_block(load: Load) -> float:
     # Both norms' results, queries, keys, values, what is made anew of them, the scaled and the attended, with copies.
     between = (2 + (2 if load.dropout else 0)) * D + load.projected + load.changed + MLX_ATTENDED * HK
     head_norms = MLX_HEAD_NORMS * FLOAT * load.changed if load.model.qk_norm else 0
-    feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.model.hidden_dim
+    feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.hidden
+    feed_forward += 2 * width * load.rows_of_experts
     stream = FLOAT * MLX_STREAM * D
     return load.tokens * (stream + width * between + head_norms + feed_forward) + _mlx_scores(load)
 

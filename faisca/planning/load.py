@@ -87,6 +87,19 @@ class Load:
         """Numbers a token of queries and keys that a rotation or a norm makes anew: (H + G)·K, or none."""
         return self.queries + self.keys if self.model.positions == "rope" or self.model.qk_norm else 0
 
+    @property
+    def hidden(self) -> int:
+        """F: numbers a token between up and down; with experts, in all that it goes through."""
+        model = self.model
+        if not model.num_experts:
+            return model.hidden_dim
+        return model.experts_per_token * model.expert_width + model.shared_expert_dim
+
+    @property
+    def rows_of_experts(self) -> int:
+        """S·D: numbers a token of its rows, a row an expert, or none."""
+        return self.model.experts_per_token * self.model.dim if self.model.num_experts else 0
+
     @cached_property
     def parameters(self) -> int:
         """Bytes of all weights, float32; gradients, and each of Adam's two moments, are as many."""

@@ -79,6 +79,6 @@ def _again(load: Load, half: float) -> float:
     side_by_side = min(1.0, (load.model.num_layers + 1) / 3)  # a single block has none beside it
     attention = load.width * load.tokens * load.model.num_heads * load.length
     attention *= scores * (1.5 if load.attention_dropout else 1)
-    activation = load.width * load.tokens * load.model.hidden_dim
+    activation = load.width * load.tokens * load.hidden
     blocks = streams * half * load.stream + hidden * activation + attention
     return side_by_side * blocks + FLOAT * load.matrices

@@ -87,7 +87,7 @@ def _other_moments(config: Config, load: Load) -> Moments:
         scored=0,
     )
     # Of a block, without a gradient: the stream, a norm, queries to values, what attends, the feed-forward layer.
-    hidden = (4 if model.activation == "swiglu" else 2) * model.hidden_dim
+    hidden = (4 if model.activation == "swiglu" else 2) * load.hidden + 2 * load.rows_of_experts
     attention = load.projected + load.changed + 2 * load.queries
     block = shown.tokens * (3 * FLOAT * model.dim + load.width * (attention + hidden))
     scores = 2 * FLOAT * shown.tokens * model.num_heads * shown.length if load.backend == "mlx" or load.explicit else 0

@@ -23,7 +23,7 @@ def torch_moments(load: Load) -> Moments:
     waiting = load.parameters if load.accumulates else 0
     # A block's backward pass: the gradient of the stream, and that of the activation's result; with a gate of both.
     gated = 2 if load.model.activation == "swiglu" else 1
-    passing = load.stream + gated * width * load.tokens * load.model.hidden_dim
+    passing = load.stream + gated * width * load.tokens * load.hidden
     again = block - load.stream + narrow_weights / load.model.num_layers if load.checkpointing else 0
     head_alone = load.parameters if load.accumulates else load.head
     most_gradients = load.parameters - (0 if load.accumulates or load.model.tie_embeddings else load.head)

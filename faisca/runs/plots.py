@@ -29,6 +29,7 @@ from faisca.runs.charts.curves import (
     smooth,
 )
 from faisca.runs.charts.grpo import grpo_chart
+from faisca.runs.charts.routers import over_routers
 from faisca.runs.log import read_records
 from faisca.runs.summary import SUMMARY, read_summary
 from faisca.text import reward_name, titles_name
@@ -70,7 +71,7 @@ def training_chart(records: Records, title: str, url_contains: str = ".pt/") -> 
     if not len(losses) and not any(len(values) for _, values in validations.values()):
         return None
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+    axes = over_routers(figure, records)
     if len(losses):
         axes.plot(epochs, losses, color=BLUE, linewidth=0.8, alpha=0.35)
         label = "training, smoothed" if len(losses) > 2 else "training"

@@ -23,7 +23,7 @@ from faisca.system.tables import PlainConsole
 from faisca.training.generate import encode_prompt, ends_in_space
 from faisca.training.setup import Setup
 
-SETTINGS = ("dropout", "attention_dropout")
+SETTINGS = ("dropout", "attention_dropout", "balance_weight", "router_z_weight")
 """of the model: how it is trained, and not what it is"""
 
 

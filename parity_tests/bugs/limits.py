@@ -86,8 +86,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "micro-batches averaged over their own targets",
         M + "train.py",
-        "        total = total + loss\n",
-        "        total = total + loss * targets.size / mx.maximum((targets >= 0).sum(), 1)\n",
+        "targets, True) / counted",
+        "targets, True) / mx.maximum((targets >= 0).sum(), 1) / len(inputs_MRT)",
         EDGES + "::test_a_micro_batch_of_targets_that_are_left_out",
     ),
     Mutation(

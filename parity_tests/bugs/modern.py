@@ -109,9 +109,19 @@ BUGS: tuple[Mutation, ...] = (
         "02",
     ),
     # feed-forward
-    Mutation("torch: gate and up swapped", T, "F.silu(self.gate(x_BTD)) * up", "F.silu(up) * self.gate(x_BTD)", "02"),
     Mutation(
-        "MLX: a sigmoid for the gate's SiLU", M, "nn.silu(self.gate(x_BTD))", "mx.sigmoid(self.gate(x_BTD))", "02"
+        "torch: gate and up swapped",
+        T,
+        "F.silu(self.gate(x_BTD, *groups)) * up",
+        "F.silu(up) * self.gate(x_BTD, *groups)",
+        "02",
+    ),
+    Mutation(
+        "MLX: a sigmoid for the gate's SiLU",
+        M,
+        "nn.silu(self.gate(x_BTD, *groups))",
+        "mx.sigmoid(self.gate(x_BTD, *groups))",
+        "02",
     ),
     Mutation("MLX: ReLU without its square", M, "nn.relu(up).square()", "nn.relu(up)", "02"),
     # the soft cap

@@ -16,8 +16,8 @@ BUGS = (
     Mutation(
         "the plan forgets what the feed-forward layer keeps",
         "faisca/planning/blocks.py",
-        "feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.model.hidden_dim",
-        "feed_forward = 0",
+        "feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.hidden\n",
+        "feed_forward = 0\n",
         PLANNED,
     ),
     Mutation(

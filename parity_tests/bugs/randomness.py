@@ -83,8 +83,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "whole positions are dropped",
         T + "model.py",
-        "self.feed_forward = FeedForward(config)\n        self.dropout = nn.Dropout(",
-        "self.feed_forward = FeedForward(config)\n        self.dropout = nn.Dropout1d(",
+        "        )\n        self.dropout = nn.Dropout(",
+        "        )\n        self.dropout = nn.Dropout1d(",
         MASKS + "::test_rows_positions_and_features_have_masks_of_their_own",
     ),
     Mutation(
