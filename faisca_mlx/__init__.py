@@ -10,8 +10,7 @@ from faisca_mlx.grpo import grpo_step  # noqa: E402
 from faisca_mlx.log_probs import token_log_probs  # noqa: E402
 from faisca_mlx.model import make_model  # noqa: E402
 from faisca_mlx.optimizer import make_learner  # noqa: E402
-from faisca_mlx.score import evaluate, logits  # noqa: E402
-from faisca_mlx.train import read_metrics, train_step  # noqa: E402
+from faisca_mlx.train import evaluate, logits, read_metrics, train_step  # noqa: E402
 from faisca_mlx.weights import get_optimizer_state, get_parameters, set_optimizer_state  # noqa: E402
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""One training step of pre-training and fine-tuning."""
+"""One training step of pre-training and fine-tuning, and what is measured of a model between steps."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -7,7 +7,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from faisca_mlx.device import to_device
 from faisca_mlx.experts import router_loss
-from faisca_mlx.losses import summed_loss
+from faisca_mlx.losses import project, summed_loss
+from faisca_mlx.model import GPT
 from faisca_mlx.optimizer import Learner, Metrics, update
 
 
@@ -38,6 +39,21 @@ def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:
     """Numbers of past steps; waits for the device once."""
     mx.eval(metrics)
     return [{name: value.item() for name, value in step.items()} for step in metrics]
+
+
+def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
+    """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
+    if not inputs.size:  # MLX concatenates no empty list of chunks
+        return 0.0
+    model.eval()
+    hidden_ND = model(to_device(model, inputs)).flatten(0, 1)
+    return summed_loss(model, hidden_ND, to_device(model, targets), False).item()
+
+
+def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
+    """Token ids [B, T] -> logits, float32 [B, T, V]."""
+    model.eval()
+    return np.array(project(model(to_device(model, tokens)), model.head))
 
 
 def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learning_rate: mx.array) -> Metrics:

@@ -6,8 +6,7 @@ from faisca_torch.grpo import grpo_step
 from faisca_torch.log_probs import token_log_probs
 from faisca_torch.model import make_model
 from faisca_torch.optimizer import make_learner
-from faisca_torch.score import evaluate, logits
-from faisca_torch.train import read_metrics, train_step
+from faisca_torch.train import evaluate, logits, read_metrics, train_step
 from faisca_torch.weights import get_optimizer_state, get_parameters, set_optimizer_state
 
 __all__ = [

@@ -1,11 +1,12 @@
-"""One training step of pre-training and fine-tuning."""
+"""One training step of pre-training and fine-tuning, and what is measured of a model between steps."""
 
 import numpy as np
 import torch
 
 from faisca_torch.device import to_device
 from faisca_torch.experts import router_loss
-from faisca_torch.losses import summed_loss
+from faisca_torch.losses import project, summed_loss
+from faisca_torch.model import GPT
 from faisca_torch.optimizer import Learner, Metrics, update
 
 
@@ -45,3 +46,19 @@ def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:
         return []
     rows = torch.stack([torch.stack([value.float() for value in step.values()]) for step in metrics]).tolist()
     return [dict(zip(step, row, strict=True)) for step, row in zip(metrics, rows, strict=True)]
+
+
+def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
+    """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
+    model.eval()
+    with torch.inference_mode():
+        hidden_ND = model(to_device(model, inputs)).flatten(0, 1)
+        return summed_loss(model, hidden_ND, to_device(model, targets), False).item()
+
+
+def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
+    """Token ids [B, T] -> logits, float32 [B, T, V]."""
+    model.eval()
+    with torch.inference_mode():
+        hidden_ND = model(to_device(model, tokens)).flatten(0, 1)
+        return project(hidden_ND, model.head).view(*tokens.shape, model.config.vocabulary_size).cpu().numpy()

@@ -16,7 +16,7 @@ from faisca.backend import Backend
 ROOT = Path(__file__).parent.parent
 TORCH, MLX, CORE = ROOT / "faisca_torch", ROOT / "faisca_mlx", ROOT / "faisca"
 FRAMEWORKS = {"torch", "transformers", "mlx", "mlx_lm"}
-LESSON = ("model", "losses", "optimizer", "train", "score", "log_probs", "generate", "grpo")
+LESSON = ("model", "losses", "optimizer", "train", "log_probs", "generate", "grpo")
 HELPERS = ("experts", "cache", "sums", "device", "weights", "interop")
 FILES = LESSON + HELPERS
 """a twin's files, in the order of reading"""
@@ -128,7 +128,7 @@ BREAKS = {
     "renamed method of a dataclass": ("optimizer.py", "def compiled(", "def traced("),
     "renamed class": ("model.py", "class FeedForward", "class MLP"),
     "renamed parameter": ("generate.py", "top_p: float) ->", "nucleus: float) ->"),
-    "another kind": ("score.py", "def evaluate(*, ", "def evaluate("),
+    "another kind": ("train.py", "def evaluate(*, ", "def evaluate("),
     "parameter missing": ("grpo.py", "losses_BP: Tensor, rollouts: Rollouts[Tensor], ", "losses_BP: Tensor, "),
     "another default": ("model.py", '= None) -> Tensor:\n        """Final', '= 0) -> Tensor:\n        """Final'),
     "function missing": ("weights.py", "def set_optimizer_state", "def _set_optimizer_state"),

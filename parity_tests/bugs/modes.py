@@ -8,14 +8,14 @@ MODES = "parity_tests/test_11_modes.py"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout in evaluation's loss (torch)",
-        T + "score.py",
+        T + "train.py",
         "    model.eval()\n    with torch.inference_mode():\n        hidden_ND = model(to_device(model, inputs)",
         "    with torch.inference_mode():\n        hidden_ND = model(to_device(model, inputs)",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(
         "dropout in logits (torch)",
-        T + "score.py",
+        T + "train.py",
         "    model.eval()\n    with torch.inference_mode():\n        hidden_ND = model(to_device(model, tokens)",
         "    with torch.inference_mode():\n        hidden_ND = model(to_device(model, tokens)",
         MODES + "::test_absent_right_after_a_training_step",
@@ -57,14 +57,14 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "dropout in evaluation's loss (MLX)",
-        M + "score.py",
+        M + "train.py",
         "    model.eval()\n    hidden_ND",
         "    hidden_ND",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(
         "dropout in logits (MLX)",
-        M + "score.py",
+        M + "train.py",
         "    model.eval()\n    return np.array(project(",
         "    return np.array(project(",
         MODES + "::test_absent_right_after_a_training_step",
