@@ -9,10 +9,10 @@ from faisca.planning.blocks import mlx_block
 from faisca.planning.load import FLOAT, Load
 from faisca.planning.torch_step import Moments, kept_exponentials
 
-UPDATE = 2.0
-"""old and new moments side by side: parameters twice more than a step holds otherwise"""
-TABLES = {False: 5.5, True: 7.5}
-"""heads: embedding and head are updated at once, with gradient, square and both moments; with checkpointing later"""
+UPDATE = 1.0
+"""gradients of all parameters wait for the norm of all"""
+TABLES = 3.5
+"""heads: embedding and head are updated at once, with gradient, square and both moments"""
 LOSS = {False: (3.7, 2.2), True: (5.6, 4.4)}
 """chunks of logits, and heads, alive in the loss; in bfloat16 with copies"""
 POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
@@ -29,7 +29,7 @@ def mlx_moments(load: Load) -> Moments:
     saved = load.model.num_layers * (stream if load.checkpointing else mlx_block(load))
     saved += 2 * load.matrices if load.narrow else 0
     waiting = load.parameters if load.accumulates else 0
-    update = {"gradients and new moments": UPDATE * load.parameters + TABLES[load.checkpointing] * load.head}
+    update = {"gradients and new moments": UPDATE * load.parameters + TABLES * load.head}
     if load.policy:
         return {"update": update} | _policy_moments(load, saved, half)
     chunks, heads = LOSS[load.narrow]
