@@ -81,4 +81,5 @@ def _again(load: Load, half: float) -> float:
     attention *= scores * (1.5 if load.attention_dropout else 1)
     activation = load.width * load.tokens * load.hidden
     blocks = streams * half * load.stream + hidden * activation + attention
-    return side_by_side * blocks + FLOAT * load.matrices
+    # Where gradients of an earlier micro-batch wait, new ones join them as they come.
+    return side_by_side * blocks + (0 if load.accumulates else FLOAT * load.matrices)
