@@ -181,7 +181,12 @@ def compiled(wrong: Callable[[Tensor, dict[Any, Tensor]], Tensor]) -> Callable[[
 
     def compile_(forward: Any) -> Any:
         kept: dict[Any, Tensor] = {}
-        return lambda *arguments: wrong(forward(*arguments), kept)
+
+        def spoilt(*arguments: Any) -> Any:
+            found = forward(*arguments)
+            return wrong(found, kept) if isinstance(found, Tensor) else (wrong(found[0], kept), *found[1:])
+
+        return spoilt
 
     return lambda: Patches((torch, "compile", lambda right: compile_))
 
