@@ -263,7 +263,7 @@ def small_config(folder: Path, **changes: Any) -> Config:
             **{"max_titles": 40, "max_validation_titles": 20, "weight_decay": 0.2},
         ),
         grpo=GRPOConfig(
-            **{"learning_rate": 0.125, "schedule": "cosine", "warmup_steps": 1, "steps": 4, "epochs": 2},
+            **{"learning_rate": 0.125, "schedule": "cosine", "warmup_steps": 2, "steps": 4, "epochs": 2},
             **{"prompts": ("Golo ", "", "O vento"), "prompts_per_step": 2, "group_size": 3, "minibatch_size": 2},
             **{"max_new_tokens": 6, "temperature": 0.8, "top_k": 9, "kl_weight": 0.1},
             reward=f"{folder / 'reward.py'}:length",

@@ -143,13 +143,6 @@ BUGS: tuple[Mutation, ...] = (
         SAMPLER,
     ),
     Mutation(
-        "log-probabilities of rows that read their prompts",
-        T + "generate.py",
-        ", new = drawn.cpu().numpy(), nth_new >= 0",
-        ", new = drawn.cpu().numpy(), nth_new >= -1",
-        SAMPLER,
-    ),
-    Mutation(
         "MLX: log-probabilities of the column before",
         M + "generate.py",
         "log_probs[rows[new], nth_new[new]] =",
@@ -157,17 +150,10 @@ BUGS: tuple[Mutation, ...] = (
         SAMPLER,
     ),
     Mutation(
-        "MLX: log-probabilities keep rows that have left",
-        M + "generate.py",
-        "following = [array[mx.array(stays)] for array in following]",
-        "following = [following[0][mx.array(stays)], *following[1:]]",
-        SAMPLER,
-    ),
-    Mutation(
         "the sampler's log-probabilities a place late",
         LOOP,
-        "sampled[row, len(prompt) - 1 : end - 1] =",
-        "sampled[row, len(prompt) : end] =",
+        "written.log_probs[row, : len(completion)]",
+        "np.roll(written.log_probs[row, : len(completion)], 1)",
         SAMPLER,
     ),
     Mutation(
@@ -244,14 +230,6 @@ BUGS: tuple[Mutation, ...] = (
         UPDATE,
         'step_tokens=float(arrays["mask"].sum())',
         "step_tokens=rollouts.step_tokens",
-        BOUNDARY,
-    ),
-    Mutation(
-        "the reference follows the policy",
-        LOOP,
-        "            packed = pack(setup, written, advantages)\n",
-        "            reference = setup.make_model(backend.get_parameters(model=model), frozen=True)\n"
-        "            packed = pack(setup, written, advantages)\n",
         BOUNDARY,
     ),
     Mutation(
