@@ -21,11 +21,10 @@ from faisca.bench.work import Work, peak_size
 from faisca.config import RunConfig
 from faisca.porting.formats import Portable
 from faisca.porting.huggingface import config_json, needs_model_file, to_theirs
-from faisca.rewards.advantages import group_advantages
 from faisca.streams import generator, uniforms
 from faisca.training.generate import complete, rollout_sampling
 from faisca.training.grpo import Completions, pack
-from faisca.training.grpo_update import update_policy, with_log_probs
+from faisca.training.grpo_update import advantages_of, update_policy, with_log_probs
 from faisca.training.setup import Setup
 
 CaseFunction = Callable[[], float]
@@ -135,7 +134,7 @@ class TwinSubject:
             written = self._roll_out(model)
             yield "rollout"
             answers = list(map(setup.tokenizer.decode, written.completions, written.prompts))
-            advantages = group_advantages(np.array(reward(answers)), config.group_size, config.scale_rewards)
+            advantages = advantages_of(np.array(reward(answers)), config)
             yield "rewards"
             rollouts = with_log_probs(setup, pack(setup, written, advantages), model, reference)
             yield "log-probabilities"

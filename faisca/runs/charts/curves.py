@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from faisca.system.files import write_atomically
 
 Records = list[dict[str, Any]]
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY, YELLOW, BLACK = "#56B4E9", "#E69F00", "#000000"
+LOOKS = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, "-"), (YELLOW, "--"), (BLACK, "-.")]
+"""of the curves in one panel, in turn"""
 STYLE: Any = {
     "font.size": 12,
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -78,3 +82,32 @@ def save_figure(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, image.getvalue())
     return path
+
+
+def panel(axes: Axes, records: Records, title: str, curves: dict[str, str], colour: str) -> None:
+    """Measures by step, from 0; `curves` has their names, or nothing for one alone, and `colour` is that one's."""
+    axes.set_title(title)
+    drawn = []
+    for (name, label), look in zip(curves.items(), LOOKS * len(curves), strict=False):
+        steps, values = series(records, "step", name)
+        axes.plot(
+            steps, values, color=colour or look[0], linestyle=look[1], marker=marker(values, len(curves)), label=label
+        )
+        drawn.append(values)
+    step_axis(axes)
+    values = np.concatenate(drawn)
+    top, low = values.max() if values.max() > 1e-9 else 1e-3, min(0.0, values.min())
+    named = any(curves.values())
+    # Names stand above the highest point, where no curve is.
+    room = 1.25 + 0.2 * math.ceil(len(curves) / 3) if named else 1.1
+    axes.set_ylim(low - 0.04 * (top - low), low + room * (top - low))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")  # a power of ten above the axis would hit the title
+    if named:
+        axes.legend(loc="upper left", ncols=3, fontsize=11, borderaxespad=0.1, columnspacing=1.0, handlelength=1.6)
+
+
+def step_axis(axes: Axes) -> None:
+    """Steps from 0, in whole numbers."""
+    from_zero(axes)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))

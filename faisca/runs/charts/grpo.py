@@ -1,13 +1,10 @@
 """The chart of GRPO: reward and KL, and below them whatever else was measured of the steps."""
 
-import math
 import re
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from faisca.runs.charts.curves import (
     BLUE,
@@ -16,18 +13,16 @@ from faisca.runs.charts.curves import (
     PURPLE,
     SIZE,
     Records,
-    from_zero,
     is_number,
     last_words,
     marker,
+    panel,
     series,
     set_title,
+    step_axis,
 )
 from faisca.text import reward_title
 
-SKY, YELLOW, BLACK = "#56B4E9", "#E69F00", "#000000"
-LOOKS = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, "-"), (YELLOW, "--"), (BLACK, "-.")]
-"""of the curves in one panel, in turn"""
 PANELS: dict[str, tuple[str, dict[str, str], str]] = {
     "kl": ("KL to the reference (nats per token)", {"kl": ""}, ORANGE),
     "entropy": ("entropy (nats per token)", {"entropy": ""}, GREEN),
@@ -80,7 +75,7 @@ def grpo_chart(records: Records, title: str, reward: str = "football") -> Figure
     axes = figure.subplot_mosaic(rows, height_ratios=[3] + [2] * (len(rows) - 1), sharex=True)
     _reward_panel(axes["reward"], records, reward)
     for key, (name, curves, colour) in panels.items():
-        _panel(axes[key], records, name, curves, colour)
+        panel(axes[key], records, name, curves, colour)
     if "length" in axes:
         _length_band(axes["length"], records)
     for key in rows[-1]:
@@ -103,28 +98,6 @@ def _panels(records: Records) -> dict[str, tuple[str, dict[str, str], str]]:
     return found
 
 
-def _panel(axes: Axes, records: Records, title: str, curves: dict[str, str], colour: str) -> None:
-    axes.set_title(title)
-    drawn = []
-    for (name, label), look in zip(curves.items(), LOOKS * len(curves), strict=False):
-        steps, values = series(records, "step", name)
-        axes.plot(
-            steps, values, color=colour or look[0], linestyle=look[1], marker=marker(values, len(curves)), label=label
-        )
-        drawn.append(values)
-    _axis(axes)
-    values = np.concatenate(drawn)
-    top, low = values.max() if values.max() > 1e-9 else 1e-3, min(0.0, values.min())
-    named = any(curves.values())
-    # Names stand above the highest point, where no curve is.
-    room = 1.25 + 0.2 * math.ceil(len(curves) / 3) if named else 1.1
-    axes.set_ylim(low - 0.04 * (top - low), low + room * (top - low))
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")  # a power of ten above the axis would hit the title
-    if named:
-        axes.legend(loc="upper left", ncols=3, fontsize=11, borderaxespad=0.1, columnspacing=1.0, handlelength=1.6)
-
-
 def _length_band(axes: Axes, records: Records) -> None:
     """From the shortest to the longest completion of a step."""
     (steps, least), (_, most) = (series(records, "step", f"completion_length_{name}") for name in ("min", "max"))
@@ -145,18 +118,13 @@ def _reward_panel(axes: Axes, records: Records, reward: str) -> None:
         return
     steps, means = series(scored, "step", "reward_mean")
     axes.plot(steps, means, color=BLUE, marker=marker(means))
-    _axis(axes)
+    step_axis(axes)
     if means.min() >= 0 and means.max() <= 1:
         axes.set_ylim(-0.03, 1.03)
     steps, spread = series(scored, "step", "reward_std")
     if len(spread) == len(means):
         axes.fill_between(steps, means - spread, means + spread, color=BLUE, alpha=0.12, linewidth=0)
         axes.set_title(f"mean {name} ± deviation")
-
-
-def _axis(axes: Axes) -> None:
-    from_zero(axes)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def _reward_words(records: Records) -> str:

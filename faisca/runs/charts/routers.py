@@ -4,9 +4,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from faisca.runs.charts.curves import BLUE, GREEN, PURPLE, Records, from_zero, marker, series
+from faisca.runs.charts.curves import BLUE, GREEN, PURPLE, Records, panel, series
 
 PANELS = {
     "expert_load_max": ("busiest expert (1: even)", BLUE),
@@ -23,17 +22,8 @@ def over_routers(figure: Figure, records: Records) -> Axes:
     rows: list[Any] = [["loss"] * len(routers), routers]
     panels = figure.subplot_mosaic(rows, height_ratios=[2, 1])
     for key in routers:
-        _panel(panels[key], records, key)
+        title, colour = PANELS[key]
+        panel(panels[key], records, title, {key: ""}, colour)
+        panels[key].set_xlabel("step")
     losses: Axes = panels["loss"]
     return losses
-
-
-def _panel(axes: Axes, records: Records, key: str) -> None:
-    (title, colour), (steps, values) = PANELS[key], series(records, "step", key)
-    axes.plot(steps, values, color=colour, marker=marker(values))
-    from_zero(axes)
-    axes.set(title=title, xlabel="step")
-    top = max(values.max(), 1e-3)
-    axes.set_ylim(min(0.0, values.min()) - 0.04 * top, 1.1 * top)
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
