@@ -53,7 +53,7 @@ BUGS = (
         "torch: the head stays in float32",
         T + "model.py",
         "self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)",
-        "self.final_layer_norm = nn.LayerNorm(config.dim, eps=config.norm_epsilon)",
+        "self.final_layer_norm = Norm(config.norm, config.dim, config, Runtime())",
         "10",
     ),
     Mutation(
