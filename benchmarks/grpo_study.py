@@ -1,14 +1,18 @@
 """GRPO towards football on real headlines: `python benchmarks/grpo_study.py OUT --data HEADLINES`, where
 
 HEADLINES is a folder with train.parquet and test.parquet. The preset `modern` is pre-trained and fine-tuned once, with
-torch, and reinforced from there with three seeds on both backends. OUT gets a run for each, a table (study.md) and
-the curves (study.png). Runs that are there stay, so it may be called again. About 40 minutes on two idle cores.
+torch, and reinforced from there with three seeds on both backends, which share the cores. OUT gets a run for each, a
+table (study.md) and the curves (study.png). Runs that are there stay, so it may be called again. About 40 minutes on
+two idle cores.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +42,20 @@ COLORS = {"torch": "#c0504d", "mlx": "#2c7fb8"}
 
 
 def faisca(*arguments: str) -> str:
-    """What the command prints."""
+    """What the command prints, which has the cores of one backend."""
     command = [sys.executable, "-m", "faisca", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    threads = str(max(1, (os.cpu_count() or 1) // len(BACKENDS)))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+
+
+def reinforce(out: Path, headlines: Path, backend: str) -> None:
+    """The runs of a backend that are not there yet, one after the other."""
+    for seed in SEEDS:
+        run = out / f"{backend}-{seed}"
+        if not ended(run):
+            start = ["grpo", "--from", str(out / "base"), "--data", str(headlines), "--out", str(run)]
+            faisca(*start, *STEPS.split(), "--grpo.prompts", "", "--backend", backend, "--seed", str(seed))
 
 
 def write_plain(headlines: Path, folder: Path) -> Path:
@@ -110,10 +125,8 @@ def main() -> None:
     if not ended(base):
         faisca("run", *BASE.split(), "--data", str(options.data), "--out", str(base), "--backend", "torch")
     runs = {(backend, seed): out / f"{backend}-{seed}" for backend in BACKENDS for seed in SEEDS}
-    for (backend, seed), run in runs.items():
-        if not ended(run):
-            start = ["grpo", "--from", str(base), "--data", str(options.data), "--out", str(run), "--grpo.prompts", ""]
-            faisca(*start, *STEPS.split(), "--backend", backend, "--seed", str(seed))
+    with ThreadPoolExecutor(len(BACKENDS)) as lanes:
+        list(lanes.map(partial(reinforce, out, options.data), BACKENDS))
     before = loss(base, plain)
     lines = [row(f"{backend}, seed {seed}", run, before, plain) for (backend, seed), run in runs.items()]
     (out / "study.md").write_text("\n".join([HEAD, *lines]) + "\n", encoding="utf-8")

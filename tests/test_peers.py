@@ -148,7 +148,7 @@ def test_the_products_of_a_grpo_step_are_those_of_its_parts():
         parts = grpo_products(WORK, chunk)
         flops = {part: sum(2 * b * m * k * n for b, m, k, n in found) for part, found in parts.items()}
         assert flops["updates"] == UPDATES * 3 * forward and flops["rewards"] == 0
-        assert flops["log-probabilities"] == 2 * 2 * forward
+        assert flops["log-probabilities"] == 2 * forward
         read = WORK.completions * (PROMPT_TOKENS + new - 1)
         seen = PROMPT_TOKENS**2 + sum(range(PROMPT_TOKENS + 1, PROMPT_TOKENS + new))
         looked = 4 * model.num_layers * model.dim * WORK.completions * seen

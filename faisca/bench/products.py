@@ -66,7 +66,7 @@ def grpo_products(work: Work, chunk: int) -> dict[str, list[Product]]:
     return {
         "rollout": rollout_products(work),
         "rewards": [],
-        "log-probabilities": forward * (2 * minibatches),  # of the policy that sampled, and of the reference
+        "log-probabilities": forward * minibatches,  # of the reference: the sampler has given the policy's own
         "updates": both * (grpo.epochs * minibatches),
     }
 
