@@ -1,7 +1,9 @@
 """Checkable tasks for a chat model: `python benchmarks/tasks.py FOLDER [--count N] [--seed N]`, for GRPO.
 
 It writes train.jsonl and held_out.jsonl (a tenth, none of it in train) of three kinds of lines with `messages`,
-`answer` and `kind`: copy a word, count a letter in it, add two numbers. The same seed writes the same files. Then:
+`answer` and `kind`: copy a word, count a letter in it, add a digit. Each question comes after an answered one of its
+kind, which shows what form an answer has: SmolLM2-135M-Instruct writes sentences otherwise. The same seed writes the
+same files. Then:
 
     faisca grpo --from CHECKPOINT --out runs/tasks --grpo.prompts-file FOLDER/train.jsonl --grpo.reward exact:answer
 """
@@ -24,35 +26,38 @@ HELD_OUT = 10
 def copy(random: np.random.Generator) -> tuple[str, str]:
     """Write a word again."""
     word = _word(random)
-    return f"Repete a palavra {word} e nada mais.", word
+    return f"Repeat: {word}", word
 
 
 def count_letters(random: np.random.Generator) -> tuple[str, str]:
     """How often a letter is in a word; it is there at least once."""
     word = _word(random)
     letter = word[random.integers(len(word))]
-    return f"Quantas vezes a letra {letter} está em {word}? Responde só com o número.", str(word.count(letter))
+    return f"How many {letter} in {word}?", str(word.count(letter))
 
 
 def add(random: np.random.Generator) -> tuple[str, str]:
-    """A sum of two numbers below 100."""
-    left, right = random.integers(100, size=2)
-    return f"Quanto é {left} + {right}? Responde só com o número.", str(left + right)
+    """A digit added to a number below 50."""
+    left, right = random.integers(50), random.integers(10)
+    return f"{left} + {right} = ?", str(left + right)
 
 
 KINDS = {"copy": copy, "count": count_letters, "sum": add}
 
 
 def lines(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Different questions, the kinds in turn."""
+    """Conversations that all differ, the kinds in turn; no last question of one is the last of another."""
     asked, row = set[str](), 0
     while len(asked) < count:
         kind = list(KINDS)[row % len(KINDS)]
-        question, answer = KINDS[kind](generator(seed, "checkable tasks", row=row))
+        random = generator(seed, "checkable tasks", row=row)
+        (example, shown), (question, answer) = KINDS[kind](random), KINDS[kind](random)
         row += 1
-        if question not in asked:
+        if question not in asked and question != example:
             asked.add(question)
-            yield {"messages": [{"role": "user", "content": question}], "answer": answer, "kind": kind}
+            texts = {"user": example, "assistant": shown}, {"user": question}
+            messages = [{"role": role, "content": text} for turn in texts for role, text in turn.items()]
+            yield {"messages": messages, "answer": answer, "kind": kind}
 
 
 def write(folder: Path, count: int, seed: int) -> dict[str, Path]:

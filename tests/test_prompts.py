@@ -223,13 +223,15 @@ def test_checkable_tasks_are_tasks_whose_answers_are_right(tmp_path):
     kinds = Counter(task.columns["kind"] for task in (*train, *held_out))
     assert sorted(kinds) == ["copy", "count", "sum"] and min(kinds.values()) > 90
     for task in train:
-        words, answer = task.text.split(), task.columns["answer"]
-        match task.columns["kind"]:
-            case "copy":
-                assert words[3] == answer
-            case "count":
-                assert str(words[7].rstrip("?").count(words[4])) == answer != "0"
-            case "sum":
-                assert str(int(words[2]) + int(words[4].rstrip("?"))) == answer
+        *shown, question = [message["content"] for message in task.prompt]
+        for asked, answer in (shown, (question, task.columns["answer"])):
+            words = asked.rstrip(" =?").split()
+            match task.columns["kind"]:
+                case "copy":
+                    assert words[1] == answer
+                case "count":
+                    assert str(words[4].count(words[2])) == answer != "0"
+                case "sum":
+                    assert str(int(words[0]) + int(words[2])) == answer
     samples = Samples.of_tasks(train, [f" {task.columns['answer']}\n" for task in train], [[]] * 270)
     assert Judge(("exact:answer",)).score(samples).total.all()
