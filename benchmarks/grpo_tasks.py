@@ -2,7 +2,8 @@
 
 RUN is SmolLM2-135M-Instruct, brought in with `faisca port` (smollm2.py makes it without the hub). GRPO trains it on
 the questions of tasks.py, one reward: whether the answer is exactly right. The accuracy on the 100 held-out questions,
-likeliest tokens, is measured before and after, with 95 % intervals (Wilson 1927): tasks.md and tasks.json. that is there goes on where it stopped. A step of 32 answers takes about 15 s on two idle cores.
+likeliest tokens, is measured before and after, with 95 % intervals (Wilson 1927): tasks.md and tasks.json.
+A run that is there goes on where it stopped. A step of 32 answers takes about 15 s on two idle cores.
 """
 
 import argparse
