@@ -25,7 +25,9 @@ REWARDS = """def benfica(texts):
 def long(texts):
     return [float(len(text.split())) for text in texts]
 """
-COMMON = "--grpo.steps 60 --sample.counted 24 --grpo.kl-weight 0 --grpo.learning-rate 3e-4"
+COMMON = (
+    "--grpo.steps 60 --sample.counted 24 --sft.max-validation-titles 200 --grpo.kl-weight 0 --grpo.learning-rate 3e-4"
+)
 COLORS = {"as it is": "#c0504d", "with the remedy": "#2c7fb8"}
 
 
