@@ -7,7 +7,7 @@ L, K = "faisca_torch/losses.py", "faisca_mlx/losses.py"
 TURNED = """        if rotation is not None:
             query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
 """
-NORMED = """        if self.config.qk_norm:
+NORMED = """        if self.config.qk_norm and self.config.qk_norm_over == "head":
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
 """
 BUGS: tuple[Mutation, ...] = (
