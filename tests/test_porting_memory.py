@@ -1,13 +1,15 @@
 """Porting: the weights stream, so that a conversion takes little more memory than the larger of its two files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors
 from small_families import family_folder
-from small_ports import small_tokenizer
+from small_ports import small_tokenizer, transformers
 
 pytestmark = pytest.mark.xdist_group("families")
 
@@ -38,12 +40,15 @@ WAYS = [
     ("pickle", "run", "faisca", "auto"),
     ("run", "out", "hf", "auto"),
     ("run", "out", "hf", "float16"),
+    ("experts", "run", "faisca", "auto"),
+    ("experts in stacks", "run", "faisca", "auto"),
+    ("run of experts", "out", "hf", "auto"),
 ]
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A Llama of 200 MB in every kind of file."""
+    """A Llama of 200 MB in every kind of file, and a mixture of experts."""
     folder, tokenizer, sizes = tmp_path_factory.mktemp("large"), small_tokenizer(), large_sizes()
     sources = {
         kind: family_folder(folder / kind, "llama", tokenizer, kind=kind, **sizes) for kind in ("one file", "pickle")
@@ -53,11 +58,26 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from faisca.porting.port import port
 
     port(sources["one file"], folder / "run", "faisca", verify=False)
-    return {**sources, "run": folder / "run"}
+    sources["experts"] = family_folder(folder / "experts", "mixtral", tokenizer, **sizes_of_experts())
+    sources["experts in stacks"] = shutil.copytree(sources["experts"], folder / "experts in stacks")
+    stack(sources["experts in stacks"])
+    port(sources["experts"], folder / "run of experts", "faisca", verify=False)
+    return {**sources, "run": folder / "run", "run of experts": folder / "run of experts"}
+
+
+def stack(folder: Path) -> None:
+    """As transformers 5 computes, and writes where it is told to."""
+    transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, save_original_format=False)
+    names = safetensors.safe_open(folder / "model.safetensors", "np").keys()
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names and not [name for name in names if ".w1." in name]
 
 
 def large_sizes() -> dict[str, int]:
     return {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+
+
+def sizes_of_experts() -> dict[str, int]:
+    return {**large_sizes(), "hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8}
 
 
 def size_of(path: Path) -> int:
