@@ -69,6 +69,26 @@ def test_the_loss_that_balances_comes_in_and_goes_out(tmp_path, tokenizer):
     assert config_json(read_source(folder))["router_aux_loss_coef"] == 0.01
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_moe, as wide", "olmoe", "olmoe, normalised", "mixtral"])
+def test_a_ported_family_is_normalised_as_it_says(tmp_path, tokenizer, family):
+    source = read_source(family_folder(tmp_path / "in", family, tokenizer)).model
+    assert source.normalise_experts == (family in ("mixtral", "olmoe, normalised", "qwen3_moe, as wide"))
+    assert (source.hidden_dim, source.expert_dim) == (40, 12 if family == "qwen3_moe" else 0)
+
+
+def test_olmoe_has_norms_of_all_heads(tmp_path, tokenizer):
+    source = read_source(family_folder(tmp_path / "in", "olmoe", tokenizer))
+    shapes = [source.parameters[f"transformer_blocks.0.attention.{n}_norm.weight"].shape for n in ("query", "key")]
+    assert source.model.qk_norm_over == "all" and shapes == [(24,), (12,)]
+
+
+def test_a_router_as_wide_as_it_is_high_is_not_turned(tmp_path, tokenizer):
+    folder = family_folder(tmp_path / "in", "qwen3_moe", tokenizer, num_experts=24)
+    theirs = safetensors.torch.load_file(folder / "model.safetensors")["model.layers.0.mlp.gate.weight"]
+    found = read_source(folder).parameters["transformer_blocks.0.feed_forward.router.weight"]
+    assert np.array_equal(found, theirs.numpy()) and not np.array_equal(found, theirs.numpy().T)
+
+
 def restacked(folder: Path, by: str) -> None:
     """The folder's weights as transformers 5 computes with them, or as mlx-lm converts them."""
     if by == "transformers":

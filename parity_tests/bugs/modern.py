@@ -97,8 +97,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "MLX: key heads repeated one after the other",
         M,
-        "mx.repeat(heads, shared_by, axis=1)",
-        "mx.tile(heads, (1, shared_by, 1, 1))",
+        "mx.repeat(heads, H // G, axis=1)",
+        "mx.tile(heads, (1, H // G, 1, 1))",
         "02",
     ),
     Mutation(

@@ -120,16 +120,12 @@ class Layout:
 
 def check_config(config: Mapping[str, Any], layout: Layout, source: str) -> list[str]:
     """Refuse by name what we do not compute; returns the keys that nobody here knows."""
-    for key, (fine, meaning) in {**REFUSED, **layout.refused}.items():
-        if (
-            key in layout.keys
-            or key not in config
-            or any(config[key] is value or config[key] == value for value in fine)
-        ):
-            continue
-        remedy = "" if "port" in meaning or ":" in meaning else f"; {INSTEAD}"
-        raise FaiscaError(f"{source}: {key} {config[key]!r} is refused: {meaning}{remedy}")
-    return sorted(set(config) - layout.keys - COMMON_KEYS - set(REFUSED) - set(layout.refused))
+    refused = {key: value for key, value in {**REFUSED, **layout.refused}.items() if key not in layout.keys}
+    for key, (fine, meaning) in refused.items():
+        if key in config and not any(config[key] is value or config[key] == value for value in fine):
+            remedy = "" if "port" in meaning or ":" in meaning else f"; {INSTEAD}"
+            raise FaiscaError(f"{source}: {key} {config[key]!r} is refused: {meaning}{remedy}")
+    return sorted(set(config) - layout.keys - COMMON_KEYS - set(refused))
 
 
 def to_ours(theirs: Tensors, layout: Layout, model: ModelConfig, source: str) -> Tensors:
