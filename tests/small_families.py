@@ -34,11 +34,8 @@ FAMILIES = {
     "mixtral, tied": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "tie_word_embeddings": True}),
     "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 3}),
     "olmoe, normalised": ("Olmoe", EXPERTS | {"norm_topk_prob": True, "tie_word_embeddings": True}),
-    "qwen3_moe": ("Qwen3Moe", EXPERTS | {"moe_intermediate_size": 12, "head_dim": 10}),
-    "qwen3_moe, normalised": (
-        "Qwen3Moe",
-        EXPERTS | {"moe_intermediate_size": 40, "norm_topk_prob": True, "head_dim": 6},
-    ),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS | {"moe_intermediate_size": 16, "head_dim": 10}),
+    "qwen3_moe, as wide": ("Qwen3Moe", EXPERTS | {"moe_intermediate_size": 40, "norm_topk_prob": True, "head_dim": 6}),
 }
 """transformers' class, and what is special about each"""
 MIXTURES = ("mixtral", "olmoe", "qwen3_moe")

@@ -73,7 +73,7 @@ def test_the_loss_that_balances_comes_in_and_goes_out(tmp_path, tokenizer):
 def test_a_ported_family_is_normalised_as_it_says(tmp_path, tokenizer, family):
     source = read_source(family_folder(tmp_path / "in", family, tokenizer)).model
     assert source.normalise_experts == (family in ("mixtral", "olmoe, normalised", "qwen3_moe, as wide"))
-    assert (source.hidden_dim, source.expert_dim) == (40, 12 if family == "qwen3_moe" else 0)
+    assert (source.hidden_dim, source.expert_dim) == (40, 16 if family == "qwen3_moe" else 0)
 
 
 def test_olmoe_has_norms_of_all_heads(tmp_path, tokenizer):
@@ -106,8 +106,9 @@ def restacked(folder: Path, by: str) -> None:
 @pytest.mark.parametrize("family", MIXTURES)
 def test_stacks_of_both_libraries_come_in(tmp_path, tokenizer, family, by):
     folder = family_folder(tmp_path / "in", family, tokenizer)
-    before = read_source(folder)
-    edit_json(folder / "config.json", num_experts=before.model.num_experts)  # which mlx-lm asks for
+    before = read_source(shutil.copytree(folder, tmp_path / "before"))
+    base = json.loads((folder / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    edit_json(folder / "config.json", num_experts=before.model.num_experts, rope_theta=base)  # which mlx-lm asks for
     restacked(folder, by)
     names = list(safetensors.torch.load_file(folder / "model.safetensors"))
     assert len([name for name in names if "experts" in name or "switch_mlp" in name]) == 2 * {"mlx_lm": 3}.get(by, 2)
@@ -138,9 +139,9 @@ def test_mlx_lm_answers_alone_for_what_transformers_wrote(tmp_path, tokenizer, m
 # --- out, and round trips -------------------------------------------------------------------------
 
 OURS = {
-    "mixtral": {"num_kv_heads": 1, "expert_dim": 10, "tie_embeddings": True, "balance_weight": 0.03, "dropout": 0.1},
+    "mixtral": {"num_kv_heads": 1, "expert_dim": 16, "tie_embeddings": True, "balance_weight": 0.03, "dropout": 0.1},
     "olmoe": {"qk_norm": True, "qk_norm_over": "all", "normalise_experts": False, "experts_per_token": 3},
-    "qwen3_moe": {"qk_norm": True, "head_dim": 6, "expert_dim": 12, "router_z_weight": 0.0, "tie_embeddings": True},
+    "qwen3_moe": {"qk_norm": True, "head_dim": 6, "expert_dim": 8, "router_z_weight": 0.0, "tie_embeddings": True},
 }
 
 
@@ -203,7 +204,12 @@ REFUSED = {
     "more experts than there are": ("mixtral", {"num_local_experts": 5}, "experts.4.w1.weight is missing"),
     "fewer": ("olmoe", {"num_experts": 4}, "experts.4.gate_proj.weight is unknown"),
     "more than all for a token": ("olmoe", {"num_experts_per_tok": 6}, "experts_per_token 6 is more than"),
-    "another width": ("qwen3_moe", {"moe_intermediate_size": 14}, "gate_proj.weight has shape [12, 24]"),
+    "another width": ("qwen3_moe", {"moe_intermediate_size": 24}, "gate_proj.weight has shape [16, 24]"),
+    "a width that transformers does not multiply": (
+        "mixtral",
+        {"intermediate_size": 36},
+        "intermediate_size 36 is refused",
+    ),
     "noise": ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1 is refused"),
     "clipped": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0 is refused"),
     "a window": ("mixtral", {"sliding_window": 16}, "with max_position_embeddings 16 in place of 48"),
@@ -211,7 +217,7 @@ REFUSED = {
     "scaling that mlx-lm leaves out": (
         "qwen3_moe",
         {"rope_parameters": {**FAMILIES["llama 3"][1]["rope_parameters"]}},
-        "a scaled rotation is refused",
+        "does not scale its rotation",
     ),
     "experts of a Llama": ("mixtral", {"model_type": "llama"}, "num_local_experts 4 is refused"),
     "Qwen2-MoE": ("qwen3_moe", {"model_type": "qwen2_moe"}, "model_type 'qwen2_moe' is refused"),
@@ -234,6 +240,7 @@ HOMELESS = {
     "a wide head": ({"head_dim": 10}, "model.head_dim 10"),
     "scaling that mlx-lm leaves out": ({"rope_factor": 4.0}, "model.rope_factor 4"),
     "biases": ({"attention_bias": True}, "model.attention_bias"),
+    "a width that transformers lacks": ({"expert_dim": 12}, "model.expert_dim 12 (no multiple of 8)"),
     "another activation": ({"activation": "relu2"}, "model.activation relu2"),
     "a soft cap": ({"logit_soft_cap": 9.0}, "model.logit_soft_cap 9"),
 }
@@ -254,7 +261,7 @@ def test_random_mixtures_have_a_family_that_computes_them_or_are_refused(tmp_pat
     choices = {
         **{"qk_norm": [True, False], "normalise_experts": [True, False], "head_dim": [0, 6], "rope_factor": [1.0, 4.0]},
         **{"attention_bias": [True, False], "attention_output_bias": ["auto", "off"], "num_kv_heads": [0, 1]},
-        **{"tie_embeddings": [True, False], "expert_dim": [0, 10], "experts_per_token": [1, 4]},
+        **{"tie_embeddings": [True, False], "expert_dim": [0, 8], "experts_per_token": [1, 4]},
     }
     for i in range(120):
         options = {name: values[draws.integers(len(values))] for name, values in choices.items()}

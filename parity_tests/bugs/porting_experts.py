@@ -84,8 +84,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dense layers between mixtures ignored",
         EXPERTS,
-        "if config.get(key) not in fine:",
-        "if not config:",
+        'config.get("mlp_only_layers") in (None, [])',
+        "True",
         f"{REFUSED}[some layers without]",
     ),
     Mutation(

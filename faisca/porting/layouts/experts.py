@@ -20,6 +20,8 @@ from faisca.system.tensors import Shape, Tensors
 
 CLASSES = {"mixtral": "MixtralForCausalLM", "olmoe": "OlmoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 """families, and transformers' classes of them"""
+WIDTHS = {"mixtral": "intermediate_size", "olmoe": "intermediate_size", "qwen3_moe": "moe_intermediate_size"}
+"""what an expert's width is called"""
 MIXTRAL = {"gate": "w1", "down": "w2", "up": "w3"}
 """our matrices of an expert, and what Mixtral's folders call them; others': gate_proj and so on"""
 KEYS = llama.KEYS | frozenset(
@@ -27,6 +29,8 @@ KEYS = llama.KEYS | frozenset(
     " mlp_only_layers output_router_logits router_aux_loss_coef router_z_loss_coef hidden_dim".split()
 )
 REFUSED = llama.REFUSED | {"router_jitter_noise": ((None, 0), "our routers have no noise: set it to 0, as in use")}
+WHOLE = 8
+"""transformers' grouped product takes rows of whole 16 bytes alone: so many numbers of two bytes"""
 STACK = re.compile(
     r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)\.(?:experts\.(gate_up|down)_proj|switch_mlp\.(gate|up|down)_proj\.weight)"
 )
@@ -58,15 +62,10 @@ def config(model: ModelConfig) -> dict[str, Any]:
 def read_model(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The families' options as ours."""
     family, values = config["model_type"], llama.read_model(config, source)
-    _check_layers(config, source)
-    if values["head_dim"] and family != "qwen3_moe":
-        raise FaiscaError(f"{source}: head_dim {values['head_dim']} is refused: mlx_lm's {family} has none; {INSTEAD}")
-    if values.get("rope_factor", 1) != 1 and family != "olmoe":
-        raise FaiscaError(f"{source}: a scaled rotation is refused: mlx_lm's {family} leaves it out; {INSTEAD}")
-    width = required(config, "moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size", source)
+    _refuse(config, values, source)
+    width, count = required(config, WIDTHS[family], source), required(config, "num_experts_per_tok", source)
     if family != "qwen3_moe":
         values["hidden_dim"] = config.get("hidden_dim", width)  # nothing is as wide: for the way back
-    count = required(config, "num_experts_per_tok", source)
     if isinstance(weight := config.get("router_aux_loss_coef"), int | float) and isinstance(count, int):
         values["balance_weight"] = float(f"{weight * count:.12g}")
     if "router_z_loss_coef" in config:
@@ -95,6 +94,8 @@ def lacks(model: ModelConfig) -> list[str]:
         "model.normalise_experts False without model.qk_norm": model.normalise_experts or family != "mixtral",
         f"model.head_dim {model.head_dim}": family == "qwen3_moe" or divided,
         f"model.rope_factor {model.rope_factor:g}": family == "olmoe" or model.rope_factor == 1,
+        f"model.expert_dim {model.expert_width} (no multiple of {WHOLE})": not model.expert_width % WHOLE,
+        f"model.dim {model.dim} (no multiple of {WHOLE})": not model.dim % WHOLE,
         "model.attention_bias": not biased or (family == "olmoe" and model.output_bias),
         **llama.of_all(model),
     }
@@ -178,13 +179,21 @@ def _normalised(config: Mapping[str, Any], source: str) -> Any:
     return required(default | config, "norm_topk_prob", source)
 
 
-def _check_layers(config: Mapping[str, Any], source: str) -> None:
-    """All layers are mixtures, or none is ours."""
-    for key, fine in (("decoder_sparse_step", (None, 1)), ("mlp_only_layers", (None, []))):
-        if config.get(key) not in fine:
-            raise FaiscaError(
-                f"{source}: {key} {config[key]!r} is refused: all our layers have experts, or none; {INSTEAD}"
-            )
+def _refuse(config: Mapping[str, Any], values: Mapping[str, Any], source: str) -> None:
+    """Raise a FaiscaError for what our model, or a library, does not compute; `values` are the options of any Llama."""
+    family, layers = config["model_type"], "all our layers have experts, or none"
+    width, scaled = config.get(WIDTHS[family]), values.get("rope_factor", 1) != 1
+    whole = not isinstance(width, int) or width % WHOLE == 0
+    checks = {
+        "decoder_sparse_step": (config.get("decoder_sparse_step") in (None, 1), layers),
+        "mlp_only_layers": (config.get("mlp_only_layers") in (None, []), layers),
+        "head_dim": (family == "qwen3_moe" or not values["head_dim"], f"mlx_lm's {family} has none"),
+        "rope_parameters": (family == "olmoe" or not scaled, f"mlx_lm's {family} does not scale its rotation"),
+        WIDTHS[family]: (whole, f"transformers' experts need multiples of {WHOLE}"),
+    }
+    for key, (fine, meaning) in checks.items():
+        if not fine:
+            raise FaiscaError(f"{source}: {key} {config.get(key)!r} is refused: {meaning}; {INSTEAD}")
 
 
 LAYOUT = Layout("a Mixtral, OLMoE or Qwen3-MoE", config, read_model, places, lacks, zeros, KEYS, REFUSED, named)
