@@ -183,13 +183,13 @@ def _refuse(config: Mapping[str, Any], values: Mapping[str, Any], source: str) -
     """Raise a FaiscaError for what our model, or a library, does not compute; `values` are the options of any Llama."""
     family, layers = config["model_type"], "all our layers have experts, or none"
     width, scaled = config.get(WIDTHS[family]), values.get("rope_factor", 1) != 1
-    whole = not isinstance(width, int) or width % WHOLE == 0
+    whole = all(not isinstance(size, int) or size % WHOLE == 0 for size in (width, values["dim"]))
     checks = {
         "decoder_sparse_step": (config.get("decoder_sparse_step") in (None, 1), layers),
         "mlp_only_layers": (config.get("mlp_only_layers") in (None, []), layers),
         "head_dim": (family == "qwen3_moe" or not values["head_dim"], f"mlx_lm's {family} has none"),
         "rope_parameters": (family == "olmoe" or not scaled, f"mlx_lm's {family} does not scale its rotation"),
-        WIDTHS[family]: (whole, f"transformers' experts need multiples of {WHOLE}"),
+        WIDTHS[family]: (whole, f"transformers' experts need multiples of {WHOLE}, as hidden_size too"),
     }
     for key, (fine, meaning) in checks.items():
         if not fine:
