@@ -38,6 +38,8 @@ LLAMA = {
     "feed_forward_bias": False,
 }
 MIXTURE = LLAMA | {"num_experts": 8, "expert_dim": 176, "experts_per_token": 2}
+OLMOE = LLAMA | {"num_experts": 16, "expert_dim": 64, "experts_per_token": 4, "normalise_experts": False}
+OLMOE |= {"qk_norm": True, "qk_norm_over": "all"}
 # model, stage and run, by what differs from: 2 heads of 64, 4 x as wide within, window 128, float32
 CASES: dict[str, dict[str, Any]] = {
     "spark": {"context": 64, "vocabulary_size": 4096, "num_layers": 4, "batch": 32},
@@ -147,9 +149,10 @@ CASES: dict[str, dict[str, Any]] = {
     "mixture, recomputed": MIXTURE
     | {"vocabulary_size": 4000, "num_layers": 4, "batch": 10, "gradient_checkpointing": True},
     "mixture, micro-batches": MIXTURE | {"vocabulary_size": 5000, "num_layers": 3, "batch": 12, "micro": 4},
-    "olmoe": MIXTURE
-    | {"vocabulary_size": 4000, "num_layers": 3, "batch": 8, "num_experts": 16, "expert_dim": 64}
-    | {"experts_per_token": 4, "normalise_experts": False, "qk_norm": True, "qk_norm_over": "all"},
+    "olmoe": OLMOE | {"vocabulary_size": 4000, "num_layers": 3, "batch": 8},
+    "olmoe, bfloat16": OLMOE | {"vocabulary_size": 4000, "num_layers": 3, "batch": 9, "dtype": "bfloat16"},
+    "olmoe, recomputed": OLMOE
+    | {"vocabulary_size": 3000, "num_layers": 3, "batch": 10, "gradient_checkpointing": True},
     "shared expert": MIXTURE
     | {"vocabulary_size": 4000, "num_layers": 3, "batch": 8, "num_experts": 4, "expert_dim": 200}
     | {"experts_per_token": 1, "shared_expert_dim": 150},

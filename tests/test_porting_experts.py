@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import small_sentencepiece as small
 from small_families import FAMILIES, MIXTURES, family_folder
 from small_models import TWINS, open_twin, read_lines
 from small_ports import complaint, edit_json, same_model, small_run, small_tokenizer, torch, transformers
@@ -173,6 +174,16 @@ def test_a_half_is_verified(tmp_path, tokenizer):
     folder = family_folder(tmp_path / "in", "mixtral", tokenizer)
     done = port(folder, tmp_path / "out", "hf", dtype="bfloat16")
     assert [row.library for row in done.comparisons] == ["transformers", "mlx_lm"]
+
+
+@pytest.mark.parametrize(("family", "style"), [("mixtral", "mistral"), ("olmoe", "unigram"), ("qwen3_moe", "llama 2")])
+def test_tokenizers_of_other_kinds_travel(tmp_path, tokenizer, family, style):
+    kind = {"vocab_size": small.TOKENS, "bos_token_id": 1, "eos_token_id": 2}
+    folder = small.write(family_folder(tmp_path / "in", family, tokenizer, **kind), small.files(style))
+    port(folder, tmp_path / "run", "faisca", verify=False)
+    done = port(tmp_path / "run", tmp_path / "out", "hf")
+    assert [(row.library, row.equal_texts) for row in done.comparisons] == [("transformers", 9), ("mlx_lm", 9)]
+    same_model(read_source(folder), read_source(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", TWINS)

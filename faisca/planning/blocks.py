@@ -74,8 +74,10 @@ def mlx_block(load: Load) -> float:
     # Both norms' results, queries, keys, values, what is made anew of them, the scaled and the attended, with copies.
     between = (2 + (2 if load.dropout else 0)) * D + load.projected + load.changed + MLX_ATTENDED * HK
     head_norms = MLX_HEAD_NORMS * FLOAT * load.changed if load.model.qk_norm else 0
+    between += load.projected if load.model.qk_norm_over == "all" else 0  # what is normed is put together anew
     feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.hidden
-    feed_forward += 2 * width * load.rows_of_experts
+    # What experts read, and what their weights multiply: those are float32, and so is then a copy of that.
+    feed_forward += (2 * width + (FLOAT if load.narrow else 0)) * load.rows_of_experts
     stream = FLOAT * MLX_STREAM * D
     return load.tokens * (stream + width * between + head_norms + feed_forward) + _mlx_scores(load)
 
