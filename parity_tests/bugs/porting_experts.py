@@ -21,8 +21,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "an expert goes out as the one before it",
         LAYOUT,
-        "return ours[self.names.index(name)]",
-        "return ours[self.names.index(name) - 1]",
+        "ours[self.names.index(name)]",
+        "ours[self.names.index(name) - 1]",
         f"{OUT}[qwen3_moe]",
     ),
     Mutation(

@@ -82,7 +82,8 @@ class Place:
     def write(self, name: str, ours: np.ndarray) -> np.ndarray:
         """Their array `name` of ours."""
         if self.stacked:
-            return ours[self.names.index(name)]
+            matrix: np.ndarray = ours[self.names.index(name)]
+            return matrix
         if len(self.names) > 1:
             i = self.names.index(name)
             start = sum(self.rows[:i])
