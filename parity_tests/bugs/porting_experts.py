@@ -10,6 +10,7 @@ REFUSED, HOMELESS = (
     f"{TESTS}test_what_we_do_not_compute_is_refused_by_name",
     f"{TESTS}test_a_mixture_that_no_family_computes_does_not_go_out_but_to_weights",
 )
+CLASSES = "parity_tests/test_02_forward.py::test_logits_against_hugging_faces_own_classes"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "w1 and w3 swapped",
@@ -61,11 +62,18 @@ BUGS: tuple[Mutation, ...] = (
         f"{OUT}[olmoe]",
     ),
     Mutation(
-        "OLMoE's norms of each head",
-        EXPERTS,
-        '"qk_norm_over": "all" if family == "olmoe" else "head"',
-        '"qk_norm_over": "head"',
-        f"{TESTS}test_olmoe_has_norms_of_all_heads",
+        "torch: OLMoE's values normalised as its keys",
+        "faisca_torch/model.py",
+        "self.key_norm(key), value), dim=2)",
+        "self.key_norm(key), self.key_norm(value)), dim=2)",
+        f"{CLASSES}[torch-cpu-OLMoE]",
+    ),
+    Mutation(
+        "MLX: OLMoE's keys not normalised",
+        "faisca_mlx/model.py",
+        "self.key_norm(key), value], axis=2)",
+        "key, value], axis=2)",
+        f"{CLASSES}[mlx-cpu-OLMoE]",
     ),
     Mutation(
         "experts in the router transposed",

@@ -176,7 +176,7 @@ def _experts(config: Mapping[str, Any], source: str) -> Any:
 def _normalised(config: Mapping[str, Any], source: str) -> Any:
     """OLMoE's are not, where nothing says it; for Qwen's, libraries differ."""
     default = {"norm_topk_prob": False} if config["model_type"] == "olmoe" else {}
-    return required(default | config, "norm_topk_prob", source)
+    return required({**default, **config}, "norm_topk_prob", source)
 
 
 def _refuse(config: Mapping[str, Any], values: Mapping[str, Any], source: str) -> None:
