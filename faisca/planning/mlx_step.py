@@ -19,7 +19,7 @@ POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
 """the same in GRPO's log-probabilities, with residual streams"""
 SQUEEZED, SQUEEZED_POLICY = 4.4, 6.4
 """and chunks more with a soft cap: tanh, the squeezed logits, the slope, and the slope's product"""
-RECOMPUTED = (7.0, 9.4, 3.5, 3.0)
+RECOMPUTED = (7.0, 9.4, 3.5, 5.0)
 """arrays [N, D], [N, F], [N, H·T] and, with experts, [N, S·D] of blocks computed again, two or three at once"""
 
 
