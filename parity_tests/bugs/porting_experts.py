@@ -117,4 +117,11 @@ BUGS: tuple[Mutation, ...] = (
         "if name:",
         f"{TESTS}test_a_stack_is_read_once_for_all_of_its_experts",
     ),
+    Mutation(
+        "what transformers does not find, drawn at random",
+        "faisca_torch/interop.py",
+        'if missing := sorted(found["missing_keys"]):',
+        "if missing := []:",
+        f"{TESTS}test_stacks_of_both_libraries_come_in[mixtral-mlx_lm]",
+    ),
 )
