@@ -114,7 +114,8 @@ def _attention(name: str, config: ModelConfig) -> dict[str, Parameter]:
     fused = _normal(config.initial_range) if config.initial_range else _xavier_uniform
     rows = _linear(f"{name}.in_proj", all_heads * width, inputs, fused, _zeros if config.attention_bias else None)
     if config.qk_norm:
-        rows |= {f"{name}.{norm}.weight": Parameter((width,), _ones) for norm in ("query_norm", "key_norm")}
+        normed = zip(("query_norm", "key_norm"), config.qk_norm_widths, strict=True)
+        rows |= {f"{name}.{norm}.weight": Parameter((numbers,), _ones) for norm, numbers in normed}
     output = _matrix(config, heads * width)
     return rows | _linear(f"{name}.out_proj", inputs, heads * width, output, _zeros if config.output_bias else None)
 

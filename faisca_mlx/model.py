@@ -90,16 +90,19 @@ class Attention(nn.Module):
         self.in_proj = Linear(config.dim, heads * config.head_width, bias=config.attention_bias)
         self.out_proj = Linear(config.num_heads * config.head_width, config.dim, bias=config.output_bias)
         if config.qk_norm:
-            self.query_norm = Norm("rms", config.head_width, config, runtime)
-            self.key_norm = Norm("rms", config.head_width, config, runtime)
+            self.query_norm, self.key_norm = (Norm("rms", width, config, runtime) for width in config.qk_norm_widths)
         self.dropout = _Dropout(config.attention_dropout)
 
     def __call__(self, x_BTD: mx.array, rotation: Rotation | None, cache: Cache, random_key: RandomKey) -> mx.array:
         H, G = self.config.num_heads, self.config.kv_heads
         # One product for queries, keys and values, then heads as a dimension of the batch.
-        all_heads = mx.unflatten(self.in_proj(x_BTD), 2, (H + 2 * G, -1)).swapaxes(1, 2)
+        product = self.in_proj(x_BTD)
+        if self.config.qk_norm_over == "all":
+            query, key, value = mx.split(product, np.cumsum(self.config.qk_norm_widths).tolist(), axis=2)
+            product = mx.concatenate([self.query_norm(query), self.key_norm(key), value], axis=2)
+        all_heads = mx.unflatten(product, 2, (H + 2 * G, -1)).swapaxes(1, 2)
         query_BHTK, key_BGTK, value_BGTK = mx.split(all_heads, [H, H + G], axis=1)
-        if self.config.qk_norm:
+        if self.config.qk_norm and self.config.qk_norm_over == "head":
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
         if rotation is not None:
             query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
@@ -110,15 +113,14 @@ class Attention(nn.Module):
 
     def attend(self, query_BHTK: mx.array, key_BGTK: mx.array, value_BGTK: mx.array, random_key: RandomKey) -> mx.array:
         """softmax(query · key / √K) · value over the positions up to each query's own."""
-        T, scale = query_BHTK.shape[2], self.config.head_width**-0.5
+        (_, H, T, K), G = query_BHTK.shape, key_BGTK.shape[1]
         dropped = self.training and self.config.attention_dropout > 0  # the fused kernel has no dropout
         if self.runtime.attention == "fused" and not dropped:
             mask = "causal" if T > 1 else None  # a single position may see all that came before
-            return mx.fast.scaled_dot_product_attention(query_BHTK, key_BGTK, value_BGTK, scale=scale, mask=mask)
-        shared_by = self.config.num_heads // self.config.kv_heads
-        key_BHTK, value_BHTK = (mx.repeat(heads, shared_by, axis=1) for heads in (key_BGTK, value_BGTK))
+            return mx.fast.scaled_dot_product_attention(query_BHTK, key_BGTK, value_BGTK, scale=K**-0.5, mask=mask)
+        key_BHTK, value_BHTK = (mx.repeat(heads, H // G, axis=1) for heads in (key_BGTK, value_BGTK))
         later_TT = nn.MultiHeadAttention.create_additive_causal_mask(T)
-        scores_BHTT = ((scale * query_BHTK) @ key_BHTK.swapaxes(2, 3)).astype(mx.float32) + later_TT
+        scores_BHTT = ((K**-0.5 * query_BHTK) @ key_BHTK.swapaxes(2, 3)).astype(mx.float32) + later_TT
         shares_BHTT = mx.softmax(scores_BHTT, axis=-1).astype(value_BHTK.dtype)
         return self.dropout(shares_BHTT, random_key) @ value_BHTK
 

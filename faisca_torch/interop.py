@@ -33,9 +33,12 @@ class Exported:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )  # in evaluation mode already
+        self.model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # it draws what it does not find, and only warns
+            raise KeyError(f"{missing[0]} is missing")
         said = (self.tokenizer.eos_token_id, self.model.config.eos_token_id, self.model.generation_config.eos_token_id)
         self.end_of_text_ids = sorted({-1 if stop is None else stop for ids in said for stop in _listed(ids)})
 

@@ -71,14 +71,17 @@ class Attention(nn.Module):
         self.in_proj = Linear(config.dim, sum(self.heads) * config.head_width, bias=config.attention_bias)
         self.out_proj = Linear(config.num_heads * config.head_width, config.dim, bias=config.output_bias)
         if config.qk_norm:
-            self.query_norm = Norm("rms", config.head_width, config, runtime)
-            self.key_norm = Norm("rms", config.head_width, config, runtime)
+            self.query_norm, self.key_norm = (Norm("rms", width, config, runtime) for width in config.qk_norm_widths)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
         # One product for queries, keys and values, then heads as a dimension of the batch.
-        all_heads = self.in_proj(x_BTD).unflatten(2, (-1, self.config.head_width)).transpose(1, 2)
+        product = self.in_proj(x_BTD)
+        if self.config.qk_norm_over == "all":
+            query, key, value = product.split([heads * self.config.head_width for heads in self.heads], dim=2)
+            product = torch.cat((self.query_norm(query), self.key_norm(key), value), dim=2)
+        all_heads = product.unflatten(2, (-1, self.config.head_width)).transpose(1, 2)
         query_BHTK, key_BGTK, value_BGTK = all_heads.split(self.heads, dim=1)
-        if self.config.qk_norm:
+        if self.config.qk_norm and self.config.qk_norm_over == "head":
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
         if rotation is not None:
             query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)

@@ -146,6 +146,8 @@ MODERN: list[dict[str, Any]] = [
     {"activation": "relu2"},
     {"num_heads": 6, "num_kv_heads": 3},
     {"qk_norm": True},
+    LLAMA | {"qk_norm": True, "qk_norm_over": "all", "head_dim": 10},
+    {"qk_norm": True, "qk_norm_over": "all", "attention_bias": True},
     {"logit_soft_cap": 2.0},
     LLAMA | {"logit_soft_cap": 5.0, "tie_embeddings": True},
     {"head_dim": 5, "attention_output_bias": "on"},

@@ -144,9 +144,9 @@ class Reference:
         (B, T, _), K = x.shape, self.config.head_width
         qkv, back_in = self._linear(x, f"{name}.in_proj")
         parts = np.split(qkv, [H * K, (H + G) * K], axis=-1)
-        query, key, value = (part.reshape(B, T, -1, K).swapaxes(1, 2) for part in parts)
-        query, back_query = self._placed(query, f"{name}.query_norm")
-        key, back_key = self._placed(key, f"{name}.key_norm")
+        query, back_query = self._placed(parts[0], f"{name}.query_norm")
+        key, back_key = self._placed(parts[1], f"{name}.key_norm")
+        value = parts[2].reshape(B, T, G, K).swapaxes(1, 2)
         key, value = (np.repeat(heads, H // G, axis=1) for heads in (key, value))
         scores = np.where(np.tril(np.ones((T, T), bool)), query @ key.swapaxes(2, 3) / math.sqrt(K), -np.inf)
         shares = np.exp(log_softmax(scores))
@@ -161,18 +161,21 @@ class Reference:
             d_shares = d @ value.swapaxes(2, 3)
             d_scores = shares * (d_shares - (d_shares * shares).sum(-1, keepdims=True)) / math.sqrt(K)
             d_query, d_key = back_query(d_scores @ key), back_key(of_groups(d_scores.swapaxes(2, 3) @ query))
-            parts = (d_query, d_key, of_groups(shares.swapaxes(2, 3) @ d))
-            return back_in(np.concatenate([part.swapaxes(1, 2).reshape(B, T, -1) for part in parts], axis=-1))
+            parts = (d_query, d_key, of_groups(shares.swapaxes(2, 3) @ d).swapaxes(1, 2))
+            return back_in(np.concatenate([part.reshape(B, T, -1) for part in parts], axis=-1))
 
         return out, back
 
     def _placed(self, x: Array, norm: str) -> Layer:
-        """Queries or keys [B, heads, T, K], normalised and turned, where the model does so."""
-        x, back_norm = self._norm(x, norm, "rms") if self.config.qk_norm else (x, lambda d: d)
+        """Queries or keys [B, T, heads · K] as [B, heads, T, K], normalised and turned, where the model does so."""
+        split = (*x.shape[:2], -1, self.config.head_width)
+        rows = x if self.config.qk_norm_over == "all" else x.reshape(split)
+        normed, back_norm = self._norm(rows, norm, "rms") if self.config.qk_norm else (rows, lambda d: d)
+        heads = normed.reshape(split).swapaxes(1, 2)
         if self.config.positions == "learned":
-            return x, back_norm
-        turn = np.exp(1j * np.arange(x.shape[2])[:, None] * frequencies(self.config))
-        return turned(x, turn), lambda d: back_norm(turned(d, turn.conj()))
+            return heads, lambda d: back_norm(d.swapaxes(1, 2).reshape(rows.shape))
+        turn = np.exp(1j * np.arange(x.shape[1])[:, None] * frequencies(self.config))
+        return turned(heads, turn), lambda d: back_norm(turned(d, turn.conj()).swapaxes(1, 2).reshape(rows.shape))
 
     def _feed_forward(self, x: Array, name: str, expert: Any = ()) -> Layer:
         kind = self.config.activation

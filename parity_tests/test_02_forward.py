@@ -21,6 +21,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen2.5": LLAMA | {"family": "Qwen2", "attention_bias": True, "attention_output_bias": "off"},
     "Qwen3": LLAMA | {"family": "Qwen3", "qk_norm": True, "head_dim": 10},
     "Mixtral": LLAMA | MIXTURE | {"family": "Mixtral", "expert_dim": 0},
+    "OLMoE": LLAMA
+    | MIXTURE
+    | {"family": "Olmoe", "qk_norm": True, "qk_norm_over": "all", "expert_dim": 0, "normalise_experts": False},
+    "OLMoE, normalised": LLAMA
+    | MIXTURE
+    | {"family": "Olmoe", "qk_norm": True, "qk_norm_over": "all", "expert_dim": 0, "num_kv_heads": 0},
     "Qwen3-MoE": LLAMA
     | MIXTURE
     | {"family": "Qwen3Moe", "qk_norm": True, "expert_dim": 16, "normalise_experts": False},
@@ -129,7 +135,7 @@ def hugging_face_weights(case: Case) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("options", FAMILIES.values(), ids=FAMILIES)
 def test_logits_against_hugging_faces_own_classes(twin: Twin, options: dict):
-    """Llama 3, Qwen2.5 and Qwen3 as `transformers` computes them, with our weights."""
+    """Llama 3, Qwen2.5, Qwen3 and mixtures as `transformers` computes them, with our weights."""
     transformers = pytest.importorskip("transformers", reason="transformers, the third oracle, is not installed")
     family, options = options["family"], {k: v for k, v in options.items() if k != "family"}
     case = make_case(**options)
@@ -162,7 +168,7 @@ def test_logits_against_hugging_faces_own_classes(twin: Twin, options: dict):
 
 
 def their_experts(config: ModelConfig) -> dict[str, Any]:
-    """What configurations of Mixtral and Qwen3-MoE call our options of experts."""
+    """What configurations of Mixtral, OLMoE and Qwen3-MoE call our options of experts."""
     if not config.num_experts:
         return {}
     return {

@@ -40,6 +40,7 @@ def architectures(draw: Any) -> dict[str, Any]:
     groups, shared_by = of(1, 2, 3), of(1, 2, 4)
     options: dict[str, Any] = {"num_heads": groups * shared_by, "num_kv_heads": groups if shared_by > 1 else 0}
     options |= {"positions": of("learned", "rope"), "norm": of("layer", "rms"), "qk_norm": of(False, True)}
+    options |= {"qk_norm_over": of("head", "all")} if options["qk_norm"] else {}
     options |= {"activation": of("gelu", "gelu_tanh", "swiglu", "relu2"), "tie_embeddings": of(False, True)}
     options |= {"attention_bias": of(False, True), "attention_output_bias": of("auto", "on", "off")}
     options |= {"feed_forward_bias": of(False, True), "norm_epsilon": of(1e-6, 1e-5, 1e-2)}

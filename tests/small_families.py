@@ -21,6 +21,7 @@ LLAMA3 = {
     **{"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "original_max_position_embeddings": 16,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 FAMILIES = {
     "llama": ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}),
     "llama 3": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 8}),
@@ -29,8 +30,15 @@ FAMILIES = {
     "mistral, a wide window": ("Mistral", {"sliding_window": 48}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen3": ("Qwen3", {"head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "mixtral, tied": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "tie_word_embeddings": True}),
+    "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 3}),
+    "olmoe, normalised": ("Olmoe", EXPERTS | {"norm_topk_prob": True, "tie_word_embeddings": True}),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS | {"moe_intermediate_size": 16, "head_dim": 10}),
+    "qwen3_moe, as wide": ("Qwen3Moe", EXPERTS | {"moe_intermediate_size": 40, "norm_topk_prob": True, "head_dim": 6}),
 }
 """transformers' class, and what is special about each"""
+MIXTURES = ("mixtral", "olmoe", "qwen3_moe")
 KINDS = ("one file", "shards", "pickle", "pickled shards")
 
 

@@ -59,6 +59,7 @@ def test_presets_are_there_and_say_what_they_are_for():
         ({"num_experts": 2, "experts_per_token": 3, "feed_forward_bias": False}, "try --model.experts-per-token 2"),
         ({"num_experts": 4}, "add --model.no-feed-forward-bias"),
         ({"expert_dim": 9}, "add --model.num-experts 8"),
+        ({"qk_norm_over": "all"}, "model.qk_norm_over all means nothing without model.qk_norm: add --model.qk-norm"),
         ({"normalise_experts": False}, "model.normalise_experts False means nothing without experts"),
     ],
 )

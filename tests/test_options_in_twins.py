@@ -76,6 +76,8 @@ def test_a_model_option_reaches_the_twins_arithmetic(twin: Backend, name: str) -
     model = dataclasses.replace(SMALL, **STRETCHED) if name.startswith("rope") else SMALL
     if name in EXPERTS:
         model = dataclasses.replace(SMALL, **MIXTURE)
+    elif name == "qk_norm_over":
+        model = dataclasses.replace(SMALL, qk_norm=True)
     elif name == "num_experts":  # experts have no biases
         model = dataclasses.replace(SMALL, feed_forward_bias=False)
     base = getattr(model, name)

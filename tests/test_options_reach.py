@@ -183,6 +183,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
         for name in ("tie_embeddings", "attention_bias", "feed_forward_bias", "qk_norm", "norm", "positions")
     },
     "model.num_kv_heads": (1, shapes),
+    "model.qk_norm_over": (None, in_config("make_model", "qk_norm_over")),
     **{f"model.{name}": (5, shapes) for name in ("num_experts", "expert_dim", "shared_expert_dim")},
     **{
         f"model.{name}": (value, in_config("make_model", name))
@@ -258,6 +259,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
 BESIDE: dict[str, dict[str, Any]] = {
     **{name: {"model.positions": "rope"} for name in ROTARY},
     "model.num_kv_heads": {"model.num_heads": 2},
+    "model.qk_norm_over": {"model.qk_norm": True},
     "model.num_experts": {"model.feed_forward_bias": False},
     **{f"model.{name}": {"model.feed_forward_bias": False, "model.num_experts": 4} for name in EXPERTS},
     "data.language": TONGUES,

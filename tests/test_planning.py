@@ -37,6 +37,9 @@ LLAMA = {
     "tie_embeddings": True,
     "feed_forward_bias": False,
 }
+MIXTURE = LLAMA | {"num_experts": 8, "expert_dim": 176, "experts_per_token": 2}
+OLMOE = LLAMA | {"num_experts": 16, "expert_dim": 64, "experts_per_token": 4, "normalise_experts": False}
+OLMOE |= {"qk_norm": True, "qk_norm_over": "all"}
 # model, stage and run, by what differs from: 2 heads of 64, 4 x as wide within, window 128, float32
 CASES: dict[str, dict[str, Any]] = {
     "spark": {"context": 64, "vocabulary_size": 4096, "num_layers": 4, "batch": 32},
@@ -139,9 +142,23 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "llama, reinforced, micro-batches": LLAMA
     | {"vocabulary_size": 8192, "num_layers": 4, "stage": "grpo", "context": 80, "batch": 12, "micro": 6},
+    "mixture": MIXTURE | {"vocabulary_size": 4096, "num_layers": 4, "batch": 8},
+    "mixture, reinforced": MIXTURE
+    | {"vocabulary_size": 8192, "num_layers": 3, "stage": "grpo", "context": 80, "batch": 12},
+    "mixture, bfloat16": MIXTURE | {"vocabulary_size": 4096, "num_layers": 3, "batch": 8, "dtype": "bfloat16"},
+    "mixture, recomputed": MIXTURE
+    | {"vocabulary_size": 4000, "num_layers": 4, "batch": 10, "gradient_checkpointing": True},
+    "mixture, micro-batches": MIXTURE | {"vocabulary_size": 5000, "num_layers": 3, "batch": 12, "micro": 4},
+    "olmoe": OLMOE | {"vocabulary_size": 4000, "num_layers": 3, "batch": 8},
+    "olmoe, bfloat16": OLMOE | {"vocabulary_size": 4000, "num_layers": 3, "batch": 9, "dtype": "bfloat16"},
+    "olmoe, recomputed": OLMOE
+    | {"vocabulary_size": 3000, "num_layers": 3, "batch": 10, "gradient_checkpointing": True},
+    "shared expert": MIXTURE
+    | {"vocabulary_size": 4000, "num_layers": 3, "batch": 8, "num_experts": 4, "expert_dim": 200}
+    | {"experts_per_token": 1, "shared_expert_dim": 150},
     "squared": {"vocabulary_size": 4000, "num_layers": 4, "batch": 9, "activation": "relu2", "positions": "rope"},
 }
-QUICK = [*list(CASES)[:4], "llama", "llama, reinforced", "reinforced, micro-batches", "grouped, explicit"]
+QUICK = [*list(CASES)[:4], "llama", "llama, reinforced", "reinforced, micro-batches", "grouped, explicit", "mixture"]
 
 
 def parameters_of_cases() -> list[Any]:

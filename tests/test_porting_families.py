@@ -1,4 +1,4 @@
-"""Porting: Llama, Mistral, Qwen2.5 and Qwen3, in and out, in every dtype and kind of file. Refusals of theirs too."""
+"""Porting: Llama and its kin, mixtures of experts too, in and out, in every dtype and kind of file; and refusals."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
-from small_families import FAMILIES, KINDS, LLAMA3, family_folder
+from small_families import FAMILIES, KINDS, LLAMA3, MIXTURES, family_folder
 from small_ports import complaint, edit_json, same_model, small_run, small_tokenizer, torch, transformers
 
 import faisca
@@ -27,6 +27,7 @@ pytest.importorskip("mlx_lm", reason="mlx_lm is missing")
 pytestmark = pytest.mark.xdist_group("families")
 
 WRITTEN = {"llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "qwen3"}
+WRITTEN |= {family: family for family in MIXTURES}
 """the family that each goes out as, with a tokenizer of ours"""
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -408,6 +409,8 @@ HOMELESS = {
     "Llama without a gate": ({**LLAMA, "activation": "gelu"}, "a Llama or Qwen has not model.activation gelu"),
     "an output's bias alone": ({**LLAMA, "attention_output_bias": "on"}, "attention_output_bias without"),
     "Llama with another width": ({**LLAMA, "num_heads": 3, "head_dim": 8}, "model.head_dim 8"),
+    "a soft cap": ({**LLAMA, "logit_soft_cap": 30.0}, "model.logit_soft_cap 30"),
+    "all heads' norm without experts": ({**LLAMA, "qk_norm": True, "qk_norm_over": "all"}, "model.qk_norm_over all"),
     "Qwen3 with biases": ({**LLAMA, "qk_norm": True, "attention_bias": True}, "attention_bias with model.qk_norm"),
 }
 

@@ -60,6 +60,8 @@ class ModelConfig:
     """the context before the stretching"""
     qk_norm: bool = False
     """RMSNorm of each query and key, before they are turned, as Qwen3 has"""
+    qk_norm_over: Literal["head", "all"] = "head"
+    """what that norm is over: a head, as Qwen3's, or all heads of a position together, as OLMoE's"""
     activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "gelu"
     """exact (erf) GELU; GPT-2's tanh approximation; SiLU of a gate, as Llama has; or the square of ReLU"""
     tie_embeddings: bool = False
@@ -86,6 +88,12 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def qk_norm_widths(self) -> tuple[int, int]:
+        """Widths of the norms of queries and of keys."""
+        heads, groups = (self.num_heads, self.kv_heads) if self.qk_norm_over == "all" else (1, 1)
+        return heads * self.head_width, groups * self.head_width
 
     @property
     def expert_width(self) -> int:

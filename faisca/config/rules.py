@@ -26,6 +26,8 @@ def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
             f"model.num_kv_heads {model.num_kv_heads} does not divide model.num_heads {model.num_heads}: "
             f"try --model.num-kv-heads {fitting}"
         )
+    if model.qk_norm_over == "all" and not model.qk_norm:
+        raise FaiscaError("model.qk_norm_over all means nothing without model.qk_norm: add --model.qk-norm")
     check_positions(model)
     check_experts(model)
     if tokenizer.kind == "bpe" and tokenizer.vocabulary_size < 257:

@@ -28,9 +28,19 @@ def torch_block(load: Load) -> float:
     norm = FLOAT * (2 * D + 1 if load.model.norm == "rms" else D + 2)
     feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.hidden
     feed_forward += 2 * width * load.rows_of_experts  # what experts read, and what their weights multiply
+    feed_forward += _torch_router(load)
     masks = 2 * width * D if load.dropout else 0
     results = 2 * width * D  # of both norms, which the products read
     return load.tokens * (2 * norm + results + feed_forward + masks + _torch_attention(load))
+
+
+def _torch_router(load: Load) -> float:
+    """Bytes a token: what softmax and losses keep of logits, a copy in float32, and the places of its choices."""
+    model = load.model
+    if not model.num_experts:
+        return 0
+    copy = FLOAT * model.dim if load.narrow else 0
+    return FLOAT * model.num_experts * (2 if load.policy else 7) + 36 * model.experts_per_token + copy
 
 
 def _torch_attention(load: Load) -> float:
@@ -53,6 +63,7 @@ def _torch_head_norms(load: Load, product_kept: bool) -> float:
     """Bytes a token of the norms of queries and keys: what they read, unless it is kept anyway, and as in a block's."""
     if not load.model.qk_norm:
         return 0
+    product_kept = product_kept and load.model.qk_norm_over == "head"  # of all heads, what is normed is a new product
     read = FLOAT * load.changed if load.narrow else (0 if product_kept else FLOAT * load.projected)
     return read + FLOAT * (load.changed + load.model.num_heads + load.model.kv_heads)
 
@@ -63,8 +74,10 @@ def mlx_block(load: Load) -> float:
     # Both norms' results, queries, keys, values, what is made anew of them, the scaled and the attended, with copies.
     between = (2 + (2 if load.dropout else 0)) * D + load.projected + load.changed + MLX_ATTENDED * HK
     head_norms = MLX_HEAD_NORMS * FLOAT * load.changed if load.model.qk_norm else 0
+    between += load.projected if load.model.qk_norm_over == "all" else 0  # what is normed is put together anew
     feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.hidden
-    feed_forward += 2 * width * load.rows_of_experts
+    # What experts read, and what their weights multiply: those are float32, and so is then a copy of that.
+    feed_forward += (2 * width + (FLOAT if load.narrow else 0)) * load.rows_of_experts
     stream = FLOAT * MLX_STREAM * D
     return load.tokens * (stream + width * between + head_norms + feed_forward) + _mlx_scores(load)
 

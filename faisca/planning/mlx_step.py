@@ -19,8 +19,8 @@ POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
 """the same in GRPO's log-probabilities, with residual streams"""
 SQUEEZED, SQUEEZED_POLICY = 4.4, 6.4
 """and chunks more with a soft cap: tanh, the squeezed logits, the slope, and the slope's product"""
-RECOMPUTED = (7.0, 9.4, 3.5)
-"""arrays [N, D], [N, F] and [N, H·T] of the blocks that checkpointing computes again, two or three at a time"""
+RECOMPUTED = (7.0, 9.4, 3.5, 5.0)
+"""arrays [N, D], [N, F], [N, H·T] and, with experts, [N, S·D] of blocks computed again, two or three at once"""
 
 
 def mlx_moments(load: Load) -> Moments:
@@ -75,11 +75,11 @@ def _policy_moments(load: Load, saved: float, half: float) -> Moments:
 
 def _again(load: Load, half: float) -> float:
     """Blocks that are computed again, and their gradients, which wait until the norm of all is known."""
-    streams, hidden, scores = RECOMPUTED
+    streams, hidden, scores, rows = RECOMPUTED
     side_by_side = min(1.0, (load.model.num_layers + 1) / 3)  # a single block has none beside it
     attention = load.width * load.tokens * load.model.num_heads * load.length
     attention *= scores * (1.5 if load.attention_dropout else 1)
-    activation = load.width * load.tokens * load.hidden
-    blocks = streams * half * load.stream + hidden * activation + attention
+    between = load.width * load.tokens * (hidden * load.hidden + rows * load.rows_of_experts)
+    blocks = streams * half * load.stream + between + attention
     # Where gradients of an earlier micro-batch wait, new ones join them as they come.
     return side_by_side * blocks + (0 if load.accumulates else FLOAT * load.matrices)

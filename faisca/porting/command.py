@@ -57,9 +57,9 @@ def port(argv: list[str]) -> int:
     greedy tokens, end of text, tokenizer. A target that differs is removed.
 
     Hugging Face folders come in as GPT-2, Llama (SmolLM2, TinyLlama), Mistral
-    without a sliding window, Qwen2.5 or Qwen3. What such a folder has and our
-    model does not compute is refused by name. A model goes out as the family
-    that computes it.
+    without a sliding window, Qwen2.5 or Qwen3, and as mixtures of experts:
+    Mixtral, OLMoE or Qwen3-MoE. What such a folder has and our model does not
+    compute is refused by name. A model goes out as the family that computes it.
 
     examples:
       faisca port runs/spark spark-hf --to hf

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from faisca.config import ModelConfig
 from faisca.data.byte_level import END_OF_TEXT
 from faisca.data.json_encoding import JsonEncoding, json_file
 from faisca.data.tokenizer import Tokenizer
@@ -69,8 +70,7 @@ def model_card(portable: Portable) -> str:
         prompt=f"{END_OF_TEXT}Presidente" if portable.tokenizer.kind != "json" else "The",
         begin=BEGIN.format(end_of_text=END_OF_TEXT) if portable.tokenizer.kind != "json" else "",
         parameters=f"{count_parameters(model):,}",
-        blocks=model.num_layers,
-        dim=model.dim,
+        blocks=f"{model.num_layers} blocks of width {model.dim}{_experts(model)}",
         context=model.context,
         tokens=f"{portable.tokenizer.vocabulary_size:,}",
         vocabulary="vocabulary" if portable.tokenizer.kind == "json" else "byte-level BPE",
@@ -79,6 +79,11 @@ def model_card(portable: Portable) -> str:
         trust=trust,
         reason=TRUST if trust else "",
     )
+
+
+def _experts(model: ModelConfig) -> str:
+    count = f" with {model.num_experts} experts each, of which a token goes through {model.experts_per_token}"
+    return count if model.num_experts else ""
 
 
 def _training(portable: Portable) -> str:
@@ -169,7 +174,7 @@ tags: [{tag}, mlx, faisca]
 
 # {title}
 
-A {kind}-style decoder with {parameters} parameters: {blocks} blocks of width {dim}, a context of {context} tokens, and
+A {kind}-style decoder with {parameters} parameters: {blocks}, a context of {context} tokens, and
 a {vocabulary} of {tokens} tokens. Trained and exported with Faísca MLX; an educational model, not a source of facts.
 
 ## Training

@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, weights and tokenizer, in both directions; layouts: `gpt2.py`, `llama.py`."""
+"""Hugging Face folders: config.json, weights and tokenizer, in both directions; `layouts/` has the families'."""
 
 import json
 import re
@@ -22,20 +22,20 @@ from faisca.porting.formats import (
     read_json,
     read_tokenizer,
 )
-from faisca.porting.layouts import gpt2, layout, llama
-from faisca.porting.layouts.layout import Layout, check_config
+from faisca.porting.layouts import experts, gpt2, layout, llama
+from faisca.porting.layouts.layout import HEAD, Layout, check_config
 from faisca.porting.libraries import convert_tokenizer
 from faisca.porting.weight_files import read_file
 from faisca.system.tensors import Tensors
 from faisca.text import json_text
 
 LAYOUTS = {"gpt2": gpt2.LAYOUT} | dict.fromkeys(llama.FAMILIES, llama.LAYOUT) | {"llama": llama.PLAIN}
+LAYOUTS |= dict.fromkeys(experts.CLASSES, experts.LAYOUT)
 """by model_type"""
 MODEL_FILE = Path(__file__).parents[2] / "faisca_mlx" / "exported" / "faisca_gpt2.py"
 """for mlx-lm to import from a folder that its own GPT-2 cannot compute: a user then says --trust-remote-code"""
 TRAINING_FILE = "faisca.json"
 """what is known of the training, for the way back"""
-HEAD = "lm_head.weight"
 BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 """causal masks and frequencies that older folders hold"""
 
@@ -50,7 +50,7 @@ def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
     check_training(training, folder / TRAINING_FILE)
     options = {"tie_embeddings": HEAD not in theirs, **found.read_model(config, source)}
     model = model_config(options | {"initial_range": config.get("initializer_range", 0.0)}, source)
-    theirs = _one_head(_prefixed(theirs, found, model), found, model, folder)
+    theirs = _one_head(found.named(theirs, model), found, model, folder)
     tokenizer, converted = _read_tokenizer(folder, config, tokenizer_json)
     return Portable(
         format="hf",
@@ -67,7 +67,7 @@ def read_folder(folder: Path, tokenizer_json: Path | None = None) -> Portable:
 def layout_of(portable: Portable) -> Layout:
     """The layout that a model goes out as; a FaiscaError names the options that no family has together."""
     model, lacking = portable.model, dict[str, list[str]]()
-    for found in (gpt2.LAYOUT, llama.LAYOUT, llama.PLAIN):
+    for found in (experts.LAYOUT,) if model.num_experts else (gpt2.LAYOUT, llama.LAYOUT, llama.PLAIN):
         lacking[found.name] = found.lacks(model)
         if lacking[found.name]:
             continue
@@ -121,19 +121,6 @@ def _layout_of(config: Mapping[str, Any], source: str) -> Layout:
             "options; port a folder of such a kind, or use this one with transformers or mlx_lm"
         )
     return LAYOUTS[kind]
-
-
-def _prefixed(theirs: Tensors, found: Layout, model: ModelConfig) -> Tensors:
-    """GPT-2 may leave its prefix out, or have it where the head is tied: as our places have it."""
-    if found is not gpt2.LAYOUT:
-        return theirs
-    prefix = "" if model.tie_embeddings else gpt2.PREFIX
-    names = {name if name == HEAD else prefix + name.removeprefix(gpt2.PREFIX): name for name in theirs}
-    return Tensors(
-        {ours: theirs.shapes[name] for ours, name in names.items()},
-        lambda ours: theirs[names[ours]],
-        {ours: theirs.dtypes[name] for ours, name in names.items()},
-    )
 
 
 def _one_head(theirs: Tensors, found: Layout, model: ModelConfig, folder: Path) -> Tensors:

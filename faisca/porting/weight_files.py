@@ -109,12 +109,7 @@ def write_pieces(pieces: Iterable[bytes], path: Path) -> None:
 
 def canonical_names(arrays: Tensors) -> Tensors:
     """Arrays of the original script under our names; canonical names stay as they are."""
-    names = {_canonical(name): name for name in arrays}
-    return Tensors(
-        {ours: arrays.shapes[name] for ours, name in names.items()},
-        lambda ours: arrays[names[ours]],
-        {ours: arrays.dtypes[name] for ours, name in names.items()},
-    )
+    return arrays.renamed({_canonical(name): name for name in arrays})
 
 
 def _canonical(name: str) -> str:

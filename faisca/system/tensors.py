@@ -54,6 +54,14 @@ class Tensors(Mapping[str, np.ndarray]):
         """Those with these names."""
         return Tensors({name: self.shapes[name] for name in names}, self._read, {n: self.dtypes[n] for n in names})
 
+    def renamed(self, names: Mapping[str, str]) -> "Tensors":
+        """Those in `names`, which has for each new name the old one."""
+        return Tensors(
+            {new: self.shapes[old] for new, old in names.items()},
+            lambda new: self._read(names[new]),
+            {new: self.dtypes[old] for new, old in names.items()},
+        )
+
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.shapes:
             raise KeyError(name)

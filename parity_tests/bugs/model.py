@@ -30,8 +30,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "scores scaled by the model's width",
         M + "model.py",
-        "self.config.head_width**-0.5",
-        "self.config.dim**-0.5",
+        "scale=K**-0.5",
+        "scale=self.config.dim**-0.5",
         "02",
     ),
     Mutation("no mask in explicit attention", T + "model.py", ".triu(1)", ".triu(99)", "02"),

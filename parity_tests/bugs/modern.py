@@ -7,7 +7,7 @@ L, K = "faisca_torch/losses.py", "faisca_mlx/losses.py"
 TURNED = """        if rotation is not None:
             query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
 """
-NORMED = """        if self.config.qk_norm:
+NORMED = """        if self.config.qk_norm and self.config.qk_norm_over == "head":
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
 """
 BUGS: tuple[Mutation, ...] = (
@@ -97,8 +97,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "MLX: key heads repeated one after the other",
         M,
-        "mx.repeat(heads, shared_by, axis=1)",
-        "mx.tile(heads, (1, shared_by, 1, 1))",
+        "mx.repeat(heads, H // G, axis=1)",
+        "mx.tile(heads, (1, H // G, 1, 1))",
         "02",
     ),
     Mutation(

@@ -28,6 +28,13 @@ BUGS = (
         PLANNED.replace("spark", "llama"),
     ),
     Mutation(
+        "the plan forgets the rows of experts",
+        "faisca/planning/blocks.py",
+        "feed_forward += 2 * width * load.rows_of_experts  #",
+        "feed_forward += 0  #",
+        PLANNED.replace("spark", "mixture"),
+    ),
+    Mutation(
         "the plan forgets that keys and values are grouped",
         "faisca/planning/plan.py",
         "rows * positions * load.keys",

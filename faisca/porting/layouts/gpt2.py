@@ -12,8 +12,8 @@ from typing import Any
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.parameters import parameter_shapes
-from faisca.porting.layouts.layout import Layout, Place
-from faisca.system.tensors import Shape
+from faisca.porting.layouts.layout import HEAD, Layout, Place
+from faisca.system.tensors import Shape, Tensors
 
 PREFIX = "transformer."
 TOP_NAMES = {"token_embedding": "wte", "positional_embedding": "wpe", "final_layer_norm": "ln_f"}
@@ -102,9 +102,15 @@ def lacks(model: ModelConfig) -> list[str]:
         f"model.num_kv_heads {model.num_kv_heads}": model.kv_heads == model.num_heads,
         f"model.head_dim {model.head_dim}": model.head_width * model.num_heads == model.dim,
         "model.qk_norm": not model.qk_norm,
-        f"model.num_experts {model.num_experts}": not model.num_experts,
+        f"model.logit_soft_cap {model.logit_soft_cap:g}": not model.logit_soft_cap,
     }
     return [name for name, fine in fits.items() if not fine]
+
+
+def named(theirs: Tensors, model: ModelConfig) -> Tensors:
+    """A folder may leave the prefix out, or have it where the head is tied: as our places have it."""
+    prefix = "" if model.tie_embeddings else PREFIX
+    return theirs.renamed({name if name == HEAD else prefix + name.removeprefix(PREFIX): name for name in theirs})
 
 
 def needs_model_file(model: ModelConfig) -> bool:
@@ -116,11 +122,11 @@ def _place(name: str, prefix: str) -> Place:
     transposed = name.endswith("weight") and ("attention" in name or "feed_forward" in name)
     module, _, kind = name.rpartition(".")
     if module == "out_head":
-        return Place(("lm_head.weight",))
+        return Place((HEAD,))
     if module in TOP_NAMES:
         return Place((f"{prefix}{TOP_NAMES[module]}.{kind}",))
     _, i, inner = module.split(".", 2)
     return Place((f"{prefix}h.{i}.{BLOCK_NAMES[inner]}.{kind}",), transposed=transposed)
 
 
-LAYOUT = Layout("a GPT-2", config, read_model, places, lacks, zeros, KEYS, REFUSED)
+LAYOUT = Layout("a GPT-2", config, read_model, places, lacks, zeros, KEYS, REFUSED, named)

@@ -22,6 +22,7 @@ COMMON_KEYS = frozenset(
     " summary_proj_to_labels summary_type summary_use_proj".split()
 )
 """keys of config.json that are read elsewhere, or that change nothing of what a model computes"""
+HEAD = "lm_head.weight"
 Refusals = Mapping[str, tuple[tuple[Any, ...], str]]
 REFUSED: Refusals = {
     "quantization": ((None,), "its weights are quantised: port the folder it was made from"),
@@ -35,8 +36,8 @@ REFUSED: Refusals = {
     "attention_multiplier": ((None,), "our attention has no scale but 1/√width"),
     "query_pre_attn_scalar": ((None,), "our attention has no scale but 1/√width"),
     "clip_qkv": ((None,), "our queries, keys and values are not clipped"),
-    "num_experts": ((None, 0), "our feed-forward layer is no mixture of experts"),
-    "num_local_experts": ((None, 0), "our feed-forward layer is no mixture of experts"),
+    "num_experts": ((None, 0), "this family's feed-forward layer is no mixture of experts"),
+    "num_local_experts": ((None, 0), "this family's feed-forward layer is no mixture of experts"),
     "add_cross_attention": ((None, False), "our model has no cross-attention"),
     "no_rope_layers": ((None, []), "our layers all turn their queries and keys"),
     "rope_interleaved": ((None, False), "our rotation pairs halves, not neighbours"),
@@ -54,15 +55,25 @@ class Place:
     rows: tuple[int, ...] = ()
     """how many rows each of several names has"""
     transposed: bool = False
+    stacked: bool = False
+    """ours is a stack of theirs, as experts' matrices are"""
 
     def theirs(self, shape: Shape) -> dict[str, Shape]:
         """Shapes of their arrays, of ours."""
+        if self.stacked:
+            return dict.fromkeys(self.names, shape[1:])
         if len(self.names) > 1:
             return {name: (rows, *shape[1:]) for name, rows in zip(self.names, self.rows, strict=True)}
         return {self.names[0]: shape[::-1] if self.transposed else shape}
 
     def read(self, theirs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Our array of theirs."""
+        if self.stacked:
+            first = theirs[self.names[0]]
+            stack = np.empty((len(self.names), *first.shape), first.dtype)
+            for i, name in enumerate(self.names):  # one by one: all at once would be twice the stack
+                stack[i] = theirs[name]
+            return stack
         if len(self.names) > 1:
             return np.concatenate([theirs[name] for name in self.names])
         array = theirs[self.names[0]]
@@ -70,11 +81,19 @@ class Place:
 
     def write(self, name: str, ours: np.ndarray) -> np.ndarray:
         """Their array `name` of ours."""
+        if self.stacked:
+            matrix: np.ndarray = ours[self.names.index(name)]
+            return matrix
         if len(self.names) > 1:
             i = self.names.index(name)
             start = sum(self.rows[:i])
             return ours[start : start + self.rows[i]]
         return np.ascontiguousarray(ours.T) if self.transposed else ours
+
+
+def as_they_are(theirs: Tensors, model: ModelConfig) -> Tensors:
+    """Of a layout that has no other names."""
+    return theirs
 
 
 @dataclass(frozen=True)
@@ -96,15 +115,18 @@ class Layout:
     """of config.json: those that `read_model` reads or knows"""
     refused: Refusals = field(default_factory=dict)
     """as REFUSED, of this layout alone"""
+    named: Callable[[Tensors, ModelConfig], Tensors] = as_they_are
+    """arrays of a folder, under the names that `places` has where it may have others, too"""
 
 
 def check_config(config: Mapping[str, Any], layout: Layout, source: str) -> list[str]:
     """Refuse by name what we do not compute; returns the keys that nobody here knows."""
-    for key, (fine, meaning) in {**REFUSED, **layout.refused}.items():
+    refused = {key: value for key, value in {**REFUSED, **layout.refused}.items() if key not in layout.keys}
+    for key, (fine, meaning) in refused.items():
         if key in config and not any(config[key] is value or config[key] == value for value in fine):
             remedy = "" if "port" in meaning or ":" in meaning else f"; {INSTEAD}"
             raise FaiscaError(f"{source}: {key} {config[key]!r} is refused: {meaning}{remedy}")
-    return sorted(set(config) - layout.keys - COMMON_KEYS - set(REFUSED) - set(layout.refused))
+    return sorted(set(config) - layout.keys - COMMON_KEYS - set(refused))
 
 
 def to_ours(theirs: Tensors, layout: Layout, model: ModelConfig, source: str) -> Tensors:
@@ -135,15 +157,28 @@ def to_theirs(ours: Mapping[str, np.ndarray], layout: Layout, model: ModelConfig
     for name, place in layout.places(model).items():
         found |= place.theirs(shapes[name])
         owners |= dict.fromkeys(place.names, (name, place))
-    zeros = layout.zeros(model)
+    zeros, one = layout.zeros(model), keeping(ours.__getitem__)
 
     def read(name: str) -> np.ndarray:
         if name in zeros:
             return np.zeros(zeros[name], np.float32)
         our_name, place = owners[name]
-        return place.write(name, ours[our_name])
+        return place.write(name, one(our_name))
 
     return Tensors(found | zeros, read, dict.fromkeys(found | zeros, "float32"))
+
+
+def keeping(read: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+    """`read`, which keeps what it read last: parts of an array are asked for one after the other."""
+    last: dict[str, np.ndarray] = {}
+
+    def read_or_keep(name: str) -> np.ndarray:
+        if name not in last:
+            last.clear()
+            last[name] = read(name)
+        return last[name]
+
+    return read_or_keep
 
 
 def required(config: Mapping[str, Any], key: str, source: str) -> Any:

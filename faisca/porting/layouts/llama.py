@@ -30,6 +30,10 @@ BLOCK_NAMES = {
     "feed_forward.up": "mlp.up_proj",
     "feed_forward.down": "mlp.down_proj",
 }
+WINDOWED = ("llama", "mistral", "mixtral", "olmoe")
+"""families whose window is used where there is one; Qwen's are off by default"""
+WITH_BASE = ("llama", "mistral", "olmoe")
+"""families for whose base of the rotation all libraries have the same default"""
 KEYS = ROPE_KEYS | frozenset(
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim"
     " max_position_embeddings rms_norm_eps attention_dropout attention_bias attention_output_bias mlp_bias dropout"
@@ -44,17 +48,20 @@ REFUSED = {
 
 def config(model: ModelConfig) -> dict[str, Any]:
     """config.json of the family whose class computes just this model."""
-    return _config(model, _family(model))
+    family = _family(model)
+    return words(model, family, CLASSES[family]) | _own_words(model, family)
 
 
 def plain_config(model: ModelConfig) -> dict[str, Any]:
     """config.json of a Llama whose output biases are zeros, where the model has none of these."""
-    return _config(model, "llama") | {"attention_output_bias": model.attention_output_bias}
+    own = _own_words(model, "llama") | {"attention_output_bias": model.attention_output_bias}
+    return words(model, "llama", CLASSES["llama"]) | own
 
 
-def _config(model: ModelConfig, family: str) -> dict[str, Any]:
-    values = {
-        "architectures": [CLASSES[family]],
+def words(model: ModelConfig, family: str, name: str) -> dict[str, Any]:
+    """What config.json of all families of this kind says; `name` is transformers' class."""
+    return {
+        "architectures": [name],
         "model_type": family,
         "vocab_size": model.vocabulary_size,
         "max_position_embeddings": model.context,
@@ -67,10 +74,14 @@ def _config(model: ModelConfig, family: str) -> dict[str, Any]:
         "tie_word_embeddings": model.tie_embeddings,
         **write_rope(model),
     }
+
+
+def _own_words(model: ModelConfig, family: str) -> dict[str, Any]:
+    values: dict[str, Any]
     if family == "llama":
-        values |= {"attention_bias": model.attention_bias, "mlp_bias": model.feed_forward_bias}
+        values = {"attention_bias": model.attention_bias, "mlp_bias": model.feed_forward_bias}
     else:
-        values |= {"use_sliding_window": False}
+        values = {"use_sliding_window": False}
     return values | ({} if family == "qwen2" else {"head_dim": model.head_width})
 
 
@@ -79,9 +90,10 @@ def read_model(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     family, heads = config["model_type"], required(config, "num_attention_heads", source)
     context = required(config, "max_position_embeddings", source)
     _check_windows(config, context, source)
-    biased = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3")
-    groups = config.get("num_key_value_heads") or (heads if family == "llama" else None)
-    width = required(config, "head_dim", source) if family == "qwen3" else config.get("head_dim") or 0
+    biased = bool(config.get("attention_bias", False)) and family in ("llama", "qwen3", "qwen3_moe", "olmoe")
+    groups = config.get("num_key_value_heads") or (heads if family in ("llama", "olmoe") else None)
+    stated = family in ("qwen3", "qwen3_moe")
+    width = required(config, "head_dim", source) if stated else config.get("head_dim") or 0
     if family == "qwen2" and width:
         raise FaiscaError(f"{source}: head_dim {width} is refused: mlx_lm's Qwen2 has none; {INSTEAD}")
     dim = required(config, "hidden_size", source)
@@ -102,13 +114,13 @@ def read_model(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "dropout": config.get("dropout", 0.0),
         "attention_dropout": config.get("attention_dropout") or 0.0,
         **({"tie_embeddings": config["tie_word_embeddings"]} if "tie_word_embeddings" in config else {}),
-        **read_rope(config, source, has_default=family in ("llama", "mistral")),
+        **read_rope(config, source, has_default=family in WITH_BASE),
     }
 
 
 def places(model: ModelConfig) -> dict[str, Place]:
     """Where our arrays lie."""
-    return {name: _place(name, model) for name in parameter_shapes(model)}
+    return {name: place(name, model) for name in parameter_shapes(model)}
 
 
 def zeros(model: ModelConfig) -> dict[str, Shape]:
@@ -131,8 +143,9 @@ def lacks(model: ModelConfig) -> list[str]:
     fits = {
         f"model.head_dim {model.head_dim}": family == "qwen3" or (divides and (family == "llama" or _plain(model))),
         **{f"model.{name} with model.qk_norm": not (model.qk_norm and getattr(model, name)) for name in biases},
+        "model.qk_norm_over all": model.qk_norm_over == "head",
         "model.feed_forward_bias with Qwen2's biases": family != "qwen2" or not model.feed_forward_bias,
-        **_of_all(model),
+        **of_all(model),
     }
     return [name for name, fine in fits.items() if not fine]
 
@@ -142,18 +155,18 @@ def plain_lacks(model: ModelConfig) -> list[str]:
     fits = {
         f"model.head_dim {model.head_dim}": model.dim % model.num_heads == 0,
         "model.qk_norm": not model.qk_norm,
-        **_of_all(model),
+        **of_all(model),
     }
     return [name for name, fine in fits.items() if not fine]
 
 
-def _of_all(model: ModelConfig) -> dict[str, bool]:
+def of_all(model: ModelConfig) -> dict[str, bool]:
     """Whether the options fit that all families share."""
     return {
         f"model.norm {model.norm}": model.norm == "rms",
         f"model.positions {model.positions}": model.positions == "rope",
         f"model.activation {model.activation}": model.activation == "swiglu",
-        f"model.num_experts {model.num_experts}": not model.num_experts,
+        f"model.logit_soft_cap {model.logit_soft_cap:g}": not model.logit_soft_cap,
         "model.attention_output_bias without model.attention_bias": model.attention_bias or not model.output_bias,
     }
 
@@ -171,7 +184,7 @@ def _family(model: ModelConfig) -> str:
 
 def _check_windows(config: Mapping[str, Any], context: Any, source: str) -> None:
     """Attention that sees no further than a window is not ours, unless the window holds the whole context."""
-    used = config.get("use_sliding_window", config["model_type"] in ("llama", "mistral"))  # Qwen's are off by default
+    used = config.get("use_sliding_window", config["model_type"] in WINDOWED)
     window = config.get("sliding_window") if used else None
     if window is not None and isinstance(context, int) and window < context:
         raise FaiscaError(
@@ -183,7 +196,8 @@ def _check_windows(config: Mapping[str, Any], context: Any, source: str) -> None
         raise FaiscaError(f"{source}: layer_types {other[0]!r} is refused: our layers have full_attention; {INSTEAD}")
 
 
-def _place(name: str, model: ModelConfig) -> Place:
+def place(name: str, model: ModelConfig) -> Place:
+    """Where one of our arrays lies."""
     module, _, kind = name.rpartition(".")
     if module in TOP_NAMES:
         return Place((f"{TOP_NAMES[module]}.{kind}",))
