@@ -1,7 +1,9 @@
-"""What a run records, told to a tracker as well; its id stays in the run's folder, so that a resumed run goes on there."""
+"""What a run records, told to a tracker as well; its id stays in the run's folder, for a resumed run to go on there."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ class Following:
         except Exception as error:  # networks, accounts, disks: each tracker fails in ways of its own
             self._failed = True
             words = in_one_line(error)
-            self._say(f"tracker {self._name} failed ({words}): the run goes on without it, metrics.jsonl has everything")
+            self._say(
+                f"tracker {self._name} failed ({words}): the run goes on without it, metrics.jsonl has everything"
+            )
 
     def _open(self) -> Tracker:
         file, id = self._folder / FILE, ""
@@ -72,19 +76,19 @@ class Following:
 
 
 def _numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What was measured; a number that is not finite is None in a record."""
+    """What was measured, where it is finite: NAME_is in `metrics.jsonl` says what the others were."""
     known = ((name, value) for name, value in record.items() if name not in ("stage", "step"))
-    return [(name, float(value)) for name, value in known if isinstance(value, (int, float)) and value is not None]
+    return [(name, float(value)) for name, value in known if isinstance(value, Real) and math.isfinite(value)]
 
 
 def _texts(record: Mapping[str, Any]) -> list[str]:
     """Samples of a stage, or GRPO's best and worst completion."""
-    named = [f"{name} ({record[name]['reward']}): {record[name]['text']}" for name in ("best", "worst") if name in record]
+    named = [
+        f"{name} ({record[name]['reward']}): {record[name]['text']}" for name in ("best", "worst") if name in record
+    ]
     return [*map(str, record.get("samples", ())), *named]
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     sections = {name: values if isinstance(values, dict) else {"": values} for name, values in config.items()}
     return {f"{name}.{key}".rstrip("."): value for name, values in sections.items() for key, value in values.items()}
-
-

@@ -1,5 +1,6 @@
 """TensorBoard: event files in the run's own folder, `tensorboard --logdir runs` shows all runs beside one another."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ FOLDER = "tensorboard"
 
 def open_record(opening: Opening) -> "EventFiles":
     """A new event file in RUN/tensorboard; TensorBoard reads all that are there as one."""
-    writer = SummaryWriter(logdir=str(opening.folder / FOLDER))
+    writer = SummaryWriter(logdir=str(opening.folder / FOLDER), filename_suffix=f".{time.time_ns()}")
     writer.add_text("config", f"```json\n{json_text(dict(opening.config), indent=2)}\n```")
     return EventFiles(writer)
 

@@ -86,5 +86,5 @@ def open_tracker(name: str, opening: Opening) -> Tracker:
 
 def plain_name(name: str) -> str:
     """A measure's name as all trackers take it: a reward's may hold anything, a path for one."""
-    parts = (re.sub(r"[^\w.: -]", "_", part) for part in name.split("/") if part.strip("."))
+    parts = (re.sub(r"[^\w.-]", "_", part) for part in name.split("/") if part.strip("."))
     return "/".join(parts)

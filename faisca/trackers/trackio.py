@@ -15,7 +15,8 @@ def open_record(opening: Opening) -> "Local":
     """A run of its, or the same again, known by its name: so each run has one of its own."""
     id = opening.id or f"{opening.name}-{uuid.uuid4().hex[:8]}"
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-    run = trackio.init(project=project, name=id, config={**opening.config}, resume="allow", embed=False)
+    beside = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
+    run = trackio.init(project=project, name=id, config={**opening.config}, resume="allow", **beside)
     return Local(run, id)
 
 
