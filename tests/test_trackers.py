@@ -138,7 +138,7 @@ def test_wandb_has_a_run_of_two_sittings_offline(quiet, capsys):
             for one in records if one.HasField("history")]  # fmt: skip
     losses = [(row["pretrain/step"], row["pretrain/loss"]) for row in rows if "pretrain/loss" in row]
     assert losses == NUMBERS["pretrain/loss"] and not any("pretrain/gradient" in row for row in rows)
-    assert sum("charts/grpo" in row for row in rows) == 2
+    assert sum("charts/grpo/path" in row for row in rows) == 2
     configured = {item.key: json.loads(item.value_json) for one in records if one.HasField("run")
                   for item in one.run.config.update}  # fmt: skip
     assert configured["run.seed"] == 3
