@@ -201,7 +201,7 @@ class LoadedModel:
         return {name: value for name, value in vars(measured).items() if name not in left_out}
 
     def train(self, out: str | Path, **sections: Mapping[str, Any]) -> "LoadedModel":
-        """Train on from here in the new folder `out`: all stages, or those of `run={"stages": …}`; load what came of it.
+        """Train on from here in the new folder `out`: all stages, or those of `run={"stages": …}`; load the result.
 
         Model, tokenizer and configuration are this checkpoint's, and what computes is what computes here;
         `sections` change the rest, as in `faisca.configure`.

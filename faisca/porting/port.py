@@ -55,7 +55,8 @@ def port(
 ) -> Port:
     """Write the model at `source` to the new `target` in `format` (one of FORMATS).
 
-    `source` is a path, or the id of a model of the hub. `dtype` auto is the source's. `num_heads` and `tokenizer`, a tokenizer.json, are for sources that do not say.
+    `source` is a path, or the id of a model of the hub. `dtype` auto is the source's. `num_heads` and `tokenizer`, a
+    tokenizer.json, are for sources that do not say.
     FaiscaError for bad input, VerificationError where the target gives other answers; then nothing is left.
     """
     assert format in FORMATS
