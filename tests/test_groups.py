@@ -43,7 +43,7 @@ def test_the_last_step_is_shown_group_by_group_the_best_first(folder, capsys, mo
     assert main(["groups", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and printed.splitlines()[0] == f"grpo step 2 of {folder}"
-    rows = [line.split(maxsplit=3) for line in printed.splitlines() if line.strip()[:1] in ("+", "-")]
+    rows = [line.rstrip().split(maxsplit=3) for line in printed.splitlines() if line.strip()[:1] in ("+", "-")]
     assert rows == [
         ["+1.50", "2.00", "2.00", "0.50  melhor"],
         ["-1.50", "-1.00", "-1.00", "0.50  pior [2J [b]de todos …"],

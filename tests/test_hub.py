@@ -56,6 +56,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
                 return self._say(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": name} for name in files]
             return self._say(200, {"id": found[1], "modelId": found[1], "sha": SHA, "siblings": siblings})
+        if found := re.fullmatch(rf"/api/models/([\w-]+/[\w-]+)/tree/{SHA}", self.path.partition("?")[0]):
+            files = self.server.models[found[1]]
+            rows = [{"type": "file", "path": n, "size": len(c), "oid": f"{n}-{len(c)}"} for n, c in files.items()]
+            return self._say(200, rows)
         if found := re.fullmatch(rf"/([\w-]+/[\w-]+)/resolve/{SHA}/([\w.-]+)", self.path):
             content = self.server.models[found[1]][found[2]]
             return self._send(200, content, {"ETag": f'"{found[2]}-{len(content)}"', "X-Repo-Commit": SHA})
@@ -88,7 +92,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def _note(self) -> None:
         self.server.asked.append(f"{self.command} {self.path}")
 
-    def _say(self, status: int, value: dict[str, Any], headers: dict[str, str] = {}) -> None:  # noqa: B006
+    def _say(self, status: int, value: Any, headers: dict[str, str] = {}) -> None:  # noqa: B006
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
