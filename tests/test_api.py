@@ -70,7 +70,7 @@ def test_a_configuration_from_a_checkpoint_is_its_own(trained):
     config = faisca.configure(start_from=trained, run={"stages": ["grpo"]})
     assert config.pretrain.max_steps == 6 and config.preset == "tiny" and config.run.backend == "auto"
     assert config.model.dim == faisca.configure("tiny").model.dim
-    other = faisca.configure("spark", start_from=trained)
+    other = faisca.configure("spark", start_from=trained, data={"window": 32, "stride": 32})
     assert other.model.dim == config.model.dim and other.pretrain.max_steps == faisca.configure().pretrain.max_steps
 
 
