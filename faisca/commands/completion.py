@@ -1,8 +1,9 @@
 """`faisca completion`: a script for a shell, made by tyro out of the same dataclasses that commands read."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -46,13 +47,13 @@ def completion(argv: list[str]) -> int:
       faisca completion fish > ~/.config/fish/completions/faisca.fish
     """
     options = parse(CompletionOptions, argv, command="completion", help=completion.__doc__)
-    commands = {name: _dataclass(place) for name, place in OPTIONS.items()}
+    commands: dict[str, Callable[..., Any]] = {name: _dataclass(place) for name, place in OPTIONS.items()}
     words = ["--tyro-write-completion", options.shell, "-"]
     tyro.extras.subcommand_cli_from_dict(commands, prog="faisca", args=words)  # prints it, and exits
     return 0
 
 
-def _dataclass(place: str) -> type:
+def _dataclass(place: str) -> type[Any]:
     module, name = place.split(":")
-    found: type = getattr(importlib.import_module(module), name)
+    found: type[Any] = getattr(importlib.import_module(module), name)
     return found
