@@ -3,25 +3,51 @@
     model = faisca.load("runs/spark")
     model.generate("Presidente", n=5)
 
-`import faisca` is light: no framework is imported before `faisca.load` or `faisca.train` needs one.
+`import faisca` is light: nothing of it is imported before it is used, and no framework before one is needed.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from faisca.api import configure as configure
+    from faisca.api import resume as resume
+    from faisca.api import run as run
+    from faisca.api import train as train
+    from faisca.api import watch as watch
+    from faisca.config import Config as Config
+    from faisca.errors import FaiscaError as FaiscaError
+    from faisca.loaded_model import LoadedModel as LoadedModel
     from faisca.loaded_model import load as load
-    from faisca.loaded_model import train as train
 
     __version__: str
 
-__all__ = ["__version__", "load", "train"]
+HOMES = {
+    "faisca.api": ("configure", "resume", "run", "train", "watch"),
+    "faisca.config": ("Config",),
+    "faisca.errors": ("FaiscaError",),
+    "faisca.loaded_model": ("LoadedModel", "load"),
+}
+"""where what the package offers is defined"""
+
+__all__ = [
+    "Config",
+    "FaiscaError",
+    "LoadedModel",
+    "__version__",
+    "configure",
+    "load",
+    "resume",
+    "run",
+    "train",
+    "watch",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "train"):
-        from faisca import loaded_model as loaded
-
-        return getattr(loaded, name)
+    for home, names in HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),
     "runs": ("faisca.commands.runs:runs", "list the runs of a folder"),
+    "groups": ("faisca.commands.groups:groups", "show GRPO's groups of a step: completions, rewards, advantages"),
+    "completion": ("faisca.commands.completion:completion", "print what lets a shell complete commands and options"),
     "inspect": ("faisca.commands.runs:inspect", "show what is inside a checkpoint, and verify it"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""

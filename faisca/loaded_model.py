@@ -11,7 +11,7 @@ import numpy as np
 from faisca.backend import Model, Sampling, load_backend
 from faisca.backends import choose_backend
 from faisca.config import Config, RunConfig, SFTConfig
-from faisca.config.files import config_from_dict, lay, preset_sections
+from faisca.config.files import config_from_dict
 from faisca.data.chat import ChatTemplate, Message, check_messages
 from faisca.data.headlines import has_address, load_headlines, select_titles
 from faisca.data.token_cache import tokenise
@@ -200,6 +200,29 @@ class LoadedModel:
         left_out |= {"reward", "reward_std"} if reward is None else set()
         return {name: value for name, value in vars(measured).items() if name not in left_out}
 
+    def train(self, out: str | Path, **sections: Mapping[str, Any]) -> "LoadedModel":
+        """Train on from here in the new folder `out`: all stages, or those of `run={"stages": …}`; load the result.
+
+        Model, tokenizer and configuration are this checkpoint's, and what computes is what computes here;
+        `sections` change the rest, as in `faisca.configure`.
+        """
+        from faisca.api import train
+
+        here = {"backend": self.setup.runtime.backend, "device": self.setup.runtime.device}
+        run = {**here, **sections.pop("run", NOTHING)}
+        return train(out, None, self.checkpoint.folder, run=run, **sections)
+
+    def sft(self, out: str | Path, **sections: Mapping[str, Any]) -> "LoadedModel":
+        """Fine-tune from here, as `faisca sft --from` does; see `train`."""
+        return self._stage("sft", out, sections)
+
+    def grpo(self, out: str | Path, **sections: Mapping[str, Any]) -> "LoadedModel":
+        """Reinforce from here, as `faisca grpo --from` does; see `train`."""
+        return self._stage("grpo", out, sections)
+
+    def _stage(self, stage: str, out: str | Path, sections: dict[str, Mapping[str, Any]]) -> "LoadedModel":
+        return self.train(out, **sections | {"run": {**sections.get("run", NOTHING), "stages": (stage,)}})
+
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(ids)
         limit = self.setup.model_config.vocabulary_size
@@ -238,25 +261,6 @@ def load(
     runtime = twin.open_runtime(config=run)
     setup = Setup(config, twin, runtime, checkpoint_tokenizer(checkpoint), checkpoint.state.model)
     return LoadedModel(checkpoint, setup, setup.make_model(checkpoint.parameters, frozen=True))
-
-
-def train(
-    out: str | Path, preset: str = "spark", start_from: str | Path | None = None, **sections: Mapping[str, Any]
-) -> LoadedModel:
-    """Train as `faisca run` does, into the new folder `out`, and load what came of it.
-
-    `sections` change the preset: `train("runs/mine", pretrain={"epochs": 1}, run={"stages": ["pretrain"]})`.
-    `start_from` is a checkpoint to begin with. FaiscaError for an impossible value or a folder in use.
-    """
-    from faisca.training.stages import run, saved_state
-    from faisca.training.start import inherit
-
-    base = preset_sections(preset)
-    if start_from is not None:
-        base = inherit(base, saved_state(_path(start_from)))
-    config = Config(**lay(base, sections))
-    run(config, _path(out), None if start_from is None else _path(start_from))
-    return load(out, config.run.backend, config.run.device, config.run.dtype)
 
 
 def _path(path: str | Path) -> Path:

@@ -26,7 +26,7 @@ from faisca.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from faisca.config.files import Sections, layered_sections, preset_names, preset_summary, sections_of
+from faisca.config.files import Sections, layered_sections, preset_names, preset_summary
 from faisca.errors import FaiscaError
 
 SHORT = ("backend", "device", "seed", "checkpoint_every", "keep")
@@ -95,11 +95,10 @@ def _inherited_sections(checkpoint: Path, start: LayerOptions) -> Sections:
     Model and tokenizer always come along; so does the seed, unless a preset is named.
     """
     from faisca.training.stages import saved_state
-    from faisca.training.start import inherit
+    from faisca.training.start import inherit, own_sections
 
     state = saved_state(checkpoint)
-    own = sections_of(state.config) | {"run": RunConfig(seed=state.config.run.seed)}
-    return layered_sections(start.preset, start.config, own, partial(inherit, state=state))
+    return layered_sections(start.preset, start.config, own_sections(state), partial(inherit, state=state))
 
 
 def default_options(kind: type[Chosen], start: LayerOptions, sections: Sections) -> Chosen:

@@ -26,7 +26,8 @@ from faisca.errors import FaiscaError
 from faisca.runs.nearby import runs_nearby
 
 LOCK = {".lock"}
-BEGINNING = LOCK | {"config.toml", "tokenizer.json", "metrics.jsonl"}
+TRACKED = {"tracker.json", "tensorboard", "wandb"}
+BEGINNING = LOCK | TRACKED | {"config.toml", "tokenizer.json", "metrics.jsonl"}
 """what lies in the folder of a run that was refused before its first checkpoint"""
 
 

@@ -255,3 +255,5 @@ class RunConfig:
     """checkpoints kept along the way, newest first; ends of stages always stay"""
     max_bad_steps: Count = 10
     """stop after this many steps in a row whose loss or gradient is not finite"""
+    tracker: Literal["none", "trackio", "wandb", "tensorboard", "mlflow"] = "none"
+    """where else metrics, samples and charts go, see docs/trackers.md; its library is installed apart"""

@@ -29,7 +29,7 @@ class PortOptions:
 
     source: Annotated[
         Positional[Path],
-        arg(metavar="SOURCE", help="a run or checkpoint, a Hugging Face folder, or a weights file"),
+        arg(metavar="SOURCE", help="a run or checkpoint, a Hugging Face folder, an id on its hub, or a weights file"),
     ]
     target: Annotated[Positional[Path], arg(metavar="TARGET", help="what to write: it must not exist yet")]
     to: Annotated[
@@ -47,6 +47,8 @@ class PortOptions:
     """attention heads of a state dict that has no JSON beside it"""
     tokenizer: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """the tokenizer.json of a source that has none"""
+    push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME", help_behavior_hint="")] = None
+    """upload what --to hf has written, the model card included, to the Hugging Face hub as well"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""
 
@@ -66,15 +68,18 @@ def port(argv: list[str]) -> int:
       faisca port runs/spark spark.safetensors --to torch
       faisca port runs/spark spark.npz --to mlx
       faisca port gpt2-folder runs/gpt2 --to faisca
-      faisca port smollm2-folder runs/smollm2 --to faisca
+      faisca port HuggingFaceTB/SmolLM2-135M runs/smollm2 --to faisca
       faisca port runs/smollm2 smollm2-small --to hf --dtype bfloat16
       faisca port original.pt runs/original --to faisca
     """
     options = parse(PortOptions, argv, command="port", help=port.__doc__)
     if options.num_heads is not None and options.num_heads < 1:
         raise FaiscaError(f"--num-heads {options.num_heads} is out of range: use a number at least 1")
+    from faisca.porting import hub
     from faisca.porting import port as porting
 
+    if options.push_to_hub:
+        hub.check_push(options.push_to_hub, options.to)
     done = porting.port(
         options.source,
         options.target,
@@ -86,10 +91,13 @@ def port(argv: list[str]) -> int:
     )
     if options.no_verify:
         print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
+    address = hub.push(options.target, options.push_to_hub) if options.push_to_hub else None
     if options.json:
-        print_json(_as_dict(options, done))
-    else:
-        _show(options, done)
+        print_json(_as_dict(options, done) | {"pushed_to": address})
+        return 0
+    _show(options, done)
+    if address:
+        print(f"pushed to {address}")
     return 0
 
 

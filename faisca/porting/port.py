@@ -13,12 +13,13 @@ import numpy as np
 from faisca.errors import FaiscaError, VerificationError
 from faisca.porting.folders import write_folder
 from faisca.porting.formats import FORMATS, Portable, check_portable
+from faisca.porting.hub import fetch
 from faisca.porting.huggingface import layout_of, read_folder
 from faisca.porting.readers import rounded_to, source_reader, target_readers, twin_reader
 from faisca.porting.run_folders import read_run, write_run
 from faisca.porting.verify import QUESTIONS, Comparison, compare, largest_difference
 from faisca.porting.weight_files import SUFFIXES, read_weight_file, sidecar_of, write_weight_file
-from faisca.runs.nearby import WEIGHTS, hub_words, runs_nearby
+from faisca.runs.nearby import WEIGHTS, looks_like_id, runs_nearby
 from faisca.system.progress_bar import track_if_long
 from faisca.system.tables import PlainConsole
 from faisca.system.tensors import Tensors
@@ -54,11 +55,14 @@ def port(
 ) -> Port:
     """Write the model at `source` to the new `target` in `format` (one of FORMATS).
 
-    `dtype` auto is the source's. `num_heads` and `tokenizer`, a tokenizer.json, are for sources that do not say.
+    `source` is a path, or the id of a model of the hub. `dtype` auto is the source's. `num_heads` and `tokenizer`, a
+    tokenizer.json, are for sources that do not say.
     FaiscaError for bad input, VerificationError where the target gives other answers; then nothing is left.
     """
     assert format in FORMATS
     _check_target(target, format)
+    if looks_like_id(source):
+        source = fetch(source.as_posix())
     portable = read_source(source, num_heads, tokenizer)
     check_portable(portable, source)
     if format == "hf":
@@ -86,7 +90,7 @@ def read_source(path: Path, num_heads: int | None = None, tokenizer: Path | None
     what = "is neither a folder nor a weights file" if os.path.exists(path) else "does not exist"
     raise FaiscaError(
         f"{path} {what}: name a run or checkpoint folder, a Hugging Face folder, or a "
-        f"{', '.join(WEIGHTS)} file{runs_nearby(path)}{hub_words(path)}"
+        f"{', '.join(WEIGHTS)} file{runs_nearby(path)}"
     )
 
 

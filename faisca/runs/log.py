@@ -18,6 +18,7 @@ from faisca.system.output import LastingOutput
 from faisca.system.progress_bar import Tracker, track
 from faisca.system.tables import PlainConsole
 from faisca.text import explained, json_text
+from faisca.trackers.following import Following
 
 METRICS = "metrics.jsonl"
 COMPLETIONS = "completions.jsonl"
@@ -53,6 +54,7 @@ class RunLog:
         exists = (folder / COMPLETIONS).exists()  # it is only made where there are completions
         self._completions = _Lines(folder / COMPLETIONS, *kept[COMPLETIONS]) if exists else None
         self._began = time.monotonic() - seconds_before
+        self.following: Following | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +62,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.following is not None:
+            self.following.end(finished=kind is None)
         self.flush()
         for lines in filter(None, (self._metrics, self._completions)):
             lines.close()
@@ -78,8 +82,10 @@ class RunLog:
 
     def record(self, *, stage: str, step: int, **measured: Any) -> None:
         """Append one object to `metrics.jsonl`; numbers that are not finite become null, see `explained`."""
-        line = {"stage": stage, "step": step, "seconds": round(self.seconds, 3)} | measured
-        self._metrics.append([explained(line)])
+        line = explained({"stage": stage, "step": step, "seconds": round(self.seconds, 3)} | measured)
+        self._metrics.append([line])
+        if self.following is not None:
+            self.following.take(line)
 
     def record_completions(self, rows: list[dict[str, Any]]) -> None:
         """Append objects to `completions.jsonl`, numbers that are not finite as null."""

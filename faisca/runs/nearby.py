@@ -49,15 +49,16 @@ def adapter_words(folder: Path) -> str:
     return f"it has LoRA weights, changes to another model: merge them into it, and port what comes out ({merge})"
 
 
-def hub_words(path: Path) -> str:
-    """How to fetch a model of the hub, where a path that does not exist looks like one's id."""
+def looks_like_id(path: Path) -> bool:
+    """Whether a path that does not exist may be the id of a model of the Hugging Face hub."""
     looks = re.fullmatch(r"(?!runs/)\w[\w.-]*/[\w.-]+|(distil)?gpt2[\w-]*", path.as_posix())
-    if not looks or path.suffix in WEIGHTS or os.path.exists(path.parts[0]):
-        return ""
-    return (
-        f"; if it is a model of the Hugging Face hub, fetch it first (hf download {path} --local-dir {path.name}), "
-        f"then faisca port {path.name} runs/{path.name} --to faisca"
-    )
+    return bool(looks) and path.suffix not in WEIGHTS and not os.path.exists(path.parts[0])
+
+
+def hub_words(path: Path) -> str:
+    """How to bring in a model of the hub, where a path looks like one's id."""
+    port = f"faisca port {path} runs/{path.name} --to faisca"
+    return f"; if it is a model of the Hugging Face hub, port it first: {port}" if looks_like_id(path) else ""
 
 
 def runs_nearby(path: Path) -> str:

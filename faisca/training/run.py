@@ -14,7 +14,7 @@ import pyarrow as pa
 from faisca.backend import load_backend
 from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
-from faisca.config.files import config_text
+from faisca.config.files import config_text, config_to_dict
 from faisca.data.conversations import Conversations, ConversationSplits
 from faisca.data.headlines import Titles, address_filters, load_headlines, select_titles, title_hashes
 from faisca.data.token_cache import tokenise
@@ -30,6 +30,8 @@ from faisca.system.interrupts import StopRequest, stop_on_signals
 from faisca.system.memory import peak_resident_bytes, reset_peak
 from faisca.system.progress_bar import Tracker
 from faisca.text import reward_name
+from faisca.trackers.following import follow
+from faisca.trackers.tracker import check_tracker
 from faisca.training.evaluate import Yardstick, make_yardsticks
 from faisca.training.generate import encode_prompt
 from faisca.training.setup import Setup
@@ -130,6 +132,7 @@ def open_run(
     caller that resumes has taken hold of the folder already, with `hold_folder`.
     """
     # Refuse first, what needs no framework before what needs one: loading it takes seconds.
+    check_tracker(config.run.tracker)
     hold_out_seed = held_out_by(config, checkpoint)
     config = without_filter(config)
     seen = NOTHING_SEEN if checkpoint is None else checkpoint.seen
@@ -150,6 +153,7 @@ def open_run(
             closing(judge),
         ):
             judge.say = log.say
+            log.following = follow(config.run.tracker, folder, config_to_dict(setup.config), resuming, log.say)
             for line in (reason, *opening_words(setup, headlines)):
                 log.say(line)
             windows, yardsticks = _tokenised(setup, titles, log, chats)

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faisca.config import Config, GRPOConfig, ModelConfig, TokenizerConfig
-from faisca.config.files import Sections
+from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, TokenizerConfig
+from faisca.config.files import Sections, sections_of
 from faisca.data.chat import ChatTemplate
 from faisca.data.conversations import ConversationSplits, encode_rows, read_rows
 from faisca.data.headlines import Headlines
@@ -25,6 +25,11 @@ from faisca.training.setup import Setup
 
 SETTINGS = ("dropout", "attention_dropout", "balance_weight", "router_z_weight")
 """of the model: how it is trained, and not what it is"""
+
+
+def own_sections(state: State) -> Sections:
+    """What the run of a checkpoint was configured with, but for how it ran: its seed alone."""
+    return sections_of(state.config) | {"run": RunConfig(seed=state.config.run.seed)}
 
 
 def inherit(sections: Sections, state: State) -> Sections:
