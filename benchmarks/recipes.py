@@ -137,7 +137,7 @@ def closing_all(workers: list[Worker]) -> Iterator[None]:
 def described(spec: Spec) -> dict[str, Any]:
     """What a line of the results says of how a run came about."""
     recipe = spec.recipe
-    what = recipe.described("") | {"changes": recipe.changes}
+    what = recipe.described("sample") | {"changes": recipe.changes}  # no path of anybody's computer
     return {
         "key": key(spec),
         "recipe": recipe.name,

@@ -99,7 +99,7 @@ class Recipe:
     def described(self, data: str) -> dict[str, Any]:
         """All that decides what is trained, but for the seed: by it, results are recognised."""
         if self.peer:
-            return {"peer": self.peer, "options": dataclasses.asdict(self.options()), "data": data}
+            return {"peer": self.peer, "options": dataclasses.asdict(self.options())}
         return config_to_dict(self.config(data, 0))
 
 

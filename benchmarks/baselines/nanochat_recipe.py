@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from faisca.config import TokenizerConfig
 from faisca.streams import generator
 
-SOFT_CAP, SHARPER, GATED, SMEARED = 15.0, 1.2, 12, 24
+SOFT_CAP, SHARPER, GATED, SMEARED, TOKENS_PER_WEIGHT = 15.0, 1.2, 12, 24, 12.0
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -46,7 +46,6 @@ class Options:
     window: int = 512
     batch_size: int = 32
     micro_batch_size: int = 8
-    tokens_per_weight: float = 12.0
     matrix_rate: float = 0.02
     embedding_rate: float = 0.3
     head_rate: float = 0.008
@@ -54,7 +53,6 @@ class Options:
     weight_decay: float = 0.28
     warmup_steps: int = 40
     warmdown_share: float = 0.65
-    final_share: float = 0.05
 
     @property
     def dim(self) -> int:
@@ -63,7 +61,7 @@ class Options:
     def horizon(self, depth: int) -> float:
         """Tokens that a model of this depth sees, by the authors' ratio: for its blocks and its head."""
         gates = len([i for i in range(depth) if has_values(i, depth)]) * depth * GATED
-        return self.tokens_per_weight * (12 * depth * (64 * depth) ** 2 + gates + self.vocabulary * 64 * depth)
+        return TOKENS_PER_WEIGHT * (12 * depth * (64 * depth) ** 2 + gates + self.vocabulary * 64 * depth)
 
     @property
     def batch_scale(self) -> float:
@@ -119,8 +117,8 @@ class Block(nn.Module):
         bound = math.sqrt(3 / dim)
         for linear, reach in ((self.query, 1), (self.key, 1), (self.value, 1), (self.up, 0.4)):
             nn.init.uniform_(linear.weight, -bound * reach, bound * reach)
-        for linear in (self.out, self.down):
-            nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.down.weight)
         if self.gate is not None:
             nn.init.uniform_(self.gate.weight, 0, 0.02)
 
@@ -183,8 +181,7 @@ class Updater:
             ([model.first_scale], options.scalar_rate * scale, (0.96, 0.95), 0.0),
             ([model.smear_gate.weight, model.smear, model.backout], 0.2, (0.8, 0.95), 0.0),
         )
-        names = ("params", "lr", "betas", "weight_decay")
-        named = [dict(zip(names, group, strict=True)) for group in groups]
+        named = [dict(zip(("params", "lr", "betas", "weight_decay"), group, strict=True)) for group in groups]
         self.adamw = torch.optim.AdamW(named, eps=1e-10, fused=True)
         self.rates = [group[1] for group in groups]
         self.muon = [Muon(parameter) for parameter in model.blocks.parameters()]
@@ -227,25 +224,20 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """The nearest matrix with equal singular values, roughly, with the norm of one whose are 1."""
     rows, least = matrix.shape[0], math.sqrt(min(matrix.shape))
     matrix = matrix * (matrix.norm() / math.sqrt(rows) / matrix.norm(dim=1, keepdim=True).clamp_min(1e-6))
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (1.01 * x.norm() + 1e-6)
+    tall = rows > matrix.shape[1]
+    x = (matrix.T if tall else matrix) / (1.01 * matrix.norm() + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    x = x.T if tall else x
-    return x * (least / x.norm().clamp_min(1e-6))
+    return (x.T if tall else x) * (least / x.norm().clamp_min(1e-6))
 
 
 def rate_share(options: Options, step: int, total: int) -> float:
     """Share of the peak rate: up, flat, and down to a twentieth at the end."""
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
-    warmdown = round(options.warmdown_share * total)
-    if step <= total - warmdown:
-        return 1.0
-    left = max(0.0, (total - step) / warmdown)
-    return left + (1 - left) * options.final_share
+    left = min(1.0, max(0.0, (total - step) / max(1, round(options.warmdown_share * total))))
+    return left + (1 - left) * 0.05
 
 
 def muon_momentum(options: Options, step: int, total: int) -> float:

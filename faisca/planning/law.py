@@ -8,7 +8,7 @@ and writes `scaling_law.json`; without that file there is no answer.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ CANDIDATES = 200
 class Law:
     """Constants of the law, those of its bootstrap, and where it was measured."""
 
-    constants: tuple[float, ...]
+    constants: Sequence[float]
     """E, A, a, B, b"""
-    bootstrap: tuple[tuple[float, ...], ...]
+    bootstrap: Sequence[Sequence[float]]
     """the same of fits to resampled points: what they disagree in is the law's uncertainty"""
-    sizes: tuple[dict[str, Any], ...]
+    sizes: Sequence[dict[str, Any]]
     """the models studied, smallest first: `weights`, `flops_per_token`, `dim`, `num_layers`, `parameters`"""
-    tokens: tuple[float, float]
+    tokens: Sequence[float]
     """fewest and most tokens studied"""
     recipe: str
     vocabulary: int
@@ -41,7 +41,7 @@ class Law:
     training_headlines: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", tuple(sorted(self.sizes, key=lambda size: size["weights"])))
+        object.__setattr__(self, "sizes", sorted(self.sizes, key=lambda size: size["weights"]))
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,7 @@ def read_law(path: Path = STORED) -> Law:
             "--hours: no scaling law has been measured for this version: benchmarks/scaling_law.py measures one"
         )
     stored = json.loads(path.read_text(encoding="utf-8"))
-    lists = {name: tuple(stored[name]) for name in ("constants", "sizes", "tokens")}
-    names = ("recipe", "vocabulary", "tokens_per_headline", "training_headlines")
-    bootstrap = tuple(map(tuple, stored["bootstrap"]))
-    return Law(**lists, bootstrap=bootstrap, **{name: stored[name] for name in names})
+    return Law(**{field.name: stored[field.name] for field in fields(Law)})
 
 
 def predict(constants: Sequence[float], weights: np.ndarray | float, tokens: np.ndarray | float) -> Any:
@@ -122,6 +119,22 @@ def best_for(law: Law, hours: float, flops_per_second: float) -> Answer:
         interval=(float(low), float(high)),
         doubts=tuple(_doubts(law, found, float(tokens[found]))),
     )
+
+
+def hours_words(law: Law, answer: Answer, hours: float, flops_per_second: float) -> list[str]:
+    """The answer in lines."""
+    size, (low, high) = answer.nearest, answer.interval
+    return [
+        f"{hours:g} h at {flops_per_second / 1e9:,.1f} GFLOP/s, what --tokens-per-second is of this configuration:",
+        f"  model      {answer.weights / 1e6:,.2f} M weights that a token meets, vocabulary {law.vocabulary:,}; the "
+        f"nearest studied: --model.dim {size['dim']} --model.num-layers {size['num_layers']} "
+        f"--model.num-heads {size['num_heads']} --model.hidden-dim {size['hidden_dim']}",
+        f"  headlines  {answer.headlines:,.0f}, {answer.tokens / 1e6:,.1f} M tokens: {answer.passes:,.1f} passes over "
+        f"the {law.training_headlines:,} of the study",
+        f"  quality    {answer.bits_per_byte:.3f} bits per byte of unseen headlines ({low:.3f} to {high:.3f}), by the "
+        f"law of recipe {law.recipe}, where every size computes as fast",
+        *(f"  doubt      {doubt}" for doubt in answer.doubts),
+    ]
 
 
 def _doubts(law: Law, found: int, tokens: float) -> list[str]:
