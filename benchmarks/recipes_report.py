@@ -73,9 +73,7 @@ def check_comparable(runs: Sequence[dict[str, Any]]) -> None:
         some = [run for run in runs if run["seed"] == seed]
         if len({run["facts"]["validation"] for run in some}) > 1:
             names = ", ".join(sorted({run["recipe"] for run in some}))
-            raise FaiscaError(
-                f"{names}: with seed {seed} they were not measured on the same titles: compare them apart"
-            )
+            raise FaiscaError(f"{names}: with seed {seed} measured on different titles: compare them apart")
     if len({(run["budget"]["kind"], run["budget"]["amount"]) for run in runs}) > 1:
         raise FaiscaError("these runs had different budgets: compare them apart")
 

@@ -169,9 +169,7 @@ def held_out_facts(headlines: Headlines, config: Config | None = None) -> dict[s
         train, validation = select_titles(headlines, config)["pretrain"]
     shared = pc.sum(pc.is_in(validation, value_set=train)).as_py()
     if shared:
-        raise FaiscaError(
-            f"{shared} validation titles are among the training titles: remove them from one of the files"
-        )
+        raise FaiscaError(f"{shared} validation titles are training titles too: remove them from one of the files")
     return {"data": headlines.report, "training_titles": len(train), "validation": hash_titles(validation)}
 
 
