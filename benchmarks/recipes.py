@@ -51,6 +51,8 @@ class StudyOptions:
     """or tokens"""
     slices: int = 30
     """turns in which a run gets its budget"""
+    evaluations: int = 13
+    """measurements of a run on all validation titles, the last at its end"""
     at_once: int = 8
     """processes that take turns, and have their memory, at the same time"""
 
@@ -84,18 +86,14 @@ class Options(StudyOptions):
     """bits per byte, whose time the table has"""
 
 
-def study(options: StudyOptions, recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
+def study(options: StudyOptions, recipes: list[Recipe]) -> list[dict[str, Any]]:
     """Train what is missing, and return all runs of these recipes, seeds and budget."""
-    if min(options.slices, options.at_once) < 1:
-        raise FaiscaError("--slices and --at-once are at least 1")
+    if min(options.slices, options.evaluations, options.at_once) < 1:
+        raise FaiscaError("--slices, --evaluations and --at-once are at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    path, budget, recipes = options.out / "results.jsonl", options.budget, list(recipes)
+    path = options.out / "results.jsonl"
     known = {run["key"]: run for run in read_runs(path)}
-    specs = [
-        Spec(recipe, seed, options.data, budget, options.out / "logs" / f"{_slug(recipe.name)}-{seed}.txt")
-        for seed in options.numbers
-        for recipe in recipes
-    ]
+    specs = [spec_of(recipe, seed, options) for seed in options.numbers for recipe in recipes]
     wanted = {key(spec): spec for spec in specs}
     refuse_changes(known.values(), wanted)
     missing = deque(spec for name, spec in wanted.items() if name not in known)
@@ -103,6 +101,12 @@ def study(options: StudyOptions, recipes: Iterable[Recipe]) -> list[dict[str, An
         known[run["key"]] = run
         append(path, run)
     return [known[name] for name in wanted]
+
+
+def spec_of(recipe: Recipe, seed: int, options: StudyOptions) -> Spec:
+    """What one process trains."""
+    log = options.out / "logs" / f"{_slug(recipe.name)}-{seed}.txt"
+    return Spec(recipe, seed, options.data, options.budget, options.evaluations, log)
 
 
 def take_turns(missing: deque[Spec], options: StudyOptions, total: int) -> Iterator[dict[str, Any]]:

@@ -21,8 +21,10 @@ from recipes_trainees import Recipe, Trainee, open_trainee
 
 from faisca.errors import FaiscaError
 
-MARKS = tuple(float(mark) for mark in np.geomspace(1 / 60, 1, 13))
-"""shares of the budget after which all of the validation split is measured"""
+FIRST_MARK = 1 / 60
+"""the share of the budget after which all of the validation split is first measured; the last is all of it"""
+GRACE = 3.0
+"""seconds that a process has to end by itself"""
 UNKNOWN = 10**6
 """steps planned while the speed is not known: the first ones, which are slower, do not count"""
 SLOW_STEPS = 2
@@ -49,6 +51,8 @@ class Spec:
     seed: int
     data: str
     budget: Budget
+    evaluations: int
+    """evenly spaced in the logarithm of the budget, the last at its end"""
     log: Path
     """takes what the product prints"""
 
@@ -56,8 +60,9 @@ class Spec:
 class Training:
     """A recipe under way, and what it has used so far."""
 
-    def __init__(self, trainee: Trainee, budget: Budget) -> None:
+    def __init__(self, trainee: Trainee, budget: Budget, evaluations: int) -> None:
         self.trainee, self.budget = trainee, budget
+        self.marks = np.geomspace(FIRST_MARK, 1, evaluations)[:-1] if evaluations > 1 else []
         self.used = {"seconds": 0.0, "tokens": 0, "flops": 0.0}
         self.steps = 0
         self.planned = UNKNOWN
@@ -79,7 +84,7 @@ class Training:
         """Take steps until so large a share of the budget is used; measure where a mark is passed, and at the end."""
         while self.share < until and not self.finished:
             self._step()
-            passed = sum(mark <= self.share for mark in MARKS[:-1])
+            passed = sum(mark <= self.share for mark in self.marks)
             if self.finished or passed > self._passed:
                 self._passed = passed
                 self._measure()
@@ -142,9 +147,10 @@ class Worker:
         return f"{self.spec.recipe.name}, seed {self.spec.seed}: {min(1, self.share):.0%}{bits}"
 
     def close(self) -> None:
-        """End the process."""
+        """End the process: one that waits for its turn ends by itself, one that trains does not listen."""
         self._pipe.close()
-        self._process.terminate()
+        self._process.join(GRACE)
+        self._process.kill()
         self._process.join()
 
     def _answer(self) -> Any:
@@ -169,7 +175,7 @@ def _serve(spec: Spec, pipe: Connection) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has ended
         try:
             with open_trainee(spec.recipe, spec.data, spec.seed) as trainee:
-                training = Training(trainee, spec.budget)
+                training = Training(trainee, spec.budget, spec.evaluations)
                 pipe.send(("ready", None))
                 while True:
                     training.train(pipe.recv())

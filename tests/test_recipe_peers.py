@@ -11,9 +11,9 @@ from faisca.data.headlines import Headlines, load_headlines
 from faisca.errors import FaiscaError
 
 pytest.importorskip("torch")
-import recipes_trainees as trainees  # noqa: E402
-import torch  # noqa: E402
-from recipes_peer import PeerTrainee, cross_entropy, peer_flops  # noqa: E402
+import recipes_trainees as trainees
+import torch
+from recipes_peer import PeerTrainee, cross_entropy, peer_flops
 
 END = 7
 

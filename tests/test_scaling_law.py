@@ -1,7 +1,6 @@
 """The scaling law: its fit finds what points follow, and `faisca plan --hours` answers from it."""
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
