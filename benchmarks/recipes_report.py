@@ -1,4 +1,7 @@
-"""What the runs of `recipes.py` say: means with 95 % confidence intervals, times to a quality, a table, a chart."""
+"""What the runs of `recipes.py` say: means with 95 % confidence intervals, times to a quality, a table, a chart.
+
+Every process of a study imports this file, so the large libraries are imported where they are used.
+"""
 
 import json
 import math
@@ -8,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from scipy import stats
 
 from faisca.errors import FaiscaError
 from faisca.text import clock
@@ -41,6 +42,8 @@ class Estimate:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of independent values."""
+    from scipy import stats
+
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return Estimate(float(array.mean()), None)
@@ -128,6 +131,8 @@ def table(runs: Sequence[dict[str, Any]], qualities: Sequence[float]) -> str:
 
 def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Bits per byte by minutes and by FLOPs: a line a recipe, its band the 95 % interval."""
+    from matplotlib.figure import Figure
+
     check_comparable(runs)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

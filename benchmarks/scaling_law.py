@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from recipes import StudyOptions, find_recipe, study
 from recipes_report import check_comparable
 from recipes_trainees import Recipe
-from scipy.optimize import least_squares
 
 from faisca.cli import exit_status
 from faisca.commands.parse import parse
@@ -80,6 +78,8 @@ def sized(recipe: Recipe, size: str) -> Recipe:
 
 def least(points: Sequence[Point], start: Sequence[float]) -> tuple[float, tuple[float, ...]]:
     """The cost and the constants where the fit ends that begins at these logarithms of the constants."""
+    from scipy.optimize import least_squares  # here, as in recipes_report.py
+
     weights, tokens, measured = (np.array(values) for values in zip(*(vars(p).values() for p in points), strict=True))
 
     def constants(x: np.ndarray) -> np.ndarray:
@@ -158,6 +158,8 @@ def law_of(runs: Sequence[dict[str, Any]], recipe: str) -> dict[str, Any]:
 
 def draw(law: dict[str, Any], path: Path) -> None:
     """Measured points, the law's line for each size, and its 95 % band."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     panel = figure.subplots()
     points = [Point(**point) for point in law["points"]]
