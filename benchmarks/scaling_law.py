@@ -30,10 +30,10 @@ from faisca.planning.law import predict, read_law, weights_met
 from faisca.streams import generator
 from faisca.system.files import write_atomically
 
-SIZES = {"64x2": (64, 2), "96x3": (96, 3), "128x4": (128, 4), "192x5": (192, 5), "256x6": (256, 6)}
-"""width and layers; heads of 64, or 32 for the smallest two; a feed-forward layer of four widths"""
-LENGTHS = (1e6, 2.5e6, 6e6, 15e6)
-"""tokens"""
+SIZES = ("64x2", "96x3", "128x4", "160x4", "192x5")
+"""width and layers; heads of 64 or wider, of 32 for the smallest two; a feed-forward layer of four widths"""
+LENGTHS = (5e5, 1.5e6, 4e6, 1e7)
+"""tokens: with these sizes 8e14 operations in all, some hours of two cores"""
 STARTS = ((0.5, 1.0, 1.5), (0.0, 3.0, 6.0), (0.2, 0.5), (0.0, 3.0, 6.0), (0.2, 0.5))
 """of E, log A, a, log B, b"""
 HUBER = 1e-2

@@ -14,7 +14,6 @@ from faisca.planning.law import flops_per_token, predict, weights_met
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 pytest.importorskip("scipy", reason="scipy, of the extra study, is missing")
-import scaling_law  # noqa: E402
 
 PEERS = ("nanogpt", "nanochat", "minimind")
 TINY = {
@@ -31,6 +30,7 @@ TINY = {
 }
 MACHINE = {"processor": "a processor", "cores": 2, "memory_bytes": 2**30, "system": "a system"}
 TRUE = (0.9, 60.0, 0.35, 60.0, 0.33)
+LENGTHS = (1e6, 2.5e6, 6e6, 15e6)
 SIZES = [(64, 2), (96, 3), (128, 4), (192, 5), (256, 6)]
 
 
@@ -58,7 +58,7 @@ def study_by_law(noise):
         model = ModelConfig(dim=dim, num_layers=layers, num_heads=2, hidden_dim=4 * dim)
         weights = weights_met(replace(model, vocabulary_size=4096))
         flops = flops_per_token(replace(model, vocabulary_size=4096), 64)
-        for tokens in scaling_law.LENGTHS:
+        for tokens in LENGTHS:
             bits = predict(TRUE, weights, tokens) * math.exp(noise * random.standard_normal())
             facts = {"vocabulary": 4096, "parameters": 10**6, "flops_per_token": flops}
             facts |= {"training_tokens": 2_000_000, "training_titles": 90_000}

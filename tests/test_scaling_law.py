@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_recipes import TRUE, study_by_law
 
 from faisca import cli
@@ -53,6 +54,33 @@ def test_the_best_size_for_an_hour_is_that_of_the_law(stored):
     sizes = [laws.best_for(law, hours, 1e10).weights for hours in (0.2, 1, 5)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
     assert "smaller" in laws.best_for(law, 1e-3, 1e9).doubts[0] and "larger" in laws.best_for(law, 1e4, 1e9).doubts[0]
+
+
+def test_a_study_becomes_a_law_and_a_chart(tmp_path, monkeypatch, capsys):
+    """All but the training: what each run would measure is what the law TRUE says of it."""
+
+    def stand_in(options, recipes):
+        runs = []
+        for recipe in recipes:
+            model = replace(recipe.config("sample", 0).model, vocabulary_size=4096)
+            weights, tokens = laws.weights_met(model), options.budget.amount
+            facts = {"vocabulary": 4096, "parameters": weights, "training_tokens": 900, "training_titles": 30}
+            facts |= {"flops_per_token": laws.flops_per_token(model, 64), "validation": "v"}
+            end = {"tokens": tokens, "bits_per_byte": float(laws.predict(TRUE, weights, tokens))}
+            run = {"recipe": recipe.name, "seed": 1, "budget": vars(options.budget), "facts": facts, "curve": [end]}
+            runs.append(run | {"configuration": {"model": vars(model)}, "machine": {}})
+        return runs
+
+    monkeypatch.setattr(scaling_law, "study", stand_in)
+    assert scaling_law.main([str(tmp_path), "--data", "sample", "--recipe", "candidate"]) == 0
+    assert "largest error 0.0%" in capsys.readouterr().out
+    law = laws.read_law(tmp_path / "scaling_law.json")
+    assert law.constants == pytest.approx(TRUE, rel=0.03) and len(law.sizes) == 5 and law.tokens_per_headline == 30
+    with Image.open(tmp_path / "scaling_law.png") as picture:
+        assert picture.width > 500
+    for wrong in (["--recipe", "nanogpt"], ["--tokens", "5"], ["--sizes", "64"]):
+        with pytest.raises(FaiscaError):
+            scaling_law.main([str(tmp_path), "--data", "sample", *wrong])
 
 
 def test_plan_answers_for_hours(stored, monkeypatch, capsys):
