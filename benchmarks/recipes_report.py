@@ -145,12 +145,22 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
             (line,) = panel.plot(x, [each.mean for each in found], marker="o", markersize=3, linewidth=1.4, label=name)
             panel.fill_between(x, [e.low for e in found], [e.high for e in found], color=line.get_color(), alpha=0.2)
     for panel, title in zip(panels, ("minutes of training", "10$^{12}$ FLOPs of matrix products"), strict=True):
-        panel.set_xscale("log")
         panel.set_xlabel(title)
-        panel.grid(alpha=0.25, which="both")
+        log_axis(panel)
     panels[0].set_ylabel("bits per byte, validation")
     panels[1].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+def log_axis(panel: Any) -> None:
+    """Logarithmic, with plain numbers: 1, 2, 5, 10 …"""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.grid(alpha=0.25)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from recipes import StudyOptions, find_recipe, study
-from recipes_report import check_comparable
+from recipes_report import check_comparable, log_axis
 from recipes_trainees import Recipe
 
 from faisca.cli import exit_status
@@ -171,8 +171,8 @@ def draw(law: dict[str, Any], path: Path) -> None:
         panel.fill_between(tokens / 1e6, *np.percentile(fits, [2.5, 97.5], axis=0), color=line.get_color(), alpha=0.15)
         measured = [[point.tokens / 1e6 for point in some], [point.bits_per_byte for point in some]]
         panel.plot(*measured, "o", color=line.get_color(), label=f"{weights / 1e6:.2f} M weights")
-    panel.set(xscale="log", xlabel="million tokens", ylabel="bits per byte, validation")
-    panel.grid(alpha=0.25, which="both")
+    panel.set(xlabel="million tokens", ylabel="bits per byte, validation")
+    log_axis(panel)
     panel.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
