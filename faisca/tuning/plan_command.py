@@ -13,12 +13,13 @@ from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.planning.fit import largest_rows, remedy
+from faisca.planning.law import best_for, flops_per_token, hours_words, read_law
 from faisca.planning.load import rows_of
 from faisca.planning.plan import PARTS, StagePlan
 from faisca.planning.plan import plan as plan_stage
 from faisca.system.tables import PlainConsole, print_table
 from faisca.text import clock, format_bytes
-from faisca.tuning.opening import Opened, open_config
+from faisca.tuning.opening import Opened, model_config, open_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class PlanOptions(ConfigOptions):
     """speed of training, for the time"""
     bench: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """a JSON file of faisca bench, for the time"""
+    hours: Annotated[float | None, arg(metavar="H", help_behavior_hint="")] = None
+    """how large a model, and how many headlines, for so much time at that speed: by the law of docs/recipes.md"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""
 
@@ -45,9 +48,12 @@ def plan(argv: list[str]) -> int:
       faisca plan --preset faisca --memory 1 --backend mlx
       faisca plan --model.dim 512 --model.num-layers 12 --pretrain.max-steps 1000 --tokens-per-second 20000
       faisca plan --preset faisca --bench mine.json --json
+      faisca plan --hours 1 --tokens-per-second 20000
     """
     options, config = read_config(PlanOptions, argv, command="plan", help=plan.__doc__)
     speed = _speed(options, config)
+    if options.hours is not None:
+        return _plan_hours(options, config, speed)
     opened = open_config(config, options.memory, options.start_from)
     plans = [plan_stage(config, opened.model, opened.runtime, stage) for stage in config.run.stages]
     found = [_stage_facts(opened, made, speed) for made in plans]
@@ -57,6 +63,22 @@ def plan(argv: list[str]) -> int:
         print_json({**runtime, **numbers, "stages": found})
     else:
         _print(opened, plans, found, speed)
+    return 0
+
+
+def _plan_hours(options: PlanOptions, config: Config, speed: float | None) -> int:
+    """Say what an amount of time buys."""
+    if options.hours is None or not 0 < options.hours < float("inf"):
+        raise FaiscaError(f"--hours {options.hours} is out of range: use a number above 0")
+    if speed is None:
+        raise FaiscaError("--hours needs a speed: add --tokens-per-second N, of this configuration, or --bench FILE")
+    law = read_law()
+    flops = speed * flops_per_token(model_config(config, options.start_from), config.data.window)
+    answer = best_for(law, options.hours, flops)
+    if options.json:
+        print_json({"hours": options.hours, "flops_per_second": flops, **vars(answer)})
+    else:
+        print("\n".join(hours_words(law, answer, options.hours, flops)))
     return 0
 
 
