@@ -26,6 +26,7 @@ COMMANDS = {
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),
     "runs": ("faisca.commands.runs:runs", "list the runs of a folder"),
+    "report": ("faisca.commands.report:report", "runs as one page for a browser, drawn over each other"),
     "inspect": ("faisca.commands.runs:inspect", "show what is inside a checkpoint, and verify it"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""
