@@ -16,7 +16,9 @@ class ReportOptions:
     """Options of `faisca report`."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="run folders; several are drawn together")]
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: report.html in the first run)")] = None
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: report.html in the first run)")] = (
+        None
+    )
     """the file to write"""
     no_probabilities: FlagCreatePairsOff[bool] = False
     """leave out how probable the headlines' tokens are: it loads each stage's model, on the backend that trained it"""

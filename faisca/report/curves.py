@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -20,8 +20,8 @@ SMOOTHED_FROM = 20
 """points from which a curve of training losses is drawn smoothed, over its points"""
 COLOURS = 6
 """that runs, or the measures of one, are told apart by"""
-MOST_POINTS = 6000
-"""points of one chart, shared by its curves"""
+MOST_POINTS = {"wide": 4000, "half": 1500, "small": 600}
+"""points of one chart, shared by its curves: what a file of less than 2 MB has room for"""
 Values = list[float]
 
 
@@ -43,9 +43,8 @@ class Curve:
     left_out: int = 0
     """points that are not drawn, for there are too many"""
 
-
     def ink(self, alone: bool) -> tuple[str, str]:
-        """Its colour and its dashes, as classes of the CSS: colours tell runs apart, or measures where a run is `alone`."""
+        """Its colour and dashes, as classes of the CSS: colours tell runs apart, or measures where a run is `alone`."""
         turn = int(self.look[4:]) if self.look.startswith("turn") else 0
         if not alone:
             return f"c{self.run % COLOURS}", f"d{turn or int(self.look == 'dashed')}"
@@ -63,15 +62,17 @@ class Chart:
     size: str = "small"
     """wide, half or small"""
     note: str = ""
-    axes: list[str] = field(default_factory=lambda: ["steps", "time"])
-    """the first is the one of the printed chart"""
+
+    @property
+    def axes(self) -> list[str]:
+        """What it can be drawn against; the first is the printed chart's."""
+        return [axis for axis in AXES if any(axis in curve.x for curve in self.curves)]
 
 
 def training_charts(runs: list[Recorded], stage: str) -> list[Chart]:
     """Losses of pre-training or SFT, and a mixture's routers."""
     losses = [curve for number, run in enumerate(runs) for curve in _losses(number, run, stage)]
-    axes = [axis for axis in AXES if any(axis in curve.x for curve in losses)]
-    charts = [Chart(f"{stage}-loss", "Loss", "nats per token", losses, "wide", _bad_steps(runs, stage), axes)]
+    charts = [Chart(f"{stage}-loss", "Loss", "nats per token", losses, "wide", _bad_steps(runs, stage))]
     for key, (title, _) in ROUTER_PANELS.items():
         charts.append(Chart(f"{stage}-{key}", title, "", _of_each(runs, stage, {key: ""})))
     for key, title, unit in (
@@ -92,8 +93,8 @@ def grpo_charts(runs: list[Recorded]) -> list[Chart]:
             spread = [record.get("reward_std") for record in records]
             whole = all(is_number(value) for value in spread)
             rewards.append(replace(curve, spread=[float(value or 0) for value in spread] if whole else None))
-    note = "The band is one standard deviation of the step's rewards." if any(c.spread for c in rewards) else ""
-    charts = [Chart("grpo-reward", f"Mean {_reward(runs)}", "", rewards, "half", note)]
+    band = "± deviation" if any(curve.spread for curve in rewards) else ""
+    charts = [Chart("grpo-reward", f"Mean {_reward(runs)}", band, rewards, "half")]
     for key, (words, names, _) in GRPO_PANELS.items():
         title, unit = _title_and_unit(words)
         charts.append(
@@ -143,7 +144,8 @@ def _curve(number: int, run: Recorded, stage: str, records: list[Record], key: s
     if all(is_number(record.get("tokens_seen")) for record in points):
         x["tokens"] = [float(record["tokens_seen"]) for record in points]
     if all(is_number(record.get("seconds")) for record in points):
-        x["time"] = [second - _began(run, stage) for second in _moments(points)]
+        began = _began(run, stage)
+        x["time"] = [second - began for second in _moments(points)]
     return Curve(number, name, x, [float(record[key]) for record in points])
 
 
@@ -163,7 +165,7 @@ def _moments(records: list[Record]) -> Iterator[float]:
 
 def _thinned(chart: Chart) -> Chart:
     """The chart with at most MOST_POINTS, each curve's share of them: the highest and lowest of each stretch stay."""
-    share = max(40, MOST_POINTS // len(chart.curves))
+    share = max(40, MOST_POINTS[chart.size] // len(chart.curves))
     return replace(chart, curves=[_thin(curve, share) for curve in chart.curves])
 
 

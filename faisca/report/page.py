@@ -104,7 +104,14 @@ def _legend(chart: Chart, names: Sequence[str]) -> list[dict[str, Any]]:
     for curve in chart.curves:
         ink, dash = curve.ink(len(names) == 1)
         words = " ".join(filter(None, (names[curve.run] if len(names) > 1 else "", curve.name)))
-        known = {"run": curve.run, "name": curve.name, "words": words, "ink": ink, "dash": dash}
+        known = {
+            "run": curve.run,
+            "name": curve.name,
+            "words": words,
+            "ink": ink,
+            "dash": dash,
+            "dots": curve.look == "dots",
+        }
         found[curve.run, curve.name] = known | {"last": numbers.measure(curve.y[-1])}
     return list(found.values())
 

@@ -51,7 +51,14 @@ class Recorded:
 
     def of_stage(self, stage: str) -> list[Record]:
         """The records of a stage."""
-        return [record for record in self.records if record["stage"] == stage]
+        return self._by_stage.get(stage, [])
+
+    @cached_property
+    def _by_stage(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record["stage"], []).append(record)
+        return found
 
     def entry(self, stage: str) -> Record | None:
         """A finished stage's measures."""

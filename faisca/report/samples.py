@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from faisca.report.numbers import measure
-from faisca.report.recorded import Record, Recorded
+from faisca.report.recorded import Record, Recorded, is_number
 from faisca.text import one_line
 
 MOST_MOMENTS = 5
-"""moments of a stage that are shown, spread over all there are"""
+"""moments along a stage that are shown, spread over all there are"""
+MOST_TEXTS = 6
+"""headlines of a moment that are shown"""
 TITLES = {"pretrain": "Pre-training", "sft": "Fine-tuning", "grpo": "GRPO"}
 
 
@@ -60,7 +61,8 @@ def _ends(run: Recorded, stage: str) -> tuple[list[str], list[str]]:
 
 
 def _moment(when: str, texts: list[str]) -> Moment:
-    return Moment(when, [("", one_line(text)) for text in texts])
+    shown = [("", one_line(text)) for text in texts[:MOST_TEXTS]]
+    return Moment(when if len(texts) <= MOST_TEXTS else f"{when}, {MOST_TEXTS} of {len(texts)}", shown)
 
 
 def _along(records: list[Record]) -> list[Moment]:
@@ -73,12 +75,16 @@ def _along(records: list[Record]) -> list[Moment]:
             same = len({text for _, text in extremes}) == 1
             moments.append(Moment(when, extremes[:1] if same else extremes))
         elif text := record.get("sample"):  # an older version's, the best alone
-            moments.append(Moment(when, [(f"best, mean reward {measure(record.get('reward_mean'))}", one_line(text))]))
+            moments.append(Moment(when, [(f"best, mean reward {_short(record.get('reward_mean'))}", one_line(text))]))
     return moments
 
 
 def _extreme(name: str, extreme: dict[str, Any]) -> tuple[str, str]:
-    return f"{name}, reward {measure(extreme.get('reward'))}", one_line(str(extreme.get("text", "")))
+    return f"{name}, reward {_short(extreme.get('reward'))}", one_line(str(extreme.get("text", "")))
+
+
+def _short(reward: Any) -> str:
+    return f"{reward:.3g}" if is_number(reward) else "unknown"
 
 
 def _spread(count: int, most: int) -> list[int]:

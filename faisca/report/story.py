@@ -27,7 +27,11 @@ def highlights(run: Recorded) -> list[Highlight]:
     """Of each finished stage the measure that it is for."""
     table = outcome([run])
     kind = titles_name(str(run.facts.get("sft_url_contains", ".pt/")))
-    aims = {"pretrain": ("validation loss (nats)",), "sft": (f"{kind} validation loss",), "grpo": ("football share", "reward")}
+    aims = {
+        "pretrain": ("validation loss (nats)",),
+        "sft": (f"{kind} validation loss",),
+        "grpo": ("football share", "reward"),
+    }
     found = []
     for place, (_, stage) in enumerate(table.columns):
         for name, cells in table.rows:

@@ -46,7 +46,9 @@ def draw(chart: Chart, run_names: Sequence[str]) -> Markup:
     curves = [curve for curve in chart.curves if axis in curve.x]
     width, height = SIZES[chart.size]
     named = bool(labels(chart, run_names))
-    frame = _frame(curves, axis, (width - (LABEL_ROOM if named else 12), height - 26), 52 if chart.size == "wide" else 46)
+    frame = _frame(
+        curves, axis, (width - (LABEL_ROOM if named else 12), height - 26), 52 if chart.size == "wide" else 46
+    )
     alone = len(run_names) == 1
     parts = [Markup('<svg class="static" viewBox="0 0 {} {}" aria-hidden="true">').format(width, height)]
     parts += _grid(frame, axis)
@@ -55,14 +57,19 @@ def draw(chart: Chart, run_names: Sequence[str]) -> Markup:
         parts += _line(curve, axis, frame, alone)
     if named:
         inks = {(curve.run, curve.name): curve.ink(alone)[0] for curve in curves}
-        parts += _labels(curves, axis, frame, {key: (name, inks[key]) for key, name in labels(chart, run_names).items() if key in inks})
+        parts += _labels(
+            curves,
+            axis,
+            frame,
+            {key: (name, inks[key]) for key, name in labels(chart, run_names).items() if key in inks},
+        )
     return Markup("").join([*parts, Markup("</svg>")])
 
 
 def labels(chart: Chart, run_names: Sequence[str]) -> dict[Key, str]:
-    """What curves are called at their ends, by run and name; empty where there is only one."""
+    """What curves are called at their ends, by run and name; empty for one curve, and where there is no room."""
     keys = list(dict.fromkeys((curve.run, curve.name) for curve in chart.curves))
-    if len(keys) < 2:
+    if len(keys) < 2 or chart.size == "small":
         return {}
     alone = len({run for run, _ in keys}) == 1
     return {
@@ -88,10 +95,13 @@ def _grid(frame: Frame, axis: str) -> list[Markup]:
         _, y = frame.at(frame.x[0], value)
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, y, frame.right))
         parts.append(_text("tick end", frame.left - 8, y + 4, tick(value, frame.y, "value")))
-    for value in tick_steps(*frame.x, 6 if frame.right - frame.left > 500 else 3, whole=axis != "time"):
+    for value in tick_steps(*frame.x, 6 if frame.right - frame.left > 500 else 3, axis):
         x, _ = frame.at(value, frame.y[0])
         parts.append(_text("tick middle", x, frame.bottom + 18, tick(value, frame.x, axis)))
-    return [*parts, Markup('<path class="base" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, frame.bottom, frame.right)]
+    return [
+        *parts,
+        Markup('<path class="base" d="M{:.1f} {:.1f}H{:.1f}"/>').format(frame.left, frame.bottom, frame.right),
+    ]
 
 
 def _line(curve: Curve, axis: str, frame: Frame, alone: bool) -> list[Markup]:
@@ -145,6 +155,4 @@ def bar(parts: Sequence[tuple[str, float, str]], whole: float) -> Markup:
         drawn.append(rect.format(kind, x, max(0.0, wide - 1), BAR[1], words))
         x += wide
     open_tag = Markup('<svg class="bar" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">')
-    return Markup("").join(
-        [open_tag.format(*BAR, "; ".join(words for _, _, words in parts)), *drawn, Markup("</svg>")]
-    )
+    return Markup("").join([open_tag.format(*BAR, "; ".join(words for _, _, words in parts)), *drawn, Markup("</svg>")])

@@ -7,7 +7,7 @@ from typing import Any
 from faisca.config import Config
 from faisca.config.files import load_preset, sections_of
 from faisca.errors import FaiscaError
-from faisca.report.numbers import duration
+from faisca.report.numbers import duration, scientific
 from faisca.report.recorded import Record, Recorded, is_number
 from faisca.report.samples import TITLES
 from faisca.runs.summary import summary_rows
@@ -192,5 +192,10 @@ def _words(value: Any) -> str:
         return ", ".join(map(_words, value)) or "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "“”"
-
+    return (
+        scientific(value)
+        if isinstance(value, float) and 0 < abs(value) < 1e-3
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value) or '""'
+    )

@@ -9,8 +9,8 @@ import numpy as np
 from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.loaded_model import LoadedModel, load
-from faisca.report.recorded import Recorded
-from faisca.report.samples import TITLES
+from faisca.report.recorded import Record, Recorded
+from faisca.report.samples import MOST_TEXTS, TITLES
 from faisca.text import in_one_line
 from faisca.training.generate import clean
 
@@ -48,9 +48,9 @@ def score_stages(run: Recorded) -> list[StageTokens]:
     return [_score_stage(run, entry["stage"], entry) for entry in run.entries if entry.get("samples_after")]
 
 
-def _score_stage(run: Recorded, stage: str, entry: dict[str, object]) -> StageTokens:
+def _score_stage(run: Recorded, stage: str, entry: Record) -> StageTokens:
     folder = run.folder / "checkpoints" / f"{stage}-{entry.get('steps', 0):06d}"
-    texts = [str(text) for text in entry["samples_after"]]  # type: ignore[attr-defined]
+    texts = [str(text) for text in entry["samples_after"][:MOST_TEXTS]]
     if not folder.is_dir():
         return StageTokens(TITLES[stage], [], f"its last checkpoint, {folder.name}, is not there any more")
     try:
@@ -96,5 +96,3 @@ def _tokens(tokenizer: Tokenizer, row: list[int], begin: int, log_probs: np.ndar
         tokens.append(Token(text[len(known) :], math.exp(log_prob)))
         known, log_prob = text, 0.0
     return tokens
-
-

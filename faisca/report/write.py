@@ -1,8 +1,8 @@
 """Writing a report: of runs that are named, or of a run that has just come to its end."""
 
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from faisca.bench.machine import describe_machine
@@ -11,6 +11,8 @@ from faisca.report.recorded import MACHINE, Recorded, read_runs
 from faisca.report.tokens import score_stages
 from faisca.runs.state import IMPORTED
 from faisca.system.files import write_atomically, write_named
+from faisca.system.output import LastingOutput
+from faisca.system.tables import PlainConsole
 from faisca.text import in_one_line, json_text
 
 REPORT = "report.html"
@@ -31,19 +33,21 @@ def write_report(
                 say(f"{run.name}: token probabilities after {stage.title} are left out: {stage.left_out}")
     path = out or folders[0] / REPORT
     page = render(runs, scored, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    write_named("--out", path, page.encode())
+    write_named("--out" if out else "report", path, page.encode())
     return path, runs
 
 
 def report_after_run(folder: Path) -> None:
-    """Write what a finished run's folder lacks: where it was trained, and its report. Says it in a line.
+    """Write what a finished run's folder lacks: where it was trained, and its report. It says so in a line.
 
     Whatever goes wrong here, the run is done: what failed is said, and nothing is raised.
     """
+    console = PlainConsole(file=LastingOutput())
+    say = partial(console.print, soft_wrap=True)
     try:
         write_atomically(folder / MACHINE, (json_text(describe_machine(), indent=2) + "\n").encode())
-        path, _ = write_report([folder], None, True, lambda words: print(f"faisca: {words}", file=sys.stderr))
+        path, _ = write_report([folder], None, True, say)
     except Exception as error:
-        print(f"faisca: the run is done, but its report could not be written: {in_one_line(error)}", file=sys.stderr)
+        say(f"the run is done, but its report is not: {in_one_line(error)}")
     else:
-        print(f"its report, for a browser: {path}")
+        say(f"its report, for a browser: {path}")

@@ -5,6 +5,8 @@ const hiddenRuns = new Set();
 const plots = [];
 const DASHES = [[], [6, 4], [1.5, 4], [9, 3, 2, 3]];
 const WHOLE = [...Array(13).keys()].flatMap((n) => [10 ** n, 2 * 10 ** n, 5 * 10 ** n]);
+const CLOCK = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200,
+  ...[1, 2, 5, 10, 50, 100].map((days) => 86400 * days)];
 const LABEL_ROOM = 118, LABELS_FROM = 430, LINE = 14;
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -26,7 +28,7 @@ function duration(seconds) {
 
 function measure(value) {
   if (value == null) return "–";
-  if (value && Math.abs(value) < 1e-3) return value.toExponential(2);
+  if (value && Math.abs(value) < 1e-3) return (+value.toPrecision(3)).toExponential();
   return Math.abs(value) < 1e4 ? String(+value.toPrecision(4)) : Math.round(value).toLocaleString("en");
 }
 
@@ -102,7 +104,7 @@ class Plot {
     this.plot = new uPlot({
       ...this.size, series, bands, legend: { show: false }, padding: [8, this.labelled ? LABEL_ROOM : 10, 0, 0],
       scales: { x: { time: false, range: (u, low, high) => this.range(low, high) }, y: { range: padded } },
-      axes: [this.rule(across[this.axis], { size: 28, gap: 6, space: 70, grid: { show: false }, ...(this.axis === "time" ? {} : { incrs: WHOLE }) }),
+      axes: [this.rule(across[this.axis], { size: 28, gap: 6, space: 70, grid: { show: false }, incrs: this.axis === "time" ? CLOCK : WHOLE }),
              this.rule(tick, { size: 48, gap: 8, space: this.spec.size === "small" ? 36 : 48 })],
       cursor: {
         sync: { key: this.spec.group + this.axis }, points: { size: 7 }, drag: { x: true, y: false, dist: 4 },
