@@ -22,6 +22,7 @@ from faisca.report.numbers import tick, tick_steps
 from faisca.report.recorded import read_run
 from faisca.report.tables import costs, options
 from faisca.report.tokens import END, _tokens, score_stages
+from faisca.training.generate import clean
 
 FIXTURES = Path(__file__).parent / "fixtures" / "before"
 LARGEST = 2_000_000
@@ -204,10 +205,20 @@ def test_a_run_with_pretraining_alone(tmp_path):
 def test_a_model_from_elsewhere_and_reinforcement_from_it(tmp_path):
     open_twin("torch")
     ported, trained = tmp_path / "ported", tmp_path / "trained"
-    assert cli.main(["port", str(FIXTURES / "hf"), str(ported), "--to", "faisca", "--no-verify"]) == 0
+    foreign = tmp_path / "hf"
+    shutil.copytree(FIXTURES / "hf", foreign, ignore=shutil.ignore_patterns("faisca.json"))
+    assert cli.main(["port", str(foreign), str(ported), "--to", "faisca", "--no-verify"]) == 0
     page = report(ported)
     assert "imported" in page.text and "No stage is finished yet" in page.text and not page.of("figure")
     sizes = ("--grpo.steps", "2", "--grpo.group-size", "4", "--grpo.max-new-tokens", "4", "--sample.counted", "4")
+    sizes += (
+        "--grpo.minibatch-size",
+        "4",
+        "--pretrain.max-validation-titles",
+        "20",
+        "--sft.max-validation-titles",
+        "20",
+    )
     begun = ["grpo", "--from", str(ported), "--out", str(trained), "--device", "cpu", "--backend", "torch", *sizes]
     assert cli.main([*begun, "--sample.max-new-tokens", "4", "--sample.prompt", ""]) == 0
     page = report(trained)
@@ -271,7 +282,8 @@ def test_tokens_have_the_models_own_probabilities(trained):
     assert [stage.title for stage in scored] == ["Pre-training", "Fine-tuning", "GRPO"]
     assert not any(stage.left_out for stage in scored)
     model = load(trained / "checkpoints" / "grpo-000004", "torch", "cpu", "float32")
-    for text, tokens in zip(run.entries[-1]["samples_after"], scored[-1].headlines, strict=True):
+    texts = map(clean, run.entries[-1]["samples_after"])
+    for text, tokens in zip(texts, scored[-1].headlines, strict=True):
         ids = [*model.tokenizer.beginning, *model.tokenizer.encode(text), model.tokenizer.end_of_text]
         alone = model.token_log_probs(np.array([ids[: model.setup.model_config.context]]))[0]
         assert np.prod([token.probability for token in tokens]) == pytest.approx(np.exp(alone.sum()), rel=1e-4)

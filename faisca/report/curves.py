@@ -151,7 +151,7 @@ def _curve(number: int, run: Recorded, stage: str, records: list[Record], key: s
 
 def _began(run: Recorded, stage: str) -> float:
     """When a stage's first record was written: its curves' time counts from there."""
-    return min(record["seconds"] for record in run.of_stage(stage) if is_number(record.get("seconds")))
+    return min(float(record["seconds"]) for record in run.of_stage(stage) if is_number(record.get("seconds")))
 
 
 def _moments(records: list[Record]) -> Iterator[float]:

@@ -87,7 +87,7 @@ class Recorded:
     @property
     def seconds(self) -> float:
         """What the run has taken so far."""
-        known = [record["seconds"] for record in self.records if is_number(record.get("seconds"))]
+        known = [float(record["seconds"]) for record in self.records if is_number(record.get("seconds"))]
         return max([self.state.seconds if self.state else 0.0, *known])
 
 
