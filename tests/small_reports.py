@@ -35,6 +35,15 @@ def rounds(steps: int, start: float) -> list[dict[str, Any]]:
     ]
 
 
+def completions(step: int, count: int = 16) -> list[dict[str, Any]]:
+    """Lines of completions.jsonl, of one step."""
+    return [
+        {"step": step, "prompt": "Presidente", "completion": f" escreve {i} de {step}", "reward": i / count}
+        | {"rewards": {"football": 0.0, "length": i / count}, "advantage": i - count / 2, "ended": i % 2 == 0}
+        for i in range(count)
+    ]
+
+
 def entry(stage: str, steps: int, **more: Any) -> dict[str, Any]:
     """What summary.json has of a finished stage."""
     known: dict[str, Any] = dict.fromkeys(STAGE_KEYS, 0.5) | {"stage": stage, "steps": steps}
@@ -52,6 +61,10 @@ def write_run(
     facts = {"backend": "torch", "device": "cpu", "preset": "tiny", "seed": 1337, "parameters": 54_321}
     if entries:
         (folder / "summary.json").write_text(json.dumps(facts | {"stages": entries}), encoding="utf-8")
+    steps = sorted({record["step"] for record in records if record["stage"] == "grpo"})
+    if steps:
+        rows = [json.dumps(row, ensure_ascii=False) + "\n" for step in steps for row in completions(step)]
+        (folder / "completions.jsonl").write_text("".join(rows), encoding="utf-8")
     write_config(config_from_dict(config or {}, load_preset("tiny")), folder / "config.toml")
     return folder
 

@@ -46,7 +46,7 @@ FLOORS: dict[str, set[str]] = {
         "system",
     }
     | {"streams", "system", *FOUNDATION},
-    "report": {"bench", "config", "data", "loaded_model", "runs", "system", "training", *FOUNDATION},
+    "report": {"bench", "config", "data", "loaded_model", "parameters", "runs", "system", "training", *FOUNDATION},
     "commands": {"config", "data", "loaded_model", "porting", "report", "runs", "system", "training", *FOUNDATION},
 }
 """what each room of the core may import; the rooms that are not here (parity, porting, bench, …) are above all these"""

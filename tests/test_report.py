@@ -15,8 +15,10 @@ from small_reports import HEADLINES, entry, losses, rounds, three_stages, write_
 from small_runs import start
 
 from faisca import cli
+from faisca.errors import FaiscaError
 from faisca.loaded_model import load
 from faisca.report import write
+from faisca.report.completions import CHUNK, ends_of_grpo
 from faisca.report.curves import _moments, _thin, training_charts
 from faisca.report.numbers import tick, tick_steps
 from faisca.report.recorded import read_run
@@ -115,9 +117,9 @@ def test_every_section_is_there_and_linked(whole):
     page = report(whole)
     ids = {a["id"] for _, a in page.elements if "id" in a}
     sections = {a["id"] for a in page.of("section") if "id" in a}
-    assert sections == {"outcome", "pretrain", "sft", "grpo", "samples", "tokens", "cost", "parity", "machine"} | {
-        "configuration"
-    }
+    assert sections == set(
+        "outcome pretrain sft grpo samples completions tokens cost parity machine configuration".split()
+    )
     assert {a["href"].removeprefix("#") for a in page.of("a")} <= ids
     drawn = {a["data-chart"] for a in page.of("figure")}
     assert {"pretrain-loss", "sft-loss", "grpo-reward", "grpo-kl", "grpo-functions", "grpo-entropy"} <= drawn
@@ -347,6 +349,26 @@ def test_thinned_curves_keep_their_extremes(tmp_path):
     thin = _thin(curve, 100)
     assert len(thin.y) <= 100 and max(thin.y) == 99.0 and thin.x["steps"] == sorted(thin.x["steps"])
     assert (thin.y[0], thin.y[-1]) == (curve.y[0], curve.y[-1]) and thin.left_out == len(curve.y) - len(thin.y)
+
+
+def test_the_ends_of_grpo_are_found_whatever_lies_between(tmp_path):
+    folder = three_stages(tmp_path / "run")
+    whole = ends_of_grpo(read_run(folder, "run"))
+    path = folder / "completions.jsonl"
+    first, *_, last = [path.read_text(encoding="utf-8").split("\n")[i : i + 16] for i in range(0, 12 * 16, 16)]
+    filling = json.dumps({"step": 2, "completion": "x" * 2000}) + "\n"
+    path.write_text(
+        "\n".join(first) + "\n" + filling * 600 + "\n".join(last) + '\n{"step": 13, "compl', encoding="utf-8"
+    )
+    assert path.stat().st_size > 2 * CHUNK
+    assert ends_of_grpo(read_run(folder, "run")) == whole
+    assert [(step.step, step.written, len(step.rows)) for step in whole] == [(1, 16, 12), (12, 16, 12)]
+    best, worst = whole[0].rows[0], whole[0].rows[-1]
+    assert (best.reward, best.advantage, best.text, best.ended) == ("0.938", "+7.00", "escreve 15 de 1", False)
+    assert (worst.reward, worst.advantage, worst.parts) == ("0", "-8.00", "football 0, length 0")
+    path.write_text("{]\n")
+    with pytest.raises(FaiscaError, match=r"completions\.jsonl has a line that is not JSON"):
+        ends_of_grpo(read_run(folder, "run"))
 
 
 def test_steps_that_were_read_together_end_one_after_the_other():

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from faisca.report import numbers, svg, tables
+from faisca.report.completions import ends_of_grpo
 from faisca.report.curves import Chart, Curve, grpo_charts, training_charts
 from faisca.report.recorded import Recorded
 from faisca.report.samples import TITLES, columns
@@ -65,6 +66,7 @@ def render(runs: list[Recorded], scored: Sequence[list[StageTokens] | None], wri
         highlights=highlights(runs[0]) if len(runs) == 1 else [],
         outcome=tables.outcome(runs),
         samples=[columns(run) for run in runs],
+        completions=[ends_of_grpo(run) for run in runs],
         scored=scored,
         levels=LEVELS,
         titles=TITLES,

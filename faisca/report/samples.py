@@ -8,7 +8,7 @@ import numpy as np
 from faisca.report.recorded import Record, Recorded, is_number
 from faisca.text import one_line
 
-MOST_MOMENTS = 5
+MOST_MOMENTS = {"pretrain": 5, "sft": 5, "grpo": 3}
 """moments along a stage that are shown, spread over all there are"""
 MOST_TEXTS = 6
 """headlines of a moment that are shown"""
@@ -42,7 +42,7 @@ def columns(run: Recorded) -> list[Column]:
     for stage in run.stages:
         before, after = _ends(run, stage)
         along = _along(run.of_stage(stage))
-        kept = [along[i] for i in _spread(len(along), MOST_MOMENTS)]
+        kept = [along[i] for i in _spread(len(along), MOST_MOMENTS[stage])]
         moments = [_moment("before", before)] if before and before != shown else []
         moments += kept + ([_moment("after", after)] if after else [])
         if moments:

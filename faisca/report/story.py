@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from faisca.report.numbers import duration
+from faisca.parameters import count_parameters
+from faisca.report.numbers import duration, engineering
 from faisca.report.recorded import Recorded
 from faisca.report.samples import TITLES
 from faisca.report.tables import outcome
@@ -47,8 +48,9 @@ def named(run: Recorded, runs: list[Recorded]) -> list[str]:
     imported = run.backend == IMPORTED
     parts = [f"preset {run.preset}"]
     parts.append("imported" if imported else f"{run.backend} on {run.device}")
-    if "parameters" in run.facts:
-        parts.append(f"{run.facts['parameters'] / 1e6:.2f} M parameters")
+    size = run.facts.get("parameters") or (count_parameters(run.state.model) if run.state else None)
+    if size:
+        parts.append(f"{engineering(size)} parameters")
     if run.config:
         parts.append(f"seed {run.config.run.seed}")
     if run.records:
@@ -63,4 +65,4 @@ def status(run: Recorded) -> str:
     progress = run.state.progress
     steps = f"step {progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
     what = f"the end of {progress.stage}" if run.state.finished else f"{progress.stage}, {steps}"
-    return f"Not finished: its newest checkpoint is at {what}. faisca run --resume goes on from there."
+    return f"Not finished: its newest checkpoint is at {what}."
