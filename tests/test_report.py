@@ -142,6 +142,7 @@ def test_each_chart_is_drawn_for_print_and_has_its_data(whole):
 def test_texts_of_a_run_do_nothing_in_its_page(tmp_path):
     evil = "</script><script>window.hacked = 1</script><img src=x onerror=hacked()>"
     records = [*losses("pretrain", 3, 0.0), {"stage": "pretrain", "step": 3, "seconds": 1.0, "samples": [evil]}]
+    records += [{"stage": "grpo", "step": 1, "seconds": 2.0, f"reward/{evil}_mean": 1.0, "reward/other_mean": 0.0}]
     config = {"data": {"source": evil}, "sample": {"prompt": evil}}
     run = write_run(tmp_path / "a<script>b", records, [entry("pretrain", 3, samples_after=[evil])], config)
     page = report(run)
@@ -288,6 +289,7 @@ def test_tokens_have_the_models_own_probabilities(trained):
     for text, tokens in zip(texts, scored[-1].headlines, strict=True):
         ids = [*model.tokenizer.beginning, *model.tokenizer.encode(text), model.tokenizer.end_of_text]
         alone = model.token_log_probs(np.array([ids[: model.setup.model_config.context]]))[0]
+        assert tokens[0].probability == pytest.approx(np.exp(alone[0]), rel=1e-4)
         assert np.prod([token.probability for token in tokens]) == pytest.approx(np.exp(alone.sum()), rel=1e-4)
         assert "".join(token.text for token in tokens).removesuffix(END) == text
 
@@ -309,6 +311,8 @@ def test_what_cannot_be_scored_is_said(trained, tmp_path, capsys):
     words = "its last checkpoint, sft-000007, is not there any more"
     assert f"Left out: {words}" in page.text and words in capsys.readouterr().err
     assert "left out, as asked" in report(folder).text
+    large = score_stages(read_run(trained, "trained"), most_bytes=1000)
+    assert all("which faisca report loads, but no run at its end" in stage.left_out for stage in large)
 
 
 def test_json_says_what_was_written(whole, capsys):

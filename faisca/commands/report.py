@@ -1,5 +1,6 @@
 """`faisca report`: runs as one page for a browser."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,7 @@ def report(argv: list[str]) -> int:
         raise FaiscaError("faisca report needs a run: name its folder, as in faisca report runs/spark")
     from faisca.report.write import write_report
 
-    path, runs = write_report(options.runs, options.out, not options.no_probabilities, warn)
+    path, runs = write_report(options.runs, options.out, warn, 0.0 if options.no_probabilities else math.inf)
     size = path.stat().st_size
     if options.json:
         print_json({"report": str(path), "bytes": size, "runs": [str(run.folder) for run in runs]})

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -43,6 +43,42 @@ def render(runs: list[Recorded], scored: Sequence[list[StageTokens] | None], wri
     sections = [section for section in sections if section.charts]
     scripts, style = [_asset(name) for name in SCRIPTS], Markup("\n").join(_asset(name) for name in STYLES)
     spent = [tables.costs(run) for run in runs]
+    page: str = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            runs=runs,
+            sections=sections,
+            drawn={chart.key: svg.draw(chart, names) for section in sections for chart in section.charts},
+            legends={chart.key: _legend(chart, names) for section in sections for chart in section.charts},
+            highlights=highlights(runs[0]) if len(runs) == 1 else [],
+            outcome=tables.outcome(runs),
+            samples=[columns(run) for run in runs],
+            completions=[ends_of_grpo(run) for run in runs],
+            scored=scored,
+            levels=LEVELS,
+            titles=TITLES,
+            costs=spent,
+            slowest=max((stage.seconds for stages in spent for stage in stages), default=0.0),
+            sizes=[tables.folder_bytes(run) for run in runs],
+            bar=svg.bar,
+            certificates=[tables.certificates(run) for run in runs],
+            machines=[tables.machine_rows(run) for run in runs],
+            options=tables.options(runs),
+            configured=[run for run in runs if run.config],
+            data=_data(sections, names),
+            scripts=scripts,
+            style=style,
+            policy=_policy(scripts, style),
+            version=version_of("faisca-mlx"),
+            written=written,
+        )
+    )
+    return page
+
+
+def _environment() -> Environment:
+    """Templates in which every text is escaped, and a name that nobody gave is an error."""
     environment = Environment(
         loader=PackageLoader("faisca.report"),
         autoescape=True,
@@ -50,42 +86,19 @@ def render(runs: list[Recorded], scored: Sequence[list[StageTokens] | None], wri
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "bytes": format_bytes,
-        "capitalize_first": lambda text: text[:1].upper() + text[1:],
+        "capitalised": _capitalised,
         "duration": numbers.duration,
-        "measure": numbers.measure,
-        "named": lambda run: named(run, runs),
+        "named": named,
         "status": status,
     }
-    page: str = environment.get_template("report.html").render(
-        runs=runs,
-        sections=sections,
-        drawn={chart.key: svg.draw(chart, names) for section in sections for chart in section.charts},
-        legends={chart.key: _legend(chart, names) for section in sections for chart in section.charts},
-        highlights=highlights(runs[0]) if len(runs) == 1 else [],
-        outcome=tables.outcome(runs),
-        samples=[columns(run) for run in runs],
-        completions=[ends_of_grpo(run) for run in runs],
-        scored=scored,
-        levels=LEVELS,
-        titles=TITLES,
-        costs=spent,
-        slowest=max((stage.seconds for stages in spent for stage in stages), default=0.0),
-        sizes=[tables.folder_bytes(run) for run in runs],
-        bar=svg.bar,
-        certificates=[tables.certificates(run) for run in runs],
-        machines=[tables.machine_rows(run) for run in runs],
-        options=tables.options(runs),
-        configured=[run for run in runs if run.config],
-        data=_data(sections, names),
-        scripts=scripts,
-        style=style,
-        policy=_policy(scripts, style),
-        version=version_of("faisca-mlx"),
-        written=written,
-    )
-    return page
+    environment.filters.update(filters)
+    return environment
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _section(runs: list[Recorded], stage: str) -> Section:

@@ -10,7 +10,6 @@ from faisca.report.tables import outcome
 from faisca.runs.state import IMPORTED
 from faisca.text import titles_name
 
-PURPOSE = {"pretrain": "validation loss", "sft": "validation loss", "grpo": "reward"}
 LABELS = {"football share": "completions about football", "validation loss (nats)": "validation loss, nats per token"}
 
 
@@ -43,7 +42,7 @@ def highlights(run: Recorded) -> list[Highlight]:
     return found
 
 
-def named(run: Recorded, runs: list[Recorded]) -> list[str]:
+def named(run: Recorded) -> list[str]:
     """What a run is, in facts that stand under its name."""
     imported = run.backend == IMPORTED
     parts = [f"preset {run.preset}"]

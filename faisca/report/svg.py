@@ -56,13 +56,7 @@ def draw(chart: Chart, run_names: Sequence[str]) -> Markup:
     for curve in curves:
         parts += _line(curve, axis, frame, alone)
     if named:
-        inks = {(curve.run, curve.name): curve.ink(alone)[0] for curve in curves}
-        parts += _labels(
-            curves,
-            axis,
-            frame,
-            {key: (name, inks[key]) for key, name in labels(chart, run_names).items() if key in inks},
-        )
+        parts += _labels(curves, axis, frame, labels(chart, run_names), alone)
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -123,12 +117,13 @@ def _band(curve: Curve, axis: str, frame: Frame, alone: bool) -> Markup:
     return Markup('<path class="band {}" d="M{}Z"/>').format(curve.ink(alone)[0], path)
 
 
-def _labels(curves: list[Curve], axis: str, frame: Frame, names: dict[Key, tuple[str, str]]) -> list[Markup]:
+def _labels(curves: list[Curve], axis: str, frame: Frame, names: dict[Key, str], alone: bool) -> list[Markup]:
     """Each curve's name at its end in its colour, moved where two would touch."""
+    inks = {(curve.run, curve.name): curve.ink(alone)[0] for curve in curves}
     ends = {(curve.run, curve.name): frame.at(curve.x[axis][-1], curve.y[-1])[1] for curve in curves}
     placed = _apart(sorted((y, key) for key, y in ends.items()), frame.top + 4, frame.bottom)
     text = Markup('<text class="label {}" x="{:.1f}" y="{:.1f}">{}</text>')
-    return [text.format(names[key][1], frame.right + 8, y + 4, shortened(names[key][0], 18)) for y, key in placed]
+    return [text.format(inks[key], frame.right + 8, y + 4, shortened(names[key], 18)) for y, key in placed]
 
 
 def _apart(wanted: list[tuple[float, Key]], top: float, bottom: float) -> list[tuple[float, Key]]:

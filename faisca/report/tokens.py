@@ -11,7 +11,8 @@ from faisca.errors import FaiscaError
 from faisca.loaded_model import LoadedModel, load
 from faisca.report.recorded import Record, Recorded
 from faisca.report.samples import MOST_TEXTS, TITLES
-from faisca.text import in_one_line
+from faisca.runs.checkpoint import read_state
+from faisca.text import format_bytes, in_one_line
 from faisca.training.generate import clean
 
 LEVELS = (0.5, 0.2, 0.05, 0.01)
@@ -43,26 +44,29 @@ class StageTokens:
     left_out: str = ""
 
 
-def score_stages(run: Recorded) -> list[StageTokens]:
-    """The headlines after each finished stage, scored by that stage's last checkpoint."""
-    return [_score_stage(run, entry["stage"], entry) for entry in run.entries if entry.get("samples_after")]
+def score_stages(run: Recorded, most_bytes: float = math.inf) -> list[StageTokens]:
+    """The headlines after each finished stage, scored by that stage's last checkpoint, unless that is larger."""
+    return [_score_stage(run, entry, most_bytes) for entry in run.entries if entry.get("samples_after")]
 
 
-def _score_stage(run: Recorded, stage: str, entry: Record) -> StageTokens:
+def _score_stage(run: Recorded, entry: Record, most_bytes: float) -> StageTokens:
+    stage = entry["stage"]
     folder = run.folder / "checkpoints" / f"{stage}-{entry.get('steps', 0):06d}"
     texts = [str(text) for text in entry["samples_after"][:MOST_TEXTS]]
     if not folder.is_dir():
         return StageTokens(TITLES[stage], [], f"its last checkpoint, {folder.name}, is not there any more")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if size > most_bytes:
+        words = f"its last checkpoint takes {format_bytes(size)}, which faisca report loads, but no run at its end"
+        return StageTokens(TITLES[stage], [], words)
     try:
-        return StageTokens(TITLES[stage], _score(_load(run, folder), texts))
+        return StageTokens(TITLES[stage], _score(_load(folder), texts))
     except (FaiscaError, RuntimeError, MemoryError) as error:  # no such device here, too little memory, a damaged file
         return StageTokens(TITLES[stage], [], in_one_line(error))
 
 
-def _load(run: Recorded, folder: Path) -> LoadedModel:
+def _load(folder: Path) -> LoadedModel:
     """The checkpoint on the backend, device and dtype that trained it."""
-    from faisca.runs.checkpoint import read_state
-
     state = read_state(folder)
     return load(folder, state.backend, state.device, state.dtype)
 

@@ -1,5 +1,6 @@
 """Writing a report: of runs that are named, or of a run that has just come to its end."""
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -16,17 +17,20 @@ from faisca.system.tables import PlainConsole
 from faisca.text import in_one_line, json_text
 
 REPORT = "report.html"
+LARGEST = 2e9
+"""bytes of a checkpoint that a run loads once more at its end, where little memory may be left"""
 
 
 def write_report(
-    folders: Sequence[Path], out: Path | None, probabilities: bool, say: Callable[[str], None]
+    folders: Sequence[Path], out: Path | None, say: Callable[[str], None], largest: float = math.inf
 ) -> tuple[Path, list[Recorded]]:
     """Write the report of runs, beside the first one's record unless `out` says where; returns its path and the runs.
 
-    `say` is told what was left out. FaiscaError for a folder that is no run's, or where nothing can be written.
+    Checkpoints of up to `largest` bytes score their headlines; with 0 none is asked. `say` is told what was
+    left out. FaiscaError for a folder that is no run's, or where nothing can be written.
     """
     runs = read_runs(folders)
-    scored = [score_stages(run) if probabilities and run.backend != IMPORTED else None for run in runs]
+    scored = [score_stages(run, largest) if largest and run.backend != IMPORTED else None for run in runs]
     for run, stages in zip(runs, scored, strict=True):
         for stage in stages or []:
             if stage.left_out:
@@ -46,7 +50,7 @@ def report_after_run(folder: Path) -> None:
     say = partial(console.print, soft_wrap=True)
     try:
         write_atomically(folder / MACHINE, (json_text(describe_machine(), indent=2) + "\n").encode())
-        path, _ = write_report([folder], None, True, say)
+        path, _ = write_report([folder], None, say, LARGEST)
     except Exception as error:
         say(f"the run is done, but its report is not: {in_one_line(error)}")
     else:
