@@ -369,7 +369,7 @@ def test_the_ends_of_grpo_are_found_whatever_lies_between(tmp_path):
     assert [(step.step, step.written, len(step.rows)) for step in whole] == [(1, 16, 12), (12, 16, 12)]
     best, worst = whole[0].rows[0], whole[0].rows[-1]
     assert (best.reward, best.advantage, best.text, best.ended) == ("0.938", "+7.00", "escreve 15 de 1", False)
-    assert (worst.reward, worst.advantage, worst.parts) == ("0", "-8.00", "football 0, length 0")
+    assert (worst.reward, worst.advantage, worst.parts) == ("0", "−8.00", "football 0, length 0")
     path.write_text("{]\n")
     with pytest.raises(FaiscaError, match=r"completions\.jsonl has a line that is not JSON"):
         ends_of_grpo(read_run(folder, "run"))

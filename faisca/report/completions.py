@@ -60,7 +60,7 @@ def _row(record: Record) -> Row:
     prompt = record.get("prompt")
     return Row(
         _words(record.get("reward")),
-        f"{advantage:+.2f}" if is_number(advantage) else "–",
+        f"{advantage:+.2f}".replace("-", "−") if is_number(advantage) else "–",
         ", ".join(f"{name} {_words(value)}" for name, value in parts.items()) if len(parts) > 1 else "",
         one_line(prompt if isinstance(prompt, str) else str((prompt or [{}])[-1].get("content", ""))),
         one_line(str(record.get("completion", ""))),

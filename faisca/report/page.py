@@ -88,6 +88,7 @@ def _environment() -> Environment:
     )
     filters: dict[str, Callable[..., Any]] = {
         "bytes": format_bytes,
+        "breakable": lambda name: Markup("_<wbr>").join(name.split("_")),
         "capitalised": _capitalised,
         "duration": numbers.duration,
         "named": named,

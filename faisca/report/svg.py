@@ -10,8 +10,8 @@ from faisca.report.numbers import tick, tick_steps
 from faisca.text import shortened
 
 SIZES = {"wide": (960, 320), "half": (470, 250), "small": (310, 180)}
-LABEL_ROOM = 118
-"""pixels on the right, where curves that have names are labelled"""
+CHARACTER, LONGEST = 6.3, 18
+"""pixels of a character of a curve's name, and the most that are shown"""
 LINE = 14
 """pixels between labels"""
 MOST_DOTS = 60
@@ -45,10 +45,9 @@ def draw(chart: Chart, run_names: Sequence[str]) -> Markup:
     axis = chart.axes[0]
     curves = [curve for curve in chart.curves if axis in curve.x]
     width, height = SIZES[chart.size]
-    named = bool(labels(chart, run_names))
-    frame = _frame(
-        curves, axis, (width - (LABEL_ROOM if named else 12), height - 26), 52 if chart.size == "wide" else 46
-    )
+    named = labels(chart, run_names)
+    room = 14 + CHARACTER * min(LONGEST, max(map(len, named.values()))) if named else 12
+    frame = _frame(curves, axis, (width - room, height - 26), 52 if chart.size == "wide" else 46)
     alone = len(run_names) == 1
     parts = [Markup('<svg class="static" viewBox="0 0 {} {}" aria-hidden="true">').format(width, height)]
     parts += _grid(frame, axis)
@@ -56,7 +55,7 @@ def draw(chart: Chart, run_names: Sequence[str]) -> Markup:
     for curve in curves:
         parts += _line(curve, axis, frame, alone)
     if named:
-        parts += _labels(curves, axis, frame, labels(chart, run_names), alone)
+        parts += _labels(curves, axis, frame, named, alone)
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -72,7 +71,7 @@ def labels(chart: Chart, run_names: Sequence[str]) -> dict[Key, str]:
     }
 
 
-def _frame(curves: list[Curve], axis: str, corner: tuple[int, int], left: int) -> Frame:
+def _frame(curves: list[Curve], axis: str, corner: tuple[float, float], left: int) -> Frame:
     xs = [x for curve in curves for x in curve.x[axis]]
     spreads = [(y, s) for curve in curves for y, s in zip(curve.y, curve.spread or [0.0] * len(curve.y), strict=True)]
     low, high = min(y - s for y, s in spreads), max(y + s for y, s in spreads)
@@ -123,7 +122,7 @@ def _labels(curves: list[Curve], axis: str, frame: Frame, names: dict[Key, str],
     ends = {(curve.run, curve.name): frame.at(curve.x[axis][-1], curve.y[-1])[1] for curve in curves}
     placed = _apart(sorted((y, key) for key, y in ends.items()), frame.top + 4, frame.bottom)
     text = Markup('<text class="label {}" x="{:.1f}" y="{:.1f}">{}</text>')
-    return [text.format(inks[key], frame.right + 8, y + 4, shortened(names[key], 18)) for y, key in placed]
+    return [text.format(inks[key], frame.right + 8, y + 4, shortened(names[key], LONGEST)) for y, key in placed]
 
 
 def _apart(wanted: list[tuple[float, Key]], top: float, bottom: float) -> list[tuple[float, Key]]:

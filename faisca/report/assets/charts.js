@@ -7,7 +7,7 @@ const DASHES = [[], [6, 4], [1.5, 4], [9, 3, 2, 3]];
 const WHOLE = [...Array(13).keys()].flatMap((n) => [10 ** n, 2 * 10 ** n, 5 * 10 ** n]);
 const CLOCK = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200,
   ...[1, 2, 5, 10, 50, 100].map((days) => 86400 * days)];
-const LABEL_ROOM = 118, LABELS_FROM = 430, LINE = 14;
+const CHARACTER = 6.3, LONGEST = 18, LABELS_FROM = 430, LINE = 14;
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 const inkOf = (curve) => css(curve.ink);
@@ -80,6 +80,7 @@ class Plot {
     const width = this.box.clientWidth;
     return { width, height: { wide: 330, half: 260, small: 190 }[this.spec.size] };
   }
+  get room() { return 14 + CHARACTER * Math.min(LONGEST, Math.max(...[...this.names.values()].map((name) => name.length))); }
   get labelled() { return this.names.size > 0 && this.box.clientWidth >= LABELS_FROM; }
 
   make() {
@@ -102,7 +103,7 @@ class Plot {
     }
     this.data = uPlot.join(tables);
     this.plot = new uPlot({
-      ...this.size, series, bands, legend: { show: false }, padding: [8, this.labelled ? LABEL_ROOM : 10, 0, 0],
+      ...this.size, series, bands, legend: { show: false }, padding: [8, this.labelled ? this.room : 10, 0, 0],
       scales: { x: { time: false, range: (u, low, high) => this.range(low, high) }, y: { range: padded } },
       axes: [this.rule(across[this.axis], { size: 28, gap: 6, space: 70, grid: { show: false }, incrs: this.axis === "time" ? CLOCK : WHOLE }),
              this.rule(tick, { size: 48, gap: 8, space: this.spec.size === "small" ? 36 : 48 })],
@@ -162,7 +163,7 @@ class Plot {
     for (const { curve, y } of placed) {
       const name = this.names.get(keyOf(curve));
       ctx.fillStyle = inkOf(curve);
-      ctx.fillText(name.length > 18 ? name.slice(0, 17) + "…" : name, u.bbox.left + u.bbox.width + 8 * ratio, y);
+      ctx.fillText(name.length > LONGEST ? name.slice(0, LONGEST - 1) + "…" : name, u.bbox.left + u.bbox.width + 8 * ratio, y);
     }
     ctx.restore();
   }
