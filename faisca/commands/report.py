@@ -16,7 +16,10 @@ from faisca.runs.checkpoint import warn
 class ReportOptions:
     """Options of `faisca report`."""
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN", help="run folders; several are drawn together")]
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="RUN [RUN …]", help="run folders; several are drawn together", help_behavior_hint=""),
+    ] = ()
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: report.html in the first run)")] = (
         None
     )
@@ -38,7 +41,7 @@ def report(argv: list[str]) -> int:
     """
     options = parse(ReportOptions, argv, command="report", help=report.__doc__)
     if not options.runs:
-        raise FaiscaError("faisca report needs a run: name its folder, as in faisca report runs/spark")
+        raise FaiscaError("no run is named: name its folder, as in faisca report runs/spark")
     from faisca.report.write import write_report
 
     path, runs = write_report(options.runs, options.out, warn, 0.0 if options.no_probabilities else math.inf)
