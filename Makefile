@@ -4,7 +4,7 @@ PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint mutations
+.PHONY: install demo test browser lint mutations
 
 install: $(VENV)/.installed
 
@@ -19,9 +19,13 @@ demo: install
 	set -x; $(BIN)/faisca run --preset spark --out $$out
 
 # Two workers on two cores; conftest.py gives each one thread. Then the numerical rungs under two other kernels.
-test: install lint
+test: install lint browser
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 	$(BIN)/python parity_tests/kernels.py
+
+# A Chromium and axe-core for the tests of `faisca report`, where the system lets us install them.
+browser: install
+	@tools/browser.sh "$(VENV)"
 
 lint: install
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ COMMANDS = {
     "runs": ("faisca.commands.runs:runs", "list the runs of a folder"),
     "groups": ("faisca.commands.groups:groups", "show GRPO's groups of a step: completions, rewards, advantages"),
     "completion": ("faisca.commands.completion:completion", "print what lets a shell complete commands and options"),
+    "report": ("faisca.commands.report:report", "runs as one page for a browser, drawn over each other"),
     "inspect": ("faisca.commands.runs:inspect", "show what is inside a checkpoint, and verify it"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""

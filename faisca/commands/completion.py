@@ -24,6 +24,7 @@ OPTIONS = {
     "bench": "faisca.bench.command:BenchOptions",
     "runs": "faisca.commands.runs:RunsOptions",
     "inspect": "faisca.commands.runs:InspectOptions",
+    "report": "faisca.commands.report:ReportOptions",
     "groups": "faisca.commands.groups:GroupsOptions",
     "completion": "faisca.commands.completion:CompletionOptions",
 }

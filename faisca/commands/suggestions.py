@@ -14,6 +14,7 @@ OTHER_COMMANDS = {
     **dict.fromkeys(("eval", "test"), "evaluate"),
     **dict.fromkeys(("show", "info"), "inspect"),
     **dict.fromkeys(("ls", "list"), "runs"),
+    **dict.fromkeys(("plot", "dashboard", "view", "html"), "report"),
     "resume": "run --resume RUN",
     "version": "--version",
 }

@@ -49,8 +49,8 @@ class TrainOptions(ConfigOptions, StartOptions):
 def run(argv: list[str]) -> int:
     """Train a model in three stages: pretrain learns to write headlines, sft goes on
     with those from Portugal, grpo rewards headlines about football. The run's
-    folder (--out) gets checkpoints, charts, a summary and its config.toml, with
-    which --config repeats the run.
+    folder (--out) gets checkpoints, a report for a browser (report.html), charts, a
+    summary and its config.toml, with which --config repeats the run.
 
     examples:
       faisca run                        # small, on the embedded headlines
@@ -109,15 +109,19 @@ def _train(command: str, argv: list[str], help: str | None) -> int:
     config = chosen_config(options, default)
     if command != "run" and config.run.stages != (command,):
         raise FaiscaError(f"faisca {command} cannot run stages {','.join(config.run.stages)}: use faisca run")
+    from faisca.report.write import report_after_run
+
     if options.resume:
         from faisca.training.stages import resume
 
         resume(options.resume, config)
+        report_after_run(options.resume)
         return 0
     folder = _new_folder(options.out, config.preset)
     from faisca.training.stages import run
 
     run(config, folder, options.start_from)
+    report_after_run(folder)
     return 0
 
 

@@ -1,0 +1,26 @@
+#!/bin/sh
+# browser.sh VENV: what tests/test_report_browser.py drives: a Chromium, from apt where there is none, and axe-core, from npm.
+# Where one cannot be had a line says so, and the tests that need it say what they skip.
+set -u
+venv=$1 axe=4.14.1
+
+found() {
+  for name in chromium-headless-shell chromium chromium-browser google-chrome; do
+    command -v "$name" && return
+  done
+  [ -x "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" ]
+}
+
+if ! found >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get install -qq -y --no-install-recommends chromium-headless-shell >/dev/null 2>&1 ||
+      { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 ||
+      { apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1
+  fi
+  found >/dev/null || echo "no Chromium here, and none could be installed: tests of the report in a browser are skipped"
+fi
+
+if [ ! -f "$venv/node_modules/axe-core/axe.min.js" ]; then
+  npm install --prefix "$venv" --no-save --no-package-lock --silent "axe-core@$axe" >/dev/null 2>&1 ||
+    echo "axe-core could not be installed with npm: the report's accessibility is not checked"
+fi
