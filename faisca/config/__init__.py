@@ -1,6 +1,6 @@
 """What can be set: the whole configuration, and the names that the rest of the core takes from here.
 
-`model.py` and `sections.py` have every option, `ranges.py` and `rules.py` refuse the impossible, `files.py` reads TOML.
+`model.py`, `optimizer.py` and `sections.py` have every option, `ranges.py` and `rules.py` refuse the impossible, `files.py` reads TOML.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass

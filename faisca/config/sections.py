@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from faisca.backends import BACKENDS
-from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share, ShareOrAll
+from faisca.config.optimizer import OptimizerConfig
+from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share
 
 COLDEST = 1e-6
 """temperatures below are 0: logits divided by them leave float32, and what they would tell apart is rounding"""
@@ -57,32 +58,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, bias-corrected); with weight_decay 0 it is Adam."""
-
-    learning_rate: Positive = 3e-3
-    """peak learning rate"""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """learning rate after the warm-up"""
-    warmup_steps: CountOrOff = 20
-    """steps in which the learning rate rises linearly to its peak"""
-    min_learning_rate_share: ShareOrAll = 0.1
-    """where cosine ends, as a share of the peak"""
-    weight_decay: NotNegative = 0.1
-    """decoupled weight decay"""
-    decay: Literal["matrices", "all"] = "matrices"
-    """what decays: matrices and tables only, or every parameter, as the original does"""
-    beta1: Share = 0.9
-    """decay rate of the first moment"""
-    beta2: Share = 0.999
-    """decay rate of the second moment"""
-    epsilon: Positive = 1e-8
-    """added to the root of the second moment"""
-    clip_norm: NotNegative = 1.0
-    """largest gradient norm; 0 does not clip"""
-
-
-@dataclass(frozen=True)
 class TrainConfig(OptimizerConfig):
     """Pre-training or supervised fine-tuning on packed windows."""
 
@@ -120,7 +95,7 @@ class GRPOConfig(OptimizerConfig):
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
 
     learning_rate: Positive = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
     warmup_steps: CountOrOff = 5
     weight_decay: NotNegative = 0.0
     steps: Count = 40
