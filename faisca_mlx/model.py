@@ -22,9 +22,9 @@ from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.experts import Experts
+from faisca_mlx.sums import scaled
 
-Rotation = tuple[mx.array, mx.array]
-"""cosine and sine of the positions' angles, [T, J] each"""
+Rotation = tuple[mx.array, mx.array]  # cosine and sine of the positions' angles, [T, J] each
 RandomKey: TypeAlias = mx.array | None  # of dropout; None draws from MLX's own generator
 Cache: TypeAlias = KeyValueCache | None
 
@@ -218,7 +218,7 @@ class GPT(nn.Module):
         x_BTD = first_BTD = self.dropout(x_BTD)
         for i, block in enumerate(self.transformer_blocks):
             if self.config.residual_scales:  # keep less or more of the stream, and remember the embedding (nanochat)
-                x_BTD = self.residual_scales[i] * x_BTD + self.embedding_scales[i] * first_BTD
+                x_BTD = scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])
             # Keep only the block's input, and compute the rest again in the backward pass: with the same dropout.
             if self.runtime.gradient_checkpointing and self.training:
                 key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)

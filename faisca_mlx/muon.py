@@ -20,6 +20,8 @@ MOMENTS = "matrices"
 
 def split(weights: Any, optimizer: str) -> tuple[dict[str, mx.array], Any]:
     """The weights that Muon moves, by name, if it is the optimiser; and the tree of all others."""
+    if optimizer != "muon":
+        return {}, weights
     rest = dict(tree_flatten(weights))
     matrices = {name: rest.pop(name) for name in list(rest) if is_muons(name, rest[name].shape, optimizer)}
     return matrices, tree_unflatten(list(rest.items()))

@@ -22,9 +22,9 @@ from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_torch.cache import KeyValueCache
 from faisca_torch.experts import Experts
+from faisca_torch.sums import scaled
 
-Rotation = tuple[Tensor, Tensor]
-"""cosine and sine of the positions' angles, [T, J] each"""
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, [T, J] each
 
 
 class Head(NamedTuple):
@@ -199,7 +199,7 @@ class GPT(nn.Module):
         x_BTD = first_BTD = self.dropout(x_BTD)
         for i, block in enumerate(self.transformer_blocks):
             if self.config.residual_scales:  # keep less or more of the stream, and remember the embedding (nanochat)
-                x_BTD = self.residual_scales[i] * x_BTD + self.embedding_scales[i] * first_BTD
+                x_BTD = scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])
             # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
                 x_BTD, more = checkpoint(block, x_BTD, rotation, None, use_reentrant=False)
