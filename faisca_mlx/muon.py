@@ -44,11 +44,11 @@ def move_matrices(
     rate = learning_rate * config.muon_rate_ratio
     for names in matrix_stacks(model.config):
         # A matrix of all layers at once: few large products in place of many small ones.
-        stack_LRC = mx.stack([_direction(name, gradients, moments, config, finite) for name in names])
+        stack_LRC = mx.stack([_direction(name, gradients[name], moments, config, finite) for name in names])
         parts = mx.split(stack_LRC, row_cuts(names[0], model.config), axis=-2)
         steps_LRC = mx.concatenate([step_length(part.shape) * orthogonal(part) for part in parts], axis=-2)
         for name, step_RC in zip(names, steps_LRC, strict=True):
-            moved[name] = weights[name] * (1 - rate * config.weight_decay) - rate * step_RC
+            moved[name] = weights[name] - rate * (step_RC + config.weight_decay * weights[name])
     model.update(tree_unflatten(list(moved.items())))
 
 
@@ -61,19 +61,16 @@ def orthogonal(matrices: mx.array) -> mx.array:
     x = x / (norms + TINY)  # no singular value above 1
     for _ in range(ROUNDS):
         square = x @ x.swapaxes(-1, -2)
-        x = a * x + (b * square + c * square @ square) @ x
+        cubic = mx.addmm(square, square, square, alpha=c, beta=b)  # b X Xᵀ + c (X Xᵀ)²
+        x = mx.addmm(x, cubic, x, beta=a)
     return x.swapaxes(-1, -2) if tall else x
 
 
 def _direction(
-    name: str,
-    gradients: dict[str, mx.array],
-    moments: dict[str, mx.array],
-    config: OptimizerConfig,
-    finite: mx.array,
+    name: str, gradient: mx.array, moments: dict[str, mx.array], config: OptimizerConfig, finite: mx.array
 ) -> mx.array:
     """Nesterov's momentum: the gradient and its running mean, once more mixed."""
-    gradient = mx.where(finite, gradients[name], moments[name])
-    new_moment = moments[name] + (1 - config.muon_momentum) * (gradient - moments[name])
-    moments[name] = new_moment
-    return new_moment + (1 - config.muon_momentum) * (gradient - new_moment)
+    new, moment = 1 - config.muon_momentum, moments[name]
+    gradient = mx.where(finite, gradient, moment)  # a mean of equals does not change
+    moments[name] = moment + new * (gradient - moment)
+    return moments[name] + new * (gradient - moments[name])

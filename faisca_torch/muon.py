@@ -34,7 +34,7 @@ def move_matrices(
         parts = stack_LRC.tensor_split(row_cuts(names[0], model.config), dim=-2)
         steps_LRC = torch.cat([step_length(part.shape) * orthogonal(part) for part in parts], dim=-2)
         for name, step_RC in zip(names, steps_LRC, strict=True):
-            weights[name].mul_(1 - rate * config.weight_decay).sub_(rate * step_RC)
+            weights[name].sub_(rate * (step_RC + config.weight_decay * weights[name]))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -46,7 +46,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x = x / (norms + TINY)  # no singular value above 1
     for _ in range(ROUNDS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        cubic = b * square + c * square @ square
+        x = (cubic @ x).add_(x, alpha=a)
     return x.mT if tall else x
 
 

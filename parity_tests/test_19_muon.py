@@ -62,7 +62,7 @@ def test_orthogonal_matrices_against_singular_values(twin: Twin, shape: tuple[in
     require_close({"steps": orthogonal(matrices.astype(np.float64))}, {"steps": found}, 1e-5, "norm")
     if len(set(shape[-2:])) > 1:  # a square one of random numbers has a value near 0
         values = np.linalg.svd(found, compute_uv=False)
-        assert values.min() > 0.67 and values.max() < 1.14
+        assert values.min() > 0.67 and values.max() < 1.21
 
 
 def test_what_becomes_of_small_and_missing_singular_values(twin: Twin):
@@ -72,7 +72,7 @@ def test_what_becomes_of_small_and_missing_singular_values(twin: Twin):
     given = np.array([0.9, 0.4, 0.01, 0.0035, 1e-6, 0.0])
     found = twin.inside.orthogonal((left * given @ right.T).astype(np.float32))
     values = np.diag(left.T @ found @ right)
-    assert values[:4].min() > 0.67 and values[:4].max() < 1.14
+    assert values[:4].min() > 0.67 and values[:4].max() < 1.21
     assert values[4] == pytest.approx(485 * 1e-6 / np.linalg.norm(given), rel=0.2)
     assert abs(values[5]) < 1e-4  # float32's own noise, grown
     assert not twin.inside.orthogonal(np.zeros((3, 5), np.float32)).any()
@@ -84,7 +84,7 @@ def test_a_large_scale_of_the_gradient_is_forgotten(twin: Twin):
     require_close({"steps": one}, {"steps": two}, 1e-5, "norm")
 
 
-# Largest relative difference measured of a change: 1.4e-5, of which the weights' own rounding is nearly all.
+# Largest relative difference measured of a change: 9.5e-6, of which the weights' own rounding is nearly all.
 @pytest.mark.parametrize("micro_batch_size", [0, 2])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("options", MODELS, ids=option_id)
@@ -99,7 +99,7 @@ def test_one_step_against_the_reference(twin: Twin, options: dict, setting: str,
         case.parameters, [gradient], config, config.learning_rate, lambda n, s: decays(n, s, config.decay)
     )
     found = outcome(twin.side, case, config, micro_batch_size)
-    require_close(changes(case, matrices), changes(case, found, "weight."), 5e-5, "norm")
+    require_close(changes(case, matrices), changes(case, found, "weight."), 3e-5, "norm")
     for name, value in case.parameters.items():
         moments = moments_of(name, value.shape, "muon")
         assert (f"second_moment.{name}" in found) == (name not in matrices) == (len(moments) == 2)
@@ -123,7 +123,7 @@ def test_torch_in_float64_against_the_reference(yardstick: Side):
         at = others | matrices
     learner, _ = train(yardstick, case, config, steps=3)
     found = {name: weight.detach().numpy() for name, weight in learner.model.named_parameters()}
-    require_close(changes(case, matrices), changes(case, found), 1e-6, "norm")
+    require_close(changes(case, matrices), changes(case, found), 1e-7, "norm")
 
 
 @pytest.mark.parametrize("options", MODELS, ids=option_id)
@@ -133,7 +133,7 @@ def test_three_steps_between_twins(yardstick: Side, either_trained: Twin, option
     one, two = (outcome(side, case, make_config(setting), 2) for side in (yardstick, either_trained.side))
     assert set(one) == set(two)
     require_close(one, two, 5e-6, "absolute")
-    require_close(changes(case, one, "weight."), changes(case, two, "weight."), 5e-5, "norm")
+    require_close(changes(case, one, "weight."), changes(case, two, "weight."), 3e-5, "norm")
 
 
 def test_a_restored_state_goes_on_as_if_never_stopped(twin: Twin, yardstick: Side):

@@ -29,6 +29,7 @@ def torch_block(load: Load) -> float:
     feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.hidden
     feed_forward += 2 * width * load.rows_of_experts  # what experts read, and what their weights multiply
     masks = 2 * width * D if load.dropout else 0
+    masks += FLOAT * D if load.model.residual_scales else 0  # the stream before it is scaled
     results = 2 * width * D  # of both norms, which the products read
     return load.tokens * (2 * norm + results + feed_forward + masks + _torch_attention(load))
 
@@ -65,7 +66,7 @@ def mlx_block(load: Load) -> float:
     head_norms = MLX_HEAD_NORMS * FLOAT * load.changed if load.model.qk_norm else 0
     feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.hidden
     feed_forward += 2 * width * load.rows_of_experts
-    stream = FLOAT * MLX_STREAM * D
+    stream = FLOAT * (MLX_STREAM + load.model.residual_scales) * D  # the stream before it is scaled, too
     return load.tokens * (stream + width * between + head_norms + feed_forward) + _mlx_scores(load)
 
 

@@ -8,6 +8,8 @@ from faisca.backend import KEPT_EXPONENTIALS
 from faisca.planning.blocks import torch_block
 from faisca.planning.load import FLOAT, Load
 
+ORTHOGONAL = 4.7
+"""stacks of a matrix of all layers that Muon has alive: itself, normalised, its polynomial twice, and steps"""
 Moments = dict[str, dict[str, float]]
 """bytes of each part, by moment"""
 
@@ -28,7 +30,9 @@ def torch_moments(load: Load) -> Moments:
     head_alone = load.parameters if load.accumulates else load.head
     most_gradients = load.parameters - (0 if load.accumulates or load.model.tie_embeddings else load.head)
     one_block = block + (narrow_weights / load.model.num_layers if load.checkpointing else narrow_weights)
+    muon = {"gradients": load.parameters + ORTHOGONAL * load.largest_stack} if load.muon else {}
     return _head_moments(load, saved, waiting) | {
+        **({"orthogonal steps": muon} if load.muon else {}),
         "last block": {"gradients": head_alone, "activations": saved + again + passing},
         "first block": {"gradients": most_gradients, "activations": one_block + passing},
         "embeddings": {
