@@ -21,8 +21,6 @@ from faisca.streams import generator
 from faisca.system.tensors import Shape, Tensors
 
 Parameters = dict[str, np.ndarray]
-SCALES = ("residual_scales", "embedding_scales")
-"""numbers a layer, [num_layers] each: of the residual stream, and of the first embedding that joins it"""
 Initial = Callable[[np.random.Generator, Shape], np.ndarray]
 """draws the initial values of a shape"""
 
@@ -48,7 +46,7 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
         make = _experts if config.num_experts else _feed_forward
         table |= make(f"transformer_blocks.{i}.feed_forward", config)
     if config.residual_scales:  # at first, as if there were none
-        table |= {name: Parameter((config.num_layers,), first) for name, first in zip(SCALES, (_ones, _zeros))}
+        table |= {name: Parameter((config.num_layers,), first) for name, first in SCALES.items()}
     table |= _norm("final_layer_norm", config)
     if not config.tie_embeddings:
         table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
@@ -187,6 +185,10 @@ def _ones(random: np.random.Generator, shape: Shape) -> np.ndarray:
 
 def _zeros(random: np.random.Generator, shape: Shape) -> np.ndarray:
     return np.zeros(shape)
+
+
+SCALES: dict[str, Initial] = {"residual_scales": _ones, "embedding_scales": _zeros}
+"""numbers a layer, [num_layers] each: of the residual stream, and of the first embedding that joins it"""
 
 
 def _first(items: list[str], most: int = 3) -> str:

@@ -62,7 +62,7 @@ def muon(
 
 
 def orthogonal(matrix: Array) -> Array:
-    """Singular values of [..., rows, columns] over their root sum of squares, five times through Jordan's polynomial."""
+    """Singular values over their root sum of squares, five times through Jordan's polynomial: [..., rows, columns]."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     values = values / (np.sqrt((values**2).sum(-1, keepdims=True)) + 1e-7)
     for _ in range(5):

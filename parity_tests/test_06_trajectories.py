@@ -1,7 +1,7 @@
 """Rung 6: 200 training steps on real windows stay together, under a written curve.
 
-Measured over 8 runs of AdamW, and with Muon no more (docs/parity.md): the losses stay within 9e-7 of each other, relatively, at
-every step, the gradient norms within 3.4e-6; neither grows. The weights are furthest apart, for
+Measured over 8 runs of AdamW, and with Muon no more (docs/parity.md): the losses stay within 9e-7 of each other,
+relatively, at every step, the gradient norms within 3.4e-6; neither grows. The weights are furthest apart, for
 how far they have moved, after the first steps: there Adam divides small gradients by their own size.
 """
 

@@ -87,7 +87,7 @@ def compare_with_the_reference(twin: Any, case: Case) -> None:
 
 
 def compare_twins(twin: Any, case: Case) -> None:
-    """A step, clipped and decayed, with AdamW and Muon; GRPO's updates; and samples: with a cache, against draws from rows without."""
+    """A step of AdamW and of Muon, clipped and decayed; GRPO's; and samples: with a cache, against rows without."""
     for optimizer in ("adamw", "muon"):
         compare_steps(twin, case, optimizer)
     require_close(policy_steps(TWINS[0].side, case), policy_steps(twin.side, case), 1e-4)

@@ -9,7 +9,6 @@ from cases import LLAMA, MIXTURE, Twin, make_case, option_id
 from close import require_close
 from reference import Reference
 from reference_steps import adamw, muon, orthogonal
-from test_04_gradients import reference_gradients
 from test_05_optimizer import outcome
 
 from faisca.config import OptimizerConfig

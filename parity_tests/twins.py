@@ -55,9 +55,16 @@ class TorchTwin:
         import torch
 
         self.torch, self.device, self.narrow = torch, device, narrow
-        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums, self.experts, self.muon = (
-            import_module(f"faisca_torch.{name}") for name in INSIDE
-        )
+        (
+            self.losses,
+            self.log_probabilities,
+            self.optimizer,
+            self.generate,
+            self.grpo,
+            self.sums,
+            self.experts,
+            self.muon,
+        ) = (import_module(f"faisca_torch.{name}") for name in INSIDE)
 
     def array(self, value: Array, gradient: bool = False) -> Any:
         return self.torch.tensor(value, device=self.device, requires_grad=gradient)
@@ -161,9 +168,16 @@ class MlxTwin:
         import mlx.core as mx
 
         self.mx, self.device, self.narrow, self.fused = mx, device, narrow, fused
-        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums, self.experts, self.muon = (
-            import_module(f"faisca_mlx.{name}") for name in INSIDE
-        )
+        (
+            self.losses,
+            self.log_probabilities,
+            self.optimizer,
+            self.generate,
+            self.grpo,
+            self.sums,
+            self.experts,
+            self.muon,
+        ) = (import_module(f"faisca_mlx.{name}") for name in INSIDE)
 
     def array(self, value: Array) -> Any:
         self.mx.set_default_device(self.mx.cpu if self.device == "cpu" else self.mx.gpu)

@@ -74,8 +74,8 @@ class Work:
 
     def optimizer(self, config: OptimizerConfig) -> OptimizerConfig:
         """The stage's, with AdamW, whose first moment is the gradient; decay and clipping would blur what is wrong."""
-        adam = {"optimizer": "adamw", "beta1": 0.0, "epsilon": EPSILON}
-        return dataclasses.replace(config, **adam, clip_norm=0.0, weight_decay=0.0)
+        adam = dataclasses.replace(config, optimizer="adamw", beta1=0.0, epsilon=EPSILON)
+        return dataclasses.replace(adam, clip_norm=0.0, weight_decay=0.0)
 
     def batch(self, step: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of different rows: int32 [rows, length], any token of the vocabulary."""

@@ -55,6 +55,9 @@ class DataConfig:
     """tokens in a training window"""
     stride: Count = 64
     """tokens from the start of a training window to the start of the next"""
+    windows: Literal["stream", "headlines"] = "stream"
+    """stream: any stretch of all titles' tokens; headlines: whole ones, packed by best fit, and the rest of a window is
+    no target (a title longer than a window is cut); attention sees earlier titles of a window in both"""
 
 
 @dataclass(frozen=True)

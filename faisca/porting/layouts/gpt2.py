@@ -102,6 +102,7 @@ def lacks(model: ModelConfig) -> list[str]:
         f"model.num_kv_heads {model.num_kv_heads}": model.kv_heads == model.num_heads,
         f"model.head_dim {model.head_dim}": model.head_width * model.num_heads == model.dim,
         "model.qk_norm": not model.qk_norm,
+        "model.residual_scales": not model.residual_scales,
         f"model.num_experts {model.num_experts}": not model.num_experts,
     }
     return [name for name, fine in fits.items() if not fine]

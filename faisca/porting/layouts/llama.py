@@ -154,6 +154,7 @@ def _of_all(model: ModelConfig) -> dict[str, bool]:
         f"model.positions {model.positions}": model.positions == "rope",
         f"model.activation {model.activation}": model.activation == "swiglu",
         f"model.num_experts {model.num_experts}": not model.num_experts,
+        "model.residual_scales": not model.residual_scales,
         "model.attention_output_bias without model.attention_bias": model.attention_bias or not model.output_bias,
     }
 
