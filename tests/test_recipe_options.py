@@ -64,9 +64,9 @@ def test_muons_rate_follows_the_schedule():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"pretrain": TrainConfig(muon_momentum=0.9)}, "pretrain.muon_momentum 0.9 means nothing .* optimizer muon"),
+        ({"pretrain": TrainConfig(muon_momentum=0.9)}, "pretrain.muon_momentum 0.9 means nothing .*optimizer muon"),
         ({"sft": SFTConfig(muon_learning_rate=0.02)}, "sft.muon_learning_rate 0.02 means nothing"),
-        ({"grpo": GRPOConfig(decay_share=0.5)}, "grpo.decay_share 0.5 means nothing .* constant: add .* wsd"),
+        ({"grpo": GRPOConfig(decay_share=0.5)}, "grpo.decay_share 0.5 means nothing .* constant: add .*wsd"),
     ],
 )
 def test_options_without_what_they_are_of_are_refused(config: dict, words: str):

@@ -31,10 +31,10 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation("step length of rows alone", CORE + "muon.py", "max(shape[-2:])", "shape[-2]", EXACT),
     Mutation(
-        "MLX: the longer product, for a matrix that is not tall",
+        "MLX: the largest number in place of the norm",
         M + "muon.py",
-        "return x.swapaxes(-1, -2) if tall else x",
-        "return x.swapaxes(-1, -2) if tall and x.shape[-1] != x.shape[-2] else x",
+        "mx.sqrt(row_sums(row_sums(x.square())))",
+        "mx.abs(x).max(axis=(-1, -2))",
         STEPS,
     ),
     Mutation(
