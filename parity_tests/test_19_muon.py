@@ -11,11 +11,11 @@ from reference import Reference
 from reference_steps import adamw, muon, orthogonal
 from test_05_optimizer import outcome
 
-from faisca.config import OptimizerConfig
+from faisca.config import GRPOConfig, OptimizerConfig
 from faisca.muon import is_muons, moments_of
 from faisca.parameters import decays
 from faisca.parity.cases import Case, Side
-from faisca.parity.rungs import learner_parameters, train
+from faisca.parity.rungs import learner_parameters, reinforce, train
 
 SHAPES = [(24, 24), (12, 40), (40, 12), (3, 16, 7), (2, 3, 5, 9), (1, 8), (130, 70)]
 MODELS: list[dict[str, Any]] = [{}, LLAMA, MIXTURE | {"shared_expert_dim": 9}]
@@ -184,3 +184,25 @@ def test_what_is_not_finite_changes_nothing(twin: Twin):
     for name, value in before.items():
         if name != "final_layer_norm.bias":
             assert np.array_equal(value, after[name]), name
+
+
+# 7.5e-6 measured
+def test_a_policy_is_moved_alike(yardstick: Side, other: Twin):
+    """GRPO's four updates, with a gradient of another loss."""
+    case, config = make_case(**LLAMA), GRPOConfig(optimizer="muon", epsilon=1e-6, clip_high=0.28, kl_weight=0.1)
+    found = []
+    for side in (yardstick, other.side):
+        learner, metrics = reinforce(side, case, config)
+        assert not any(step["skipped"] for step in metrics)
+        found.append(changes(case, learner_parameters(side, learner)))
+    require_close(*found, 5e-5, "norm")
+
+
+# 0.9 to 2.3 % measured, with either twin
+def test_in_bfloat16_steps_stay_near_and_state_float32(twin: Twin):
+    case, config = make_case(steps=3, **LLAMA), make_config()
+    one, two = (outcome(twin.side, case, config, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert all(value.dtype == np.float32 for name, value in two.items() if name != "step")
+    near = [changes(case, weights, "weight.") for weights in (one, two)]
+    apart = [np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*(n.values() for n in near), strict=True)]
+    assert 1e-3 < max(apart) < 0.1
