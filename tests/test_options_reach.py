@@ -134,6 +134,7 @@ TRAIN: dict[str, tuple[Any, Look]] = {
     "max_steps": (2, lambda ran: len(ran.named("train_step"))),
     "batch_size": (4, lambda ran: {call.inputs.shape[0] for call in ran.named("train_step")}),
     "micro_batch_size": (2, handed("train_step", "micro_batch_size")),
+    "batch_ramp_steps": (3, lambda ran: [len(call.inputs) for call in ran.named("train_step")]),
     "evaluate_every": (1, lambda ran: ran.records("epoch", "validation_loss")),
     "evaluation_batches": (1, lambda ran: len(ran.named("evaluate"))),
 }
@@ -276,6 +277,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "data.windows": {"data.window": 12, "data.stride": 12},
     **{f"{stage}.{name}": {f"{stage}.optimizer": "muon"} for stage in STAGES for name in MUON},
     **{f"{stage}.decay_share": {f"{stage}.schedule": "wsd"} for stage in STAGES},
+    **{f"{stage}.batch_ramp_steps": {f"{stage}.micro_batch_size": 1} for stage in STAGES[:2]},
     "grpo.schedule": {"grpo.steps": 4},
     "grpo.decay_share": {"grpo.schedule": "wsd", "grpo.steps": 4},
     "pretrain.max_steps": {"pretrain.epochs": 2},

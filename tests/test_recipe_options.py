@@ -66,6 +66,7 @@ def test_muons_rate_follows_the_schedule():
     [
         ({"pretrain": TrainConfig(muon_momentum=0.9)}, "pretrain.muon_momentum 0.9 means nothing .*optimizer muon"),
         ({"sft": SFTConfig(muon_learning_rate=0.02)}, "sft.muon_learning_rate 0.02 means nothing"),
+        ({"pretrain": TrainConfig(batch_ramp_steps=9)}, "pretrain.batch_ramp_steps 9 .* a divisor of 32"),
         ({"grpo": GRPOConfig(decay_share=0.5)}, "grpo.decay_share 0.5 means nothing .* constant: add .*wsd"),
     ],
 )

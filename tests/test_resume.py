@@ -27,6 +27,7 @@ NO_DROPOUT = ("--model.dropout", "0", "--model.attention-dropout", "0")
 RECIPE = (
     *("--pretrain.optimizer", "muon", "--sft.optimizer", "muon", "--grpo.optimizer", "muon"),
     *("--pretrain.schedule", "wsd", "--model.residual-scales", "--model.zero-outputs", "--data.windows", "headlines"),
+    *("--pretrain.micro-batch-size", "4", "--pretrain.batch-ramp-steps", "5"),
 )
 TOLERANCE = 1e-3
 

@@ -99,6 +99,11 @@ def check_data(data: DataConfig, model: ModelConfig) -> None:
 def check_training(name: str, stage: TrainConfig) -> None:
     """Micro-batches must divide a batch."""
     check_optimizer(name, stage)
+    if stage.batch_ramp_steps and not stage.micro_batch_size:
+        raise FaiscaError(
+            f"{name}.batch_ramp_steps {stage.batch_ramp_steps} makes the batch grow in micro-batches: "
+            f"add --{name}.micro-batch-size, a divisor of {stage.batch_size}"
+        )
     if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
         raise FaiscaError(
             f"{name}.batch_size {stage.batch_size} is not a multiple of {name}.micro_batch_size "

@@ -78,6 +78,9 @@ class TrainConfig(OptimizerConfig):
     """windows in an optimiser step"""
     micro_batch_size: CountOrOff = 0
     """windows computed at a time, their gradients accumulated; 0 takes the whole batch at once"""
+    batch_ramp_steps: CountOrOff = 0
+    """steps in which the batch grows from one micro-batch to batch_size, in whole ones (Smith et al. 2018); 0: none.
+    The windows that a smaller batch leaves out wait for the next epoch"""
     evaluate_every: CountOrOff = 50
     """steps between evaluations; 0 evaluates only before and after the stage"""
     evaluation_batches: Count = 5

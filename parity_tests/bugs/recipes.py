@@ -88,6 +88,13 @@ BUGS: tuple[Mutation, ...] = (
         "tests/test_schedule.py",
     ),
     Mutation(
+        "a ramp that never ends",
+        CORE + "training/schedule.py",
+        "if step >= config.batch_ramp_steps:",
+        "if not config.batch_ramp_steps:",
+        "tests/test_schedule.py",
+    ),
+    Mutation(
         "padding counts as targets",
         CORE + "data/packing.py",
         "np.where(counted, rows[:, 1:], -1)",
