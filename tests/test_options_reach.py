@@ -278,7 +278,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{f"{stage}.{name}": {f"{stage}.optimizer": "muon"} for stage in STAGES for name in MUON},
     **{f"{stage}.decay_share": {f"{stage}.schedule": "wsd"} for stage in STAGES},
     **{f"{stage}.batch_ramp_steps": {f"{stage}.micro_batch_size": 1} for stage in STAGES[:2]},
-    "grpo.schedule": {"grpo.steps": 4},
+    "grpo.schedule": {"grpo.steps": 6},
     "grpo.decay_share": {"grpo.schedule": "wsd", "grpo.steps": 4},
     "pretrain.max_steps": {"pretrain.epochs": 2},
     "pretrain.epochs": {"pretrain.max_steps": 0},
