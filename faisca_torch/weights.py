@@ -22,9 +22,9 @@ def get_optimizer_state(*, learner: Learner) -> dict[str, np.ndarray]:
     state, step = {}, 0
     for name, parameter in learner.model.named_parameters():
         slot = learner.optimizer.state.get(parameter, {})
-        for moment in moments_of(name, tuple(parameter.shape), learner.config.optimizer):
-            value = slot.get(MOMENTS[moment], torch.zeros_like(parameter))
-            state[f"{moment}.{name}"] = value.detach().float().cpu().numpy().copy()
+        for ours in moments_of(name, tuple(parameter.shape), learner.config.optimizer):
+            moment = slot.get(MOMENTS[ours], torch.zeros_like(parameter))
+            state[f"{ours}.{name}"] = moment.detach().float().cpu().numpy().copy()
         step = int(slot.get("step", step))
     return state | {"step": np.array(step, np.int64)}
 
@@ -34,7 +34,7 @@ def set_optimizer_state(*, learner: Learner, state: Mapping[str, np.ndarray]) ->
     device = learner.model.runtime.device
     for name, parameter in learner.model.named_parameters():
         moments = moments_of(name, tuple(parameter.shape), learner.config.optimizer)
-        slot = {MOMENTS[moment]: torch.tensor(state[f"{moment}.{name}"], device=device) for moment in moments}
+        slot = {MOMENTS[ours]: torch.tensor(state[f"{ours}.{name}"], device=device) for ours in moments}
         if len(moments) == len(MOMENTS):  # AdamW's
             slot["step"] = torch.tensor(float(state["step"]), device=device)
         learner.optimizer.state[parameter] = slot

@@ -34,17 +34,19 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
             inputs, targets = training_batch(
                 windows, batch_size=config.batch_size, seed=seed, stage=name, step=stage.step
             )
+            rows = batch_rows(config, stage.step)
+            inputs, targets = inputs[:rows], targets[:rows]
             # Forward, backward, clip and the optimiser: one call, in which nothing waits for the device.
-            rate, rows = learning_rate(config, stage.step, total), batch_rows(config, stage.step)
+            rate = learning_rate(config, stage.step, total)
             metrics = backend.train_step(
                 learner=learner,
-                inputs=inputs[:rows],
-                targets=targets[:rows],
+                inputs=inputs,
+                targets=targets,
                 learning_rate=rate,
                 micro_batch_size=config.micro_batch_size,
                 dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step),
             )
-            stage.note(metrics, tokens=inputs[:rows].size, learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
+            stage.note(metrics, tokens=inputs.size, learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
             # Look at the model now and then, and always before a checkpoint: the best one is kept.
             saving = due(stage.step, run.config.run.checkpoint_every)
             if saving or due(stage.step, config.evaluate_every) or stage.step == total:
