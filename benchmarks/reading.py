@@ -33,12 +33,12 @@ READING = {
 """what someone reads who wants to understand a stage: its loop, its step, and what decides a number between them"""
 AROUND = {
     "pre-training": """
-        faisca/config/sections.py faisca/data/headlines.py faisca/data/tokenizer.py faisca/training/run.py
-        faisca/training/generate.py faisca/runs/state.py {twin}/device.py {twin}/sums.py
+        faisca/config/sections.py faisca/config/optimizer.py faisca/data/headlines.py faisca/data/tokenizer.py
+        faisca/training/run.py faisca/training/generate.py faisca/runs/state.py {twin}/device.py {twin}/sums.py
     """,
     "GRPO": """
-        faisca/config/sections.py faisca/training/run.py faisca/training/stage.py faisca/training/evaluate.py
-        faisca/runs/state.py {twin}/device.py {twin}/sums.py
+        faisca/config/sections.py faisca/config/optimizer.py faisca/training/run.py faisca/training/stage.py
+        faisca/training/evaluate.py faisca/runs/state.py {twin}/device.py {twin}/sums.py
     """,
 }
 """what stands around that: options, titles and tokens, how a run is opened, noted, measured and saved, and helpers"""

@@ -151,7 +151,7 @@ class Backend(Protocol):
         """An optimiser for this model, its moments zero, with a compiled step where the runtime says so."""
 
     def get_optimizer_state(self, *, learner: Learner) -> dict[str, np.ndarray]:
-        """`first_moment.NAME`, `second_moment.NAME` (float32) and `step` (int64 scalar)."""
+        """`first_moment.NAME`, `second_moment.NAME` (float32; `faisca.muon` says which), and `step` (int64 scalar)."""
 
     def set_optimizer_state(self, *, learner: Learner, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of `get_optimizer_state`."""

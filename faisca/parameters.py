@@ -45,6 +45,8 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
         table |= _norm(f"transformer_blocks.{i}.norm2", config)
         make = _experts if config.num_experts else _feed_forward
         table |= make(f"transformer_blocks.{i}.feed_forward", config)
+    if config.residual_scales:  # at first, as if there were none
+        table |= {name: Parameter((config.num_layers,), first) for name, first in SCALES.items()}
     table |= _norm("final_layer_norm", config)
     if not config.tie_embeddings:
         table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
@@ -70,8 +72,8 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def decays(name: str, shape: Shape, decay: str) -> bool:
-    """Whether weight decay applies to a parameter: to `all`, or to `matrices` and tables only."""
-    return decay == "all" or len(shape) >= 2
+    """Whether weight decay applies to a parameter: to `all`, or to `matrices` and tables only; never to scales."""
+    return name not in SCALES and (decay == "all" or len(shape) >= 2)
 
 
 def in_block(name: str, shape: Shape) -> bool:
@@ -80,6 +82,18 @@ def in_block(name: str, shape: Shape) -> bool:
     Tables, vectors, and routers, whose choices are the sharpest that a model makes, stay.
     """
     return name.startswith("transformer_blocks.") and len(shape) >= 2 and not name.endswith("router.weight")
+
+
+def moments_of(name: str, shape: Shape, optimizer: str) -> tuple[str, ...]:
+    """The moments that an optimiser keeps of a parameter: Muon has one of a block's matrix."""
+    moved_by_muon = optimizer == "muon" and in_block(name, shape)
+    return ("first_moment",) if moved_by_muon else ("first_moment", "second_moment")
+
+
+def orthogonal_rows(name: str, config: ModelConfig) -> list[int]:
+    """Where the rows of a block's matrix are cut into those that Muon makes orthogonal: queries, keys and values."""
+    heads = [config.num_heads, config.num_heads + config.kv_heads] if name.endswith("in_proj.weight") else []
+    return [count * config.head_width for count in heads]
 
 
 def check_parameters(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
@@ -116,7 +130,7 @@ def _attention(name: str, config: ModelConfig) -> dict[str, Parameter]:
     if config.qk_norm:
         normed = zip(("query_norm", "key_norm"), config.qk_norm_widths, strict=True)
         rows |= {f"{name}.{norm}.weight": Parameter((numbers,), _ones) for norm, numbers in normed}
-    output = _matrix(config, heads * width)
+    output = _zeros if config.zero_outputs else _matrix(config, heads * width)
     return rows | _linear(f"{name}.out_proj", inputs, heads * width, output, _zeros if config.output_bias else None)
 
 
@@ -125,9 +139,10 @@ def _feed_forward(name: str, config: ModelConfig) -> dict[str, Parameter]:
     sizes |= {"up": (config.hidden_dim, config.dim), "down": (config.dim, config.hidden_dim)}
     rows: dict[str, Parameter] = {}
     for layer, (outputs, inputs) in sizes.items():
-        bias = _zeros if config.initial_range else _uniform(inputs)
+        empty = config.zero_outputs and layer == "down"
+        bias = _zeros if config.initial_range or empty else _uniform(inputs)
         given = bias if config.feed_forward_bias else None
-        rows |= _linear(f"{name}.{layer}", outputs, inputs, _matrix(config, inputs), given)
+        rows |= _linear(f"{name}.{layer}", outputs, inputs, _zeros if empty else _matrix(config, inputs), given)
     return rows
 
 
@@ -171,6 +186,10 @@ def _ones(random: np.random.Generator, shape: Shape) -> np.ndarray:
 
 def _zeros(random: np.random.Generator, shape: Shape) -> np.ndarray:
     return np.zeros(shape)
+
+
+SCALES: dict[str, Initial] = {"residual_scales": _ones, "embedding_scales": _zeros}
+"""numbers a layer, [num_layers] each: of the residual stream, and of the first embedding that joins it"""
 
 
 def _first(items: list[str], most: int = 3) -> str:

@@ -22,11 +22,10 @@ from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.experts import Experts
+from faisca_mlx.sums import scaled
 
-Rotation = tuple[mx.array, mx.array]
-"""cosine and sine of the positions' angles, [T, J] each"""
-RandomKey: TypeAlias = mx.array | None
-"""of dropout; None draws from MLX's own generator"""
+Rotation = tuple[mx.array, mx.array]  # cosine and sine of the positions' angles, [T, J] each
+RandomKey: TypeAlias = mx.array | None  # of dropout; None draws from MLX's own generator
 Cache: TypeAlias = KeyValueCache | None
 
 
@@ -191,6 +190,8 @@ class GPT(nn.Module):
             self.positional_embedding = nn.Embedding(config.context, config.dim)
         self.dropout = _Dropout(config.dropout)
         self.transformer_blocks = [TransformerBlock(config, i, runtime) for i in range(config.num_layers)]
+        if config.residual_scales:
+            self.residual_scales, self.embedding_scales = mx.ones(config.num_layers), mx.zeros(config.num_layers)
         self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
@@ -207,8 +208,7 @@ class GPT(nn.Module):
 
     def hidden_and_routed(self, tokens_BT: mx.array, cache: Cache = None) -> tuple[mx.array, list[mx.array]]:
         """Final hidden states, and the logits [B · T, E] of each layer's router, if it has one."""
-        start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
-        end += start
+        end = (start := 0 if cache is None else cache.length) + tokens_BT.shape[1]
         if end > self.config.context:  # MLX would read beyond the table, silently
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
         x_BTD, rotation, routed = self.token_embedding(tokens_BT), None, []
@@ -217,8 +217,10 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
         else:
             rotation = (self._rotation[0][start:end], self._rotation[1][start:end])
-        x_BTD = self.dropout(x_BTD)
-        for block in self.transformer_blocks:
+        x_BTD = first_BTD = self.dropout(x_BTD)
+        for i, block in enumerate(self.transformer_blocks):
+            if self.config.residual_scales:  # keep less or more of the stream, and remember the embedding (nanochat)
+                x_BTD = scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])
             # Keep only the block's input, and compute the rest again in the backward pass: with the same dropout.
             if self.runtime.gradient_checkpointing and self.training:
                 key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)

@@ -14,6 +14,7 @@ from faisca.config import OptimizerConfig
 from faisca.parameters import decays
 from faisca_mlx.device import compile_step
 from faisca_mlx.model import GPT
+from faisca_mlx.muon import MOMENTS, move_matrices, split
 from faisca_mlx.sums import total
 
 Metrics = dict[str, mx.array]
@@ -45,15 +46,17 @@ class Learner:
 
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
-    """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero, of all weights that Muon does not move."""
+    matrices, weights = split(model.trainable_parameters(), config.optimizer)
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
-    optimizer.init(model.trainable_parameters())
+    optimizer.init(weights)
     optimizer.state["finite"] = mx.array(True)
+    optimizer.state[MOMENTS] = {name: mx.zeros_like(weight) for name, weight in matrices.items()}
     return Learner(model, optimizer, config)
 
 
 def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradients: Any) -> Metrics:
-    """Clip the gradients, and take the AdamW step unless something is not finite.
+    """Clip the gradients, and take the optimiser's step unless something is not finite.
 
     Returns `loss`, `grad_norm` (before clipping) and `skipped`, still lazy.
     """
@@ -66,6 +69,11 @@ def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradien
     usable = tree_map(lambda gradient: mx.where(finite, gradient, 0.0), clipped)
     rate, steps = mx.where(finite, learning_rate, 0.0), optimizer.step + finite
     optimizer.state.update(learning_rate=rate, finite=finite)
+    if config.optimizer == "muon":
+        matrices, usable = split(usable, config.optimizer)
+        move_matrices(
+            model=model, optimizer=optimizer, config=config, learning_rate=rate, finite=finite, gradients=matrices
+        )
     model.update(optimizer.apply_gradients(usable, _decayed(model.trainable_parameters(), config, rate)))
     optimizer.state["step"] = steps
     return {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(mx.float32)}

@@ -22,9 +22,9 @@ from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_torch.cache import KeyValueCache
 from faisca_torch.experts import Experts
+from faisca_torch.sums import scaled
 
-Rotation = tuple[Tensor, Tensor]
-"""cosine and sine of the positions' angles, [T, J] each"""
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, [T, J] each
 
 
 class Head(NamedTuple):
@@ -171,6 +171,9 @@ class GPT(nn.Module):
             self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
         self.dropout = nn.Dropout(config.dropout)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i, runtime) for i in range(config.num_layers))
+        if config.residual_scales:
+            self.residual_scales = nn.Parameter(torch.ones(config.num_layers))
+            self.embedding_scales = nn.Parameter(torch.zeros(config.num_layers))
         self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
@@ -187,8 +190,7 @@ class GPT(nn.Module):
 
     def hidden_and_routed(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states, and the logits [B · T, E] of each layer's router, if it has one."""
-        start, end = (0 if cache is None else cache.length), tokens_BT.shape[1]
-        end += start
+        end = (start := 0 if cache is None else cache.length) + tokens_BT.shape[1]
         if end > self.config.context:
             raise ValueError(f"{end} positions do not fit the context of {self.config.context}")
         x_BTD, rotation, routed = self.token_embedding(tokens_BT), None, []
@@ -197,8 +199,10 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
         else:
             rotation = (self.rotation[0][start:end], self.rotation[1][start:end])
-        x_BTD = self.dropout(x_BTD)
-        for block in self.transformer_blocks:
+        x_BTD = first_BTD = self.dropout(x_BTD)
+        for i, block in enumerate(self.transformer_blocks):
+            if self.config.residual_scales:  # keep less or more of the stream, and remember the embedding (nanochat)
+                x_BTD = scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])
             # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
                 x_BTD, more = checkpoint(block, x_BTD, rotation, None, use_reentrant=False)

@@ -12,6 +12,7 @@ from faisca.config import OptimizerConfig
 from faisca.parameters import decays
 from faisca_torch.device import compile_step
 from faisca_torch.model import GPT
+from faisca_torch.muon import move_matrices, split
 from faisca_torch.sums import total
 
 Metrics = dict[str, Tensor]
@@ -37,10 +38,11 @@ class Learner:
 
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
-    """AdamW (bias-corrected, decoupled decay) with its moments at zero."""
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero, of all weights that Muon does not move."""
+    _, weights = split(dict(model.named_parameters()), config.optimizer)
     # Weight decay is for some weights only (`config.decay`), so there are two groups.
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
+    for name, parameter in weights.items():
         groups[decays(name, tuple(parameter.shape), config.decay)].append(parameter)
     optimizer = torch.optim.AdamW(
         [
@@ -56,7 +58,7 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
 
 
 def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
-    """Clip the gradients, take the AdamW step unless something is not finite, and clear the gradients.
+    """Clip the gradients, take the optimiser's step unless something is not finite, and clear the gradients.
 
     Returns `loss`, `grad_norm` (before clipping) and `skipped`, still on the device.
     """
@@ -68,11 +70,20 @@ def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate
     # Step, unless loss or gradient is not finite: the fused kernel skips on the device, so nothing waits for it.
-    skipped = (~(loss.isfinite() & grad_norm.isfinite())).float()
+    finite = loss.isfinite() & grad_norm.isfinite()
+    skipped = (~finite).float()
     learner.optimizer.found_inf = skipped  # type: ignore[attr-defined]
     learner.optimizer.step()
+    if learner.config.optimizer == "muon":
+        move_matrices(
+            model=learner.model,
+            optimizer=learner.optimizer,
+            config=learner.config,
+            learning_rate=learning_rate,
+            finite=finite,
+        )
     # Gradients add up where they are not cleared.
-    learner.optimizer.zero_grad()
+    learner.model.zero_grad()
     return {"loss": loss.detach(), "grad_norm": grad_norm, "skipped": skipped}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from faisca.muon import moments_of
 from faisca_torch.model import GPT
 from faisca_torch.optimizer import Learner
 
@@ -17,14 +18,14 @@ def get_parameters(*, model: GPT) -> dict[str, np.ndarray]:
 
 
 def get_optimizer_state(*, learner: Learner) -> dict[str, np.ndarray]:
-    """`first_moment.NAME` and `second_moment.NAME` (float32 copies), and `step` (int64 scalar)."""
+    """`first_moment.NAME` and, of what AdamW moves, `second_moment.NAME` (float32 copies); `step` (int64 scalar)."""
     state, step = {}, 0
     for name, parameter in learner.model.named_parameters():
         slot = learner.optimizer.state.get(parameter, {})
-        for ours, torchs in MOMENTS.items():
-            moment = slot.get(torchs, torch.zeros_like(parameter))
+        for ours in moments_of(name, tuple(parameter.shape), learner.config.optimizer):
+            moment = slot.get(MOMENTS[ours], torch.zeros_like(parameter))
             state[f"{ours}.{name}"] = moment.detach().float().cpu().numpy().copy()
-        step = int(slot.get("step", 0))
+        step = int(slot.get("step", step))
     return state | {"step": np.array(step, np.int64)}
 
 
@@ -32,6 +33,8 @@ def set_optimizer_state(*, learner: Learner, state: Mapping[str, np.ndarray]) ->
     """The inverse of `get_optimizer_state`."""
     device = learner.model.runtime.device
     for name, parameter in learner.model.named_parameters():
-        slot = {torchs: torch.tensor(state[f"{ours}.{name}"], device=device) for ours, torchs in MOMENTS.items()}
-        slot["step"] = torch.tensor(float(state["step"]), device=device)
+        moments = moments_of(name, tuple(parameter.shape), learner.config.optimizer)
+        slot = {MOMENTS[ours]: torch.tensor(state[f"{ours}.{name}"], device=device) for ours in moments}
+        if len(moments) == len(MOMENTS):  # AdamW's
+            slot["step"] = torch.tensor(float(state["step"]), device=device)
         learner.optimizer.state[parameter] = slot

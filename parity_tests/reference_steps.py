@@ -1,11 +1,11 @@
-"""AdamW's steps and GRPO's loss in NumPy float64, from their papers: independent of both twins."""
+"""Steps of AdamW and Muon, and GRPO's loss in NumPy float64, from their papers: independent of both twins."""
 
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from faisca.config import GRPOConfig, OptimizerConfig
+from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
 
 Array = np.ndarray
 
@@ -31,6 +31,43 @@ def adamw(
             decay = config.weight_decay if decayed(name, value.shape) else 0.0
             weights[name] = value - rate * (first[name] / (1 - config.beta1**step) / root + decay * value)
     return weights, first, second
+
+
+def muon(
+    weights: dict[str, Array],
+    gradients: list[dict[str, Array]],
+    config: OptimizerConfig,
+    rate: float,
+    model: ModelConfig,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The blocks' matrices and their moments after a step on each of the gradients, by singular values.
+
+    Jordan et al. 2024, with the length of Liu et al. 2025; the other weights' gradients count for the clipping alone.
+    """
+    matrices = {n: v.astype(np.float64) for n, v in weights.items() if n.startswith("transformer") and v.ndim > 1}
+    matrices = {n: v for n, v in matrices.items() if "router" not in n}
+    first = {name: np.zeros_like(value) for name, value in matrices.items()}
+    for gradient in gradients:
+        norm = math.sqrt(sum(float((value**2).sum()) for value in gradient.values()))
+        factor = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        for name, value in matrices.items():
+            g, momentum = gradient[name] * factor, config.muon_momentum
+            first[name] = momentum * first[name] + (1 - momentum) * g
+            ahead = momentum * first[name] + (1 - momentum) * g
+            heads = np.cumsum([model.num_heads, model.kv_heads]) * model.head_width if "in_proj" in name else []
+            parts = np.split(ahead, heads, axis=-2)
+            step = np.concatenate([0.2 * max(p.shape[-2:]) ** 0.5 * orthogonal(p) for p in parts], axis=-2)
+            matrices[name] = value - rate * step - rate * config.weight_decay * value
+    return matrices, first
+
+
+def orthogonal(matrix: Array) -> Array:
+    """Singular values over their root sum of squares, five times through Jordan's polynomial: [..., rows, columns]."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / (np.sqrt((values**2).sum(-1, keepdims=True)) + 1e-7)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left * values[..., None, :] @ right
 
 
 def policy_loss(

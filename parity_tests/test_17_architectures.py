@@ -44,7 +44,7 @@ def architectures(draw: Any) -> dict[str, Any]:
     options |= {"activation": of("gelu", "gelu_tanh", "swiglu", "relu2"), "tie_embeddings": of(False, True)}
     options |= {"attention_bias": of(False, True), "attention_output_bias": of("auto", "on", "off")}
     options |= {"feed_forward_bias": of(False, True), "norm_epsilon": of(1e-6, 1e-5, 1e-2)}
-    options |= {"logit_soft_cap": of(0.0, 0.0, 3.0, 30.0)}
+    options |= {"logit_soft_cap": of(0.0, 0.0, 3.0, 30.0), "residual_scales": of(False, False, True)}
     options |= {"head_dim": of(4, 6, 10, 16), "dim": of(8, 15, 24, 36), "hidden_dim": of(7, 40)}
     options |= {"num_layers": of(1, 2, 3), "vocabulary_size": of(31, 101), "num_experts": of(0, 0, 2, 5)}
     if options["num_experts"]:
@@ -88,9 +88,18 @@ def compare_with_the_reference(twin: Any, case: Case) -> None:
 
 
 def compare_twins(twin: Any, case: Case) -> None:
-    """A step, clipped and decayed; GRPO's updates; and samples: with a cache, against draws from rows without."""
-    config = OptimizerConfig(epsilon=1e-4, warmup_steps=0, schedule="constant", clip_norm=0.1)
-    found = []
+    """A step of AdamW and of Muon, clipped and decayed; GRPO's; and samples: with a cache, against rows without."""
+    for optimizer in ("adamw", "muon"):
+        compare_steps(twin, case, optimizer)
+    require_close(policy_steps(TWINS[0].side, case), policy_steps(twin.side, case), 1e-4)
+    for sampling in WAYS:
+        outcome = agreement(TWINS[0].side, twin.side, case, sampling, rows=6)
+        assert not outcome.wrong, (sampling, outcome.wrong)
+
+
+def compare_steps(twin: Any, case: Case, optimizer: str) -> None:
+    common = {"epsilon": 1e-4, "warmup_steps": 0, "clip_norm": 0.1}
+    config, found = OptimizerConfig(optimizer=optimizer, schedule="constant", **common), []
     for side in (TWINS[0].side, twin.side):
         learner, _ = train(side, case, config, steps=1)
         weights = learner_parameters(side, learner)
@@ -100,7 +109,3 @@ def compare_twins(twin: Any, case: Case) -> None:
     if not (case.model.attention_bias and case.model.positions == "learned"):  # else keys' biases have only noise
         compare_moments(one_state, two_state)
     require_close(one_change, two_change, 1e-3, "norm")
-    require_close(policy_steps(TWINS[0].side, case), policy_steps(twin.side, case), 1e-4)
-    for sampling in WAYS:
-        outcome = agreement(TWINS[0].side, twin.side, case, sampling, rows=6)
-        assert not outcome.wrong, (sampling, outcome.wrong)

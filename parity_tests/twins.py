@@ -13,7 +13,7 @@ from faisca.backend import Rollouts, Sampling
 from faisca.config import GRPOConfig
 
 Array = np.ndarray
-INSIDE = ("losses", "log_probs", "optimizer", "generate", "grpo", "sums", "experts")
+INSIDE = ("losses", "log_probs", "optimizer", "generate", "grpo", "sums", "experts", "muon")
 
 
 def entropies(fixture: SimpleNamespace) -> Array:
@@ -55,9 +55,16 @@ class TorchTwin:
         import torch
 
         self.torch, self.device, self.narrow = torch, device, narrow
-        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums, self.experts = (
-            import_module(f"faisca_torch.{name}") for name in INSIDE
-        )
+        (
+            self.losses,
+            self.log_probabilities,
+            self.optimizer,
+            self.generate,
+            self.grpo,
+            self.sums,
+            self.experts,
+            self.muon,
+        ) = (import_module(f"faisca_torch.{name}") for name in INSIDE)
 
     def array(self, value: Array, gradient: bool = False) -> Any:
         return self.torch.tensor(value, device=self.device, requires_grad=gradient)
@@ -145,6 +152,10 @@ class TorchTwin:
         """What a norm makes of [B, T, D]."""
         return self.numpy(norm(self.array(x)))
 
+    def orthogonal(self, matrices: Array) -> Array:
+        """What Muon makes of matrices."""
+        return self.numpy(self.muon.orthogonal(self.array(matrices)))
+
     def attend(self, attention: Any, x: Array) -> Array:
         """What an attention layer makes of [B, T, D]."""
         return self.numpy(attention(self.array(x), None, None))
@@ -157,9 +168,16 @@ class MlxTwin:
         import mlx.core as mx
 
         self.mx, self.device, self.narrow, self.fused = mx, device, narrow, fused
-        self.losses, self.log_probabilities, self.optimizer, self.generate, self.grpo, self.sums, self.experts = (
-            import_module(f"faisca_mlx.{name}") for name in INSIDE
-        )
+        (
+            self.losses,
+            self.log_probabilities,
+            self.optimizer,
+            self.generate,
+            self.grpo,
+            self.sums,
+            self.experts,
+            self.muon,
+        ) = (import_module(f"faisca_mlx.{name}") for name in INSIDE)
 
     def array(self, value: Array) -> Any:
         self.mx.set_default_device(self.mx.cpu if self.device == "cpu" else self.mx.gpu)
@@ -256,6 +274,10 @@ class MlxTwin:
     def normalise(self, norm: Any, x: Array) -> Array:
         """What a norm makes of [B, T, D]."""
         return self.numpy(norm(self.array(x)))
+
+    def orthogonal(self, matrices: Array) -> Array:
+        """What Muon makes of matrices."""
+        return self.numpy(self.muon.orthogonal(self.array(matrices)))
 
     def attend(self, attention: Any, x: Array) -> Array:
         """What an attention layer makes of [B, T, D]."""

@@ -62,7 +62,7 @@ def model_effect(twin: Backend, name: str, config: ModelConfig) -> Any:
     """Logits; the loss in training for dropout; for the context, how long a row becomes; else initial values."""
     if name == "context":
         return len(rows(twin, config, Sampling(1.0, 0, 1.0, 20))[0])
-    if name == "initial_range":
+    if name in ("initial_range", "zero_outputs"):
         return b"".join(value.tobytes() for value in initial_parameters(config, 0).values())
     if "dropout" in name:
         return train(twin, twin.make_learner(model=model_of(twin, config), config=OPTIMIZER))["loss"]
@@ -117,11 +117,16 @@ def policy_weights(twin: Backend, config: GRPOConfig) -> bytes:
 ADAM = {"weight_decay": 0.3, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-2, "clip_norm": 0.5}
 
 
-@pytest.mark.parametrize("name", ["decay", *ADAM])
+MUON = {"muon_learning_rate": 0.02, "muon_momentum": 0.5}
+
+
+@pytest.mark.parametrize("name", ["decay", "optimizer", *ADAM, *MUON])
 @pytest.mark.parametrize("weights", [trained_weights, policy_weights])
 def test_an_optimiser_option_reaches_the_twins_steps(twin: Backend, weights: Callable, name: str) -> None:
     base = OPTIMIZER if weights is trained_weights else POLICY
-    values = choices(f"pretrain.{name}", getattr(base, name), ADAM.get(name))
+    if name in MUON:
+        base = dataclasses.replace(base, optimizer="muon")
+    values = choices(f"pretrain.{name}", getattr(base, name), (ADAM | MUON).get(name))
     effects = [weights(twin, base), *(weights(twin, dataclasses.replace(base, **{name: value})) for value in values)]
     assert len(set(effects)) == len(effects) > 1
 
@@ -133,7 +138,7 @@ NEEDS = {"cispo_cap": {"objective": "cispo"}, "max_new_tokens": {"loss": "dr_grp
 NEEDS |= {name: {"objective": "sapo"} for name in LOSS if name.startswith("sapo")}
 NEEDS |= {"loss": {"micro_batch_size": 2}, "micro_batch_size": {"loss": "bnpo"}}
 LITERALS = ("loss", "objective", "importance", "kl_bias_correction")
-RATE = ("learning_rate", "schedule", "warmup_steps", "min_learning_rate_share")
+RATE = ("learning_rate", "schedule", "warmup_steps", "min_learning_rate_share", "decay_share")
 
 
 @pytest.mark.parametrize("name", [*LOSS, *LITERALS])
@@ -147,12 +152,13 @@ def test_an_option_of_the_policy_loss_reaches_the_twins_steps(twin: Backend, nam
 
 def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     """A new option of the policy's step must be tried on the twins too."""
-    core = {*RATE, *ADAM, "decay", "steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
+    core = {*RATE, *ADAM, *MUON, "decay", "optimizer"}
+    core |= {"steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
     core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated", "baseline"}
     core |= {"rollout_correction", "rollout_correction_cap", "prompts_file", "save_completions"}
     core |= {"reward_weights", "reward_timeout", "reward_workers"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
-    assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, "decay"}
+    assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, *MUON, "decay", "optimizer"}
 
 
 SAMPLED = {"temperature": 0.2, "top_k": 2, "top_p": 0.3, "max_new_tokens": 3}

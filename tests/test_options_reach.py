@@ -20,7 +20,7 @@ from stand_in import Call, StandIn, install, make_stand_in, small_config, write_
 
 from faisca.backend import Backend
 from faisca.backends import BACKENDS
-from faisca.config import Config
+from faisca.config import STAGES, Config
 from faisca.config.rules import EXPERTS
 from faisca.errors import FaiscaError
 from faisca.runs.checkpoint import checkpoint_folders
@@ -118,9 +118,13 @@ OPTIMISER = {
         "beta2": 0.6,
         "epsilon": 0.1,
         "clip_norm": 0.4,
+        "optimizer": None,
+        "muon_learning_rate": 0.03,
+        "muon_momentum": 0.8,
     }.items()
 }
 RATE = {"learning_rate": 0.07, "schedule": None, "warmup_steps": 1, "min_learning_rate_share": 0.9}
+RATE |= {"decay_share": 1.0}
 TRAIN: dict[str, tuple[Any, Look]] = {
     **{name: (value, RATES) for name, value in RATE.items()},
     **OPTIMISER,
@@ -131,6 +135,7 @@ TRAIN: dict[str, tuple[Any, Look]] = {
     "max_steps": (2, lambda ran: len(ran.named("train_step"))),
     "batch_size": (4, lambda ran: {call.inputs.shape[0] for call in ran.named("train_step")}),
     "micro_batch_size": (2, handed("train_step", "micro_batch_size")),
+    "batch_ramp_steps": (3, lambda ran: [len(call.inputs) for call in ran.named("train_step")]),
     "evaluate_every": (1, lambda ran: ran.records("epoch", "validation_loss")),
     "evaluation_batches": (1, lambda ran: len(ran.named("evaluate"))),
 }
@@ -171,6 +176,7 @@ GRPO: dict[str, tuple[Any, Look]] = {
         name: (None, in_config("grpo_step", name)) for name in ("loss", "objective", "importance", "kl_bias_correction")
     },
 }
+MUON = ("muon_learning_rate", "muon_momentum")
 ROTARY = [f"model.rope_{name}" for name in ("base", "factor", "low_frequency", "high_frequency", "original_context")]
 ONE_FILE = {"data.source": "one.jsonl"}
 TONGUES = {"data.language_column": "tongue"}
@@ -196,6 +202,11 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
         }.items()
     },
     "model.head_dim": (6, shapes),
+    "model.residual_scales": (None, shapes),
+    "model.zero_outputs": (
+        None,
+        lambda ran: ran.named("make_model")[0].parameters["transformer_blocks.0.attention.out_proj.weight"].tolist(),
+    ),
     "model.initial_range": (0.3, lambda ran: ran.named("make_model")[0].parameters["token_embedding.weight"].tolist()),
     **{
         f"model.{name}": (value, in_config("make_model", name))
@@ -221,6 +232,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     "data.validation_share": (0.4, measured),
     "data.window": (12, lambda ran: ran.named("train_step")[0].inputs.shape),
     "data.stride": (30, BATCHES),
+    "data.windows": (None, handed("train_step", "targets")),
     **{f"pretrain.{name}": entry for name, entry in TRAIN.items()},
     **{f"sft.{name}": entry for name, entry in TRAIN.items()},
     "sft.conversations": ("train.jsonl", lambda ran: [ran.ended]),  # this model has no template: test_conversations.py
@@ -266,6 +278,12 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{f"model.{name}": {"model.feed_forward_bias": False, "model.num_experts": 4} for name in EXPERTS},
     "data.language": TONGUES,
     "data.validation_share": ONE_FILE,
+    "data.windows": {"data.window": 12, "data.stride": 12},
+    **{f"{stage}.{name}": {f"{stage}.optimizer": "muon"} for stage in STAGES for name in MUON},
+    **{f"{stage}.decay_share": {f"{stage}.schedule": "wsd"} for stage in STAGES},
+    **{f"{stage}.batch_ramp_steps": {f"{stage}.micro_batch_size": 1} for stage in STAGES[:2]},
+    "grpo.schedule": {"grpo.steps": 6},
+    "grpo.decay_share": {"grpo.schedule": "wsd", "grpo.steps": 4},
     "pretrain.max_steps": {"pretrain.epochs": 2},
     "pretrain.epochs": {"pretrain.max_steps": 0},
     "pretrain.batch_size": {"pretrain.micro_batch_size": 0},

@@ -156,9 +156,23 @@ CASES: dict[str, dict[str, Any]] = {
     "shared expert": MIXTURE
     | {"vocabulary_size": 4000, "num_layers": 3, "batch": 8, "num_experts": 4, "expert_dim": 200}
     | {"experts_per_token": 1, "shared_expert_dim": 150},
+    "muon": {"vocabulary_size": 2000, "dim": 192, "num_heads": 3, "hidden_dim": 768, "context": 32, "num_layers": 4}
+    | {"batch": 2, "optimizer": "muon"},
+    "muon, llama": LLAMA
+    | {"vocabulary_size": 2000, "dim": 256, "hidden_dim": 704, "context": 32, "num_layers": 6}
+    | {"batch": 2, "optimizer": "muon"},
+    "scales": LLAMA | {"vocabulary_size": 4096, "num_layers": 6, "batch": 12, "residual_scales": True},
     "squared": {"vocabulary_size": 4000, "num_layers": 4, "batch": 9, "activation": "relu2", "positions": "rope"},
 }
-QUICK = [*list(CASES)[:4], "llama", "llama, reinforced", "reinforced, micro-batches", "grouped, explicit", "mixture"]
+QUICK = [
+    *list(CASES)[:4],
+    "muon",
+    "llama",
+    "llama, reinforced",
+    "reinforced, micro-batches",
+    "grouped, explicit",
+    "mixture",
+]
 
 
 def parameters_of_cases() -> list[Any]:
@@ -172,7 +186,8 @@ def of_type(kind: type, case: dict[str, Any]) -> dict[str, Any]:
 def case_config(case: dict[str, Any]) -> tuple[Config, ModelConfig]:
     case = {"dim": 128, "num_heads": 2, "hidden_dim": 512, "context": 128} | case
     model = ModelConfig(**of_type(ModelConfig, case))
-    train = TrainConfig(batch_size=case["batch"], micro_batch_size=case.get("micro", 0))
+    optimizer = case.get("optimizer", "adamw")
+    train = TrainConfig(batch_size=case["batch"], micro_batch_size=case.get("micro", 0), optimizer=optimizer)
     grpo = GRPOConfig(group_size=case["batch"], minibatch_size=case["batch"], max_new_tokens=case["context"])
     grpo = replace(grpo, micro_batch_size=case.get("micro", 0), entropy_weight=case.get("entropy_weight", 0.0))
     run = RunConfig(device="cpu", compile="off", **({"dtype": "float32"} | of_type(RunConfig, case)))

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from faisca.config import TrainConfig
-from faisca.training.schedule import learning_rate
+from faisca.training.schedule import batch_rows, learning_rate
 
 
 def rates(total: int, **options) -> list[float]:
@@ -46,3 +46,23 @@ def test_short_stages_stay_between_zero_and_the_peak(total):
 def test_steps_beyond_the_total_stay_at_the_floor():
     config = TrainConfig(learning_rate=0.5, warmup_steps=0, min_learning_rate_share=0.1)
     assert learning_rate(config, 500, 20) == pytest.approx(0.05)
+
+
+def test_wsd_is_stable_and_then_falls_by_equal_steps_to_its_share_at_the_last():
+    found = rates(20, schedule="wsd", decay_share=0.25)
+    assert found[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])
+    assert set(found[3:15]) == {0.5}
+    assert found[15:] == pytest.approx([0.41, 0.32, 0.23, 0.14, 0.05])
+
+
+def test_wsd_may_decay_all_the_way_and_beyond_the_end_it_stays():
+    assert rates(5, schedule="wsd", decay_share=1.0, warmup_steps=0) == pytest.approx([0.41, 0.32, 0.23, 0.14, 0.05])
+    assert rates(3, schedule="wsd", decay_share=0.01, warmup_steps=0) == pytest.approx([0.5, 0.5, 0.05])
+    config = TrainConfig(learning_rate=0.5, warmup_steps=0, schedule="wsd")
+    assert learning_rate(config, 500, 20) == pytest.approx(0.05)
+
+
+def test_the_batch_grows_by_whole_micro_batches():
+    config = TrainConfig(batch_size=32, micro_batch_size=8, batch_ramp_steps=6)
+    assert [batch_rows(config, step) for step in range(8)] == [8, 8, 16, 16, 24, 24, 32, 32]
+    assert {batch_rows(TrainConfig(batch_size=32), step) for step in range(3)} == {32}

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 TORCH, MLX, CORE = ROOT / "faisca_torch", ROOT / "faisca_mlx", ROOT / "faisca"
 FRAMEWORKS = {"torch", "transformers", "mlx", "mlx_lm"}
 LESSON = ("model", "losses", "optimizer", "train", "log_probs", "generate", "grpo")
-HELPERS = ("experts", "cache", "sums", "device", "weights", "interop")
+HELPERS = ("experts", "muon", "cache", "sums", "device", "weights", "interop")
 FILES = LESSON + HELPERS
 """a twin's files, in the order of reading"""
 ONLY_IN_MLX = {"random_key", "gradients", "fused"}

@@ -73,8 +73,9 @@ class Work:
         return min(1e-2, 0.3 / self.model.dim)
 
     def optimizer(self, config: OptimizerConfig) -> OptimizerConfig:
-        """The stage's, so that the first moment is the gradient; decay and clipping would blur which array is wrong."""
-        return dataclasses.replace(config, beta1=0.0, clip_norm=0.0, weight_decay=0.0, epsilon=EPSILON)
+        """The stage's, with AdamW, whose first moment is the gradient; decay and clipping would blur what is wrong."""
+        adam = dataclasses.replace(config, optimizer="adamw", beta1=0.0, epsilon=EPSILON)
+        return dataclasses.replace(adam, clip_norm=0.0, weight_decay=0.0)
 
     def batch(self, step: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of different rows: int32 [rows, length], any token of the vocabulary."""

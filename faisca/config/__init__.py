@@ -1,11 +1,13 @@
 """What can be set: the whole configuration, and the names that the rest of the core takes from here.
 
-`model.py` and `sections.py` have every option, `ranges.py` and `rules.py` refuse the impossible, `files.py` reads TOML.
+`model.py`, `optimizer.py` and `sections.py` have every option, `ranges.py` and `rules.py` refuse the impossible,
+`files.py` reads TOML.
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
 
 from faisca.config.model import ModelConfig
+from faisca.config.optimizer import OptimizerConfig
 from faisca.config.ranges import check_section
 from faisca.config.rules import check_data, check_grpo, check_model, check_stages, check_training
 from faisca.config.sections import (
@@ -13,7 +15,6 @@ from faisca.config.sections import (
     STAGES,
     DataConfig,
     GRPOConfig,
-    OptimizerConfig,
     RunConfig,
     SampleConfig,
     SFTConfig,

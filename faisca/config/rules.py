@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 from faisca.config.model import ModelConfig
+from faisca.config.optimizer import OptimizerConfig
 from faisca.config.sections import STAGES, DataConfig, GRPOConfig, TokenizerConfig, TrainConfig
 from faisca.errors import FaiscaError
 
@@ -87,6 +88,11 @@ def check_data(data: DataConfig, model: ModelConfig) -> None:
             f"data.window {data.window} is larger than model.context {model.context}: use --data.window "
             f"{model.context} --data.stride {model.context}, or for a new model at least --model.context {data.window}"
         )
+    if data.windows == "headlines" and data.stride != data.window:
+        raise FaiscaError(
+            f"data.stride {data.stride} cuts a stream, and data.windows headlines packs whole ones: "
+            f"add --data.stride {data.window}"
+        )
     for name in ("source", "title_column"):
         if not getattr(data, name):
             raise FaiscaError(f"data.{name} is empty: name one")
@@ -94,6 +100,12 @@ def check_data(data: DataConfig, model: ModelConfig) -> None:
 
 def check_training(name: str, stage: TrainConfig) -> None:
     """Micro-batches must divide a batch."""
+    check_optimizer(name, stage)
+    if stage.batch_ramp_steps and not stage.micro_batch_size:
+        raise FaiscaError(
+            f"{name}.batch_ramp_steps {stage.batch_ramp_steps} makes the batch grow in micro-batches: "
+            f"add --{name}.micro-batch-size, a divisor of {stage.batch_size}"
+        )
     if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
         raise FaiscaError(
             f"{name}.batch_size {stage.batch_size} is not a multiple of {name}.micro_batch_size "
@@ -101,8 +113,22 @@ def check_training(name: str, stage: TrainConfig) -> None:
         )
 
 
+def check_optimizer(name: str, stage: OptimizerConfig) -> None:
+    """Options of Muon, and of a schedule with a decay, mean nothing without it."""
+    wanted = {"optimizer": "muon", "schedule": "wsd"}
+    needed = {"muon_learning_rate": "optimizer", "muon_momentum": "optimizer", "decay_share": "schedule"}
+    for option in fields(OptimizerConfig):
+        owner, value = needed.get(option.name, ""), getattr(stage, option.name)
+        if owner and value != option.default and getattr(stage, owner) != wanted[owner]:
+            raise FaiscaError(
+                f"{name}.{option.name} {value:g} means nothing with {name}.{owner} {getattr(stage, owner)}: "
+                f"add --{name}.{owner} {wanted[owner]}, or leave it out"
+            )
+
+
 def check_grpo(grpo: GRPOConfig) -> None:
     """A group needs something to compare with, and minibatches must divide a step's completions."""
+    check_optimizer("grpo", grpo)
     rollouts = grpo.group_size * grpo.prompts_per_step
     if not grpo.prompts:
         raise FaiscaError('grpo.prompts is empty: give at least one ("" starts a headline)')

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from faisca.backends import BACKENDS
-from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share, ShareOrAll
+from faisca.config.optimizer import OptimizerConfig
+from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share
 
 COLDEST = 1e-6
 """temperatures below are 0: logits divided by them leave float32, and what they would tell apart is rounding"""
@@ -54,32 +55,9 @@ class DataConfig:
     """tokens in a training window"""
     stride: Count = 64
     """tokens from the start of a training window to the start of the next"""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, bias-corrected); with weight_decay 0 it is Adam."""
-
-    learning_rate: Positive = 3e-3
-    """peak learning rate"""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """learning rate after the warm-up"""
-    warmup_steps: CountOrOff = 20
-    """steps in which the learning rate rises linearly to its peak"""
-    min_learning_rate_share: ShareOrAll = 0.1
-    """where cosine ends, as a share of the peak"""
-    weight_decay: NotNegative = 0.1
-    """decoupled weight decay"""
-    decay: Literal["matrices", "all"] = "matrices"
-    """what decays: matrices and tables only, or every parameter, as the original does"""
-    beta1: Share = 0.9
-    """decay rate of the first moment"""
-    beta2: Share = 0.999
-    """decay rate of the second moment"""
-    epsilon: Positive = 1e-8
-    """added to the root of the second moment"""
-    clip_norm: NotNegative = 1.0
-    """largest gradient norm; 0 does not clip"""
+    windows: Literal["stream", "headlines"] = "stream"
+    """stream: any stretch of all titles' tokens; headlines: whole ones, packed by best fit, and the rest of a window is
+    no target (a title longer than a window is cut); attention sees earlier titles of a window in both"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +78,9 @@ class TrainConfig(OptimizerConfig):
     """windows in an optimiser step"""
     micro_batch_size: CountOrOff = 0
     """windows computed at a time, their gradients accumulated; 0 takes the whole batch at once"""
+    batch_ramp_steps: CountOrOff = 0
+    """steps in which the batch grows from one micro-batch to batch_size, in whole ones (Smith et al. 2018); 0: none.
+    The windows that a smaller batch leaves out wait for the next epoch"""
     evaluate_every: CountOrOff = 50
     """steps between evaluations; 0 evaluates only before and after the stage"""
     evaluation_batches: Count = 5
@@ -120,7 +101,7 @@ class GRPOConfig(OptimizerConfig):
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
 
     learning_rate: Positive = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
     warmup_steps: CountOrOff = 5
     weight_decay: NotNegative = 0.0
     steps: Count = 40

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from faisca.backend import PLACES_MULTIPLE, Runtime
 from faisca.config import Config, ModelConfig
+from faisca.muon import matrix_stacks
 from faisca.parameters import in_block, parameter_shapes
 
 FLOAT = 4
@@ -39,6 +40,8 @@ class Load:
     """scores, softmax and product one after the other"""
     narrow_weights: bool = False
     """where nothing trains them, the blocks' matrices are kept in bfloat16: GRPO's reference, and what only samples"""
+    muon: bool = False
+    """the blocks' matrices have one moment, and move all layers at a time"""
     checkpointing: bool = False
     """blocks are computed again in the backward pass; GRPO's updates, which run without dropout, never do"""
 
@@ -111,6 +114,17 @@ class Load:
         return sum(math.prod(shape) for name, shape in parameter_shapes(self.model).items() if in_block(name, shape))
 
     @property
+    def moments(self) -> int:
+        """Bytes of the optimiser's moments: Adam's two of every weight, Muon's one."""
+        return 2 * self.parameters - (FLOAT * self.matrices if self.muon else 0)
+
+    @cached_property
+    def largest_stack(self) -> int:
+        """Bytes of the largest matrix, of all layers together: what Muon makes orthogonal at a time."""
+        shapes = parameter_shapes(self.model)
+        return FLOAT * max(sum(math.prod(shapes[name]) for name in names) for names in matrix_stacks(self.model))
+
+    @property
     def frozen(self) -> int:
         """Bytes of the weights of a model that nothing trains."""
         return self.parameters - (2 * self.matrices if self.narrow_weights else 0)
@@ -142,6 +156,7 @@ def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) ->
         narrow=runtime.dtype == "bfloat16",
         explicit=runtime.attention == "explicit",
         narrow_weights=runtime.weights == "bfloat16",
+        muon=getattr(config, stage).optimizer == "muon",
     )
     if stage == "grpo":
         new = min(config.grpo.max_new_tokens, model.context)

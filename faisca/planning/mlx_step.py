@@ -11,6 +11,8 @@ from faisca.planning.torch_step import Moments, kept_exponentials
 
 UPDATE = 1.0
 """gradients of all parameters wait for the norm of all"""
+ORTHOGONAL = 3.1
+"""times the blocks' matrices, in Muon's steps: new weights and moments, and stacks on their way"""
 TABLES = 3.5
 """heads: embedding and head are updated at once, with gradient, square and both moments"""
 LOSS = {False: (3.7, 2.2), True: (5.6, 4.4)}
@@ -29,7 +31,10 @@ def mlx_moments(load: Load) -> Moments:
     saved = load.model.num_layers * (stream if load.checkpointing else mlx_block(load))
     saved += 2 * load.matrices if load.narrow else 0
     waiting = load.parameters if load.accumulates else 0
-    update = {"gradients and new moments": UPDATE * load.parameters + TABLES * load.head}
+    waiting_for_all = UPDATE * load.parameters + TABLES * load.head
+    if load.muon:
+        waiting_for_all = max(waiting_for_all, UPDATE * load.parameters + ORTHOGONAL * FLOAT * load.matrices)
+    update = {"gradients and new moments": waiting_for_all}
     if load.policy:
         return {"update": update} | _policy_moments(load, saved, half)
     chunks, heads = LOSS[load.narrow]

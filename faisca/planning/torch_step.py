@@ -8,6 +8,8 @@ from faisca.backend import KEPT_EXPONENTIALS
 from faisca.planning.blocks import torch_block
 from faisca.planning.load import FLOAT, Load
 
+ORTHOGONAL = 4.7
+"""stacks of a matrix of all layers that Muon has alive: itself, normalised, its polynomial twice, and steps"""
 Moments = dict[str, dict[str, float]]
 """bytes of each part, by moment"""
 
@@ -28,14 +30,19 @@ def torch_moments(load: Load) -> Moments:
     head_alone = load.parameters if load.accumulates else load.head
     most_gradients = load.parameters - (0 if load.accumulates or load.model.tie_embeddings else load.head)
     one_block = block + (narrow_weights / load.model.num_layers if load.checkpointing else narrow_weights)
-    return _head_moments(load, saved, waiting) | {
-        "last block": {"gradients": head_alone, "activations": saved + again + passing},
-        "first block": {"gradients": most_gradients, "activations": one_block + passing},
-        "embeddings": {
-            "gradients": load.parameters + (load.head if load.accumulates or load.model.tie_embeddings else 0),
-            "activations": load.stream,
-        },
-    }
+    muon: Moments = {"orthogonal steps": {"gradients": load.parameters + ORTHOGONAL * load.largest_stack}}
+    return (
+        (muon if load.muon else {})
+        | _head_moments(load, saved, waiting)
+        | {
+            "last block": {"gradients": head_alone, "activations": saved + again + passing},
+            "first block": {"gradients": most_gradients, "activations": one_block + passing},
+            "embeddings": {
+                "gradients": load.parameters + (load.head if load.accumulates or load.model.tie_embeddings else 0),
+                "activations": load.stream,
+            },
+        }
+    )
 
 
 def _head_moments(load: Load, saved: float, waiting: float) -> Moments:

@@ -12,6 +12,7 @@ import numpy as np
 
 from faisca.config import ModelConfig
 from faisca.errors import FaiscaError
+from faisca.muon import moments_of
 from faisca.parameters import check_shapes, parameter_shapes
 from faisca.runs.state import State
 from faisca.system.tensors import Tensors
@@ -31,21 +32,25 @@ def check_weights(folder: Path, weights: Arrays, config: ModelConfig) -> None:
 def check_resumable(folder: Path, state: State, optimizer: Arrays, reference: Arrays | None) -> None:
     """FaiscaError unless the checkpoint has all that a stage under way needs."""
     if not state.finished:
-        _check_moments(folder, optimizer, state.model)
+        _check_moments(folder, optimizer, state)
         if state.stage == "grpo":
             check_weights(folder, reference or {}, state.model)
 
 
-def _check_moments(folder: Path, optimizer: Arrays, config: ModelConfig) -> None:
-    names = {f"{moment}.{name}" for moment in ("first_moment", "second_moment") for name in parameter_shapes(config)}
-    unlike = sorted(set(optimizer) ^ (names | {"step"}))
+def _check_moments(folder: Path, optimizer: Arrays, state: State) -> None:
+    kind = getattr(state.config, state.stage).optimizer
+    shapes = {
+        f"{moment}.{name}": shape
+        for name, shape in parameter_shapes(state.model).items()
+        for moment in moments_of(name, shape, kind)
+    }
+    unlike = sorted(set(optimizer) ^ {*shapes, "step"})
     if unlike:
         raise FaiscaError(f"checkpoint {folder}: its optimiser state does not fit its model ({unlike[0]})")
-    moments = {name: optimizer[name] for name in names}
-    for name, shape in parameter_shapes(config).items():
-        for moment in ("first_moment", "second_moment"):
-            if moments[f"{moment}.{name}"].shape != shape:
-                raise FaiscaError(f"checkpoint {folder}: {moment}.{name} has not its weight's shape {list(shape)}")
+    moments = {name: optimizer[name] for name in shapes}
+    for name, shape in shapes.items():
+        if moments[name].shape != shape:
+            raise FaiscaError(f"checkpoint {folder}: {name} has not its weight's shape {list(shape)}")
     _check_float32(folder, moments)
 
 

@@ -15,11 +15,12 @@ from faisca.backend import load_backend
 from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig
 from faisca.config.files import config_text, config_to_dict
-from faisca.data.conversations import Conversations, ConversationSplits
+from faisca.data.conversations import ConversationSplits
 from faisca.data.headlines import Titles, address_filters, load_headlines, select_titles, title_hashes
+from faisca.data.packing import training_windows
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
-from faisca.data.windows import Windows, steps_per_epoch
+from faisca.data.windows import Rows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
@@ -56,7 +57,7 @@ class Run:
     folder: Path
     log: RunLog
     stop: StopRequest
-    windows: Mapping[str, Windows | Conversations]
+    windows: Mapping[str, Rows]
     """training windows of pre-training and SFT, by stage"""
     yardsticks: Mapping[str, Yardstick]
     stages: list[dict[str, Any]]
@@ -202,7 +203,7 @@ def _prepare_folder(setup: Setup, folder: Path, resuming: bool) -> None:
 
 def _tokenised(
     setup: Setup, titles: Titles, log: RunLog, chats: ConversationSplits | None
-) -> tuple[dict[str, Windows | Conversations], dict[str, Yardstick]]:
+) -> tuple[dict[str, Rows], dict[str, Yardstick]]:
     """What to train on, by stage, and two sets of titles to measure on: tokenised once a run.
 
     Conversations take the place of SFT's titles.
@@ -210,8 +211,8 @@ def _tokenised(
     tokens = partial(_tokens, setup.tokenizer, log)
     yardsticks = make_yardsticks(setup.config, titles, tokens)
     stages = [stage for stage in setup.config.run.stages if stage in titles and not (chats and stage == "sft")]
-    windows: dict[str, Windows | Conversations] = {
-        stage: _windows(setup.config, stage, tokens(titles[stage][0], f"tokenising {stage} titles")) for stage in stages
+    windows: dict[str, Rows] = {
+        stage: _windows(setup, stage, tokens(titles[stage][0], f"tokenising {stage} titles"), log) for stage in stages
     }
     if chats:
         log.say(f"sft learns from {setup.config.sft.conversations}: {chats.report}")
@@ -231,9 +232,10 @@ def _tokens(tokenizer: Tokenizer, log: RunLog, titles: pa.Array, label: str) -> 
         return tokenise(titles, tokenizer, progress=lambda done, _: tracker().update(done))
 
 
-def _windows(config: Config, stage: str, tokens: np.ndarray) -> Windows:
-    windows = Windows(tokens, config.data.window, config.data.stride)
-    steps_per_epoch(windows, getattr(config, stage).batch_size)  # refuses a batch that is too large
+def _windows(setup: Setup, stage: str, tokens: np.ndarray, log: RunLog) -> Rows:
+    say = lambda line: log.say(f"{stage}: {line}")  # noqa: E731
+    windows = training_windows(setup.config.data, tokens, setup.tokenizer.end_of_text, say)
+    steps_per_epoch(windows, getattr(setup.config, stage).batch_size)  # refuses a batch that is too large
     return windows
 
 

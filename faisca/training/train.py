@@ -8,7 +8,7 @@ from faisca.runs.manifest import sha256
 from faisca.runs.state import Progress
 from faisca.streams import integer_seed
 from faisca.training.run import Run
-from faisca.training.schedule import learning_rate
+from faisca.training.schedule import batch_rows, learning_rate
 from faisca.training.stage import Stage, due
 from faisca.training.start import note_data
 
@@ -34,7 +34,9 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
             inputs, targets = training_batch(
                 windows, batch_size=config.batch_size, seed=seed, stage=name, step=stage.step
             )
-            # Forward, backward, clip and AdamW: one call, in which nothing waits for the device.
+            rows = batch_rows(config, stage.step)
+            inputs, targets = inputs[:rows], targets[:rows]
+            # Forward, backward, clip and the optimiser: one call, in which nothing waits for the device.
             rate = learning_rate(config, stage.step, total)
             metrics = backend.train_step(
                 learner=learner,

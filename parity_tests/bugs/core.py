@@ -228,9 +228,9 @@ BUGS = (
     ),
     Mutation(
         "windows side by side",
-        "faisca/training/run.py",
-        "config.data.window, config.data.stride)",
-        "config.data.window, config.data.window)",
+        "faisca/data/packing.py",
+        "config.window, config.stride)",
+        "config.window, config.window)",
         BOUNDARY,
     ),
     Mutation(

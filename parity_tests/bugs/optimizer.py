@@ -41,7 +41,7 @@ BUGS: tuple[Mutation, ...] = (
         "to_device(model, targets[part]), True) / targets[part].size",
         "05",
     ),
-    Mutation("gradients kept for the next step", T + "optimizer.py", "    learner.optimizer.zero_grad()\n", "", "05"),
+    Mutation("gradients kept for the next step", T + "optimizer.py", "    learner.model.zero_grad()\n", "", "05"),
     Mutation(
         "moments swapped in a checkpoint",
         M + "weights.py",

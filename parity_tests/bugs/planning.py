@@ -8,9 +8,9 @@ TUNED = "tests/test_tuning.py::"
 BUGS = (
     Mutation(
         "the plan forgets the second moment",
-        "faisca/planning/plan.py",
-        '"optimiser": 2 * load.parameters',
-        '"optimiser": load.parameters',
+        "faisca/planning/load.py",
+        "return 2 * self.parameters -",
+        "return self.parameters -",
         f"{TUNED}test_plan_tells_parts_that_add_up",
     ),
     Mutation(
