@@ -113,8 +113,7 @@ class Attention(nn.Module):
     def attend(self, query_BHTK: mx.array, key_BGTK: mx.array, value_BGTK: mx.array, random_key: RandomKey) -> mx.array:
         """softmax(query · key / √K) · value over the positions up to each query's own."""
         (_, H, T, K), G = query_BHTK.shape, key_BGTK.shape[1]
-        dropped = self.training and self.config.attention_dropout > 0  # the fused kernel has no dropout
-        if self.runtime.attention == "fused" and not dropped:
+        if self.runtime.attention == "fused" and not (self.training and self.config.attention_dropout):
             mask = "causal" if T > 1 else None  # a single position may see all that came before
             return mx.fast.scaled_dot_product_attention(query_BHTK, key_BGTK, value_BGTK, scale=K**-0.5, mask=mask)
         key_BHTK, value_BHTK = (mx.repeat(heads, H // G, axis=1) for heads in (key_BGTK, value_BGTK))
@@ -238,13 +237,11 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
     check_parameters(parameters, config)
     model = GPT(config, runtime)  # its own initial values are lazy, and never computed
-    # Rounded one by one: all in float32 first would take more than rounding saves. None: as they come.
-    narrow = mx.bfloat16 if runtime.weights == "bfloat16" else None
-    arrays = {
-        name: mx.array(value, dtype=narrow if in_block(name, value.shape) else None)
-        for name, value in parameters.items()
-    }
-    model.update(tree_unflatten(list(arrays.items())))
+    narrow = mx.bfloat16 if runtime.weights == "bfloat16" else None  # None: as they come
+    # Rounded one by one: all in float32 first would take more than rounding saves.
+    dtypes = {name: narrow if in_block(name, value.shape) else None for name, value in parameters.items()}
+    arrays = [(name, mx.array(value, dtype=dtypes[name])) for name, value in parameters.items()]
+    model.update(tree_unflatten(arrays))
     if config.positions == "rope":
         cos_TJ, sin_TJ = (mx.array(table.astype(np.float32)) for table in rotation_table(config))
         model._rotation = cos_TJ, sin_TJ
