@@ -13,14 +13,14 @@ found() {
 
 if ! found >/dev/null; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    apt-get install -qq -y --no-install-recommends chromium-headless-shell >/dev/null 2>&1 ||
-      { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 ||
-      { apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1
+    timeout 300 apt-get install -qq -y --no-install-recommends chromium-headless-shell >/dev/null 2>&1 ||
+      { timeout 300 apt-get update -qq && timeout 300 apt-get install -qq -y --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 ||
+      { timeout 300 apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1
   fi
   found >/dev/null || echo "no Chromium here, and none could be installed: tests of the report in a browser are skipped"
 fi
 
 if [ ! -f "$venv/node_modules/axe-core/axe.min.js" ]; then
-  npm install --prefix "$venv" --no-save --no-package-lock --silent "axe-core@$axe" >/dev/null 2>&1 ||
+  timeout 300 npm install --prefix "$venv" --no-save --no-package-lock --silent "axe-core@$axe" >/dev/null 2>&1 ||
     echo "axe-core could not be installed with npm: the report's accessibility is not checked"
 fi
