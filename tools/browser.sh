@@ -4,6 +4,11 @@
 set -u
 venv=$1 axe=4.14.1
 
+# At most five minutes, where the system has `timeout`; macOS has none.
+limited() {
+  if command -v timeout >/dev/null; then timeout 300 "$@"; else "$@"; fi
+}
+
 found() {
   for name in chromium-headless-shell chromium chromium-browser google-chrome; do
     command -v "$name" && return
@@ -13,14 +18,14 @@ found() {
 
 if ! found >/dev/null; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    timeout 300 apt-get install -qq -y --no-install-recommends chromium-headless-shell >/dev/null 2>&1 ||
-      { timeout 300 apt-get update -qq && timeout 300 apt-get install -qq -y --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 ||
-      { timeout 300 apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1
+    limited apt-get install -qq -y --no-install-recommends chromium-headless-shell >/dev/null 2>&1 ||
+      { limited apt-get update -qq && limited apt-get install -qq -y --no-install-recommends chromium-headless-shell; } >/dev/null 2>&1 ||
+      { limited apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1
   fi
   found >/dev/null || echo "no Chromium here, and none could be installed: tests of the report in a browser are skipped"
 fi
 
 if [ ! -f "$venv/node_modules/axe-core/axe.min.js" ]; then
-  timeout 300 npm install --prefix "$venv" --no-save --no-package-lock --silent "axe-core@$axe" >/dev/null 2>&1 ||
+  limited npm install --prefix "$venv" --no-save --no-package-lock --silent "axe-core@$axe" >/dev/null 2>&1 ||
     echo "axe-core could not be installed with npm: the report's accessibility is not checked"
 fi
