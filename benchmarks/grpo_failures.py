@@ -1,8 +1,8 @@
 """What goes wrong in GRPO, and the guard: `python benchmarks/grpo_failures.py OUT --data HEADLINES`, where
 
 OUT is the folder of `grpo_study.py`, whose base model is reinforced with bad rewards: one that counts a word, one that
-likes length, one for a single word without a reference. Each is trained twice, as it is and with the remedy that its
-warning names. failures.png has the measures and where the warning came, failures.md what the model writes.
+likes length, one that likes a single text, all without a reference. Each is trained twice, as it is and with the remedy
+that its warning names. failures.png has the measures and where the warning came, failures.md what the model writes.
 Runs that are there stay. About 6 minutes on two idle cores.
 """
 
@@ -18,12 +18,19 @@ from grpo_study import BACKENDS, ended, faisca, records
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-REWARDS = """def benfica(texts):
+REWARDS = """from difflib import SequenceMatcher
+
+
+def benfica(texts):
     return [float(text.lower().split().count("benfica")) for text in texts]
 
 
 def long(texts):
     return [float(len(text.split())) for text in texts]
+
+
+def alike(texts):
+    return [SequenceMatcher(None, text, "Benfica vence o Porto").ratio() for text in texts]
 """
 COMMON = (
     "--grpo.steps 60 --sample.counted 24 --sft.max-validation-titles 200 --grpo.kl-weight 0 --grpo.learning-rate 3e-4"
@@ -52,13 +59,13 @@ FAILURES = (
         "length bias",
         {"completion_length_mean": "length, tokens", "reward_mean": "reward"},
         "--grpo.reward {file}:long",
-        "--grpo.reward {file}:long length:30-90 --grpo.reward-weights 0.1 10",
+        "--grpo.reward {file}:long length:30-90 --grpo.reward-weights 0.1 10 --grpo.kl-weight 0.3",
     ),
     Failure(
         "entropy collapse",
         {"entropy": "entropy, nats a token", "distinct_share": "share of distinct completions"},
-        "--grpo.reward keywords:benfica",
-        "--grpo.reward keywords:benfica --grpo.kl-weight 0.2 --grpo.entropy-weight 0.02",
+        "--grpo.reward {file}:alike",
+        "--grpo.reward {file}:alike --grpo.kl-weight 0.3",
     ),
 )
 
@@ -81,7 +88,8 @@ def draw(found: dict[str, dict[str, Path]], path: Path) -> None:
         for panel, (measure, title) in zip(column, failure.measures.items(), strict=True):
             for how, run in found[failure.name].items():
                 steps = records(run)
-                panel.plot([r["step"] for r in steps], [r[measure] for r in steps], color=COLORS[how], label=how)
+                points = [(r["step"], r[measure]) for r in steps if r.get(measure) is not None]  # no update, no entropy
+                panel.plot(*zip(*points, strict=True), color=COLORS[how], label=how)
                 warned = [r["step"] for r in steps if failure.name in r.get("warnings", ())]
                 if warned:
                     panel.axvline(warned[0], color=COLORS[how], linestyle=":", label="the warning")
