@@ -65,4 +65,5 @@ def test_wsd_may_decay_all_the_way_and_beyond_the_end_it_stays():
 def test_the_batch_grows_by_whole_micro_batches():
     config = TrainConfig(batch_size=32, micro_batch_size=8, batch_ramp_steps=6)
     assert [batch_rows(config, step) for step in range(8)] == [8, 8, 16, 16, 24, 24, 32, 32]
+    assert batch_rows(config, 100) == 32, "and no further"
     assert {batch_rows(TrainConfig(batch_size=32), step) for step in range(3)} == {32}
