@@ -53,8 +53,8 @@ def test_best_fit_leaves_little_room(seed: int):
 
 
 def test_best_fit_takes_the_window_with_the_least_room():
-    """9 leaves room for 3, and 8 for 4: the one that fits each, though shorter ones come first in the text."""
-    sizes = [8, 9, 3, 4]
+    """3 goes beside 9, where it just fits, so that 2 and 2 still fit beside 8: worst fit would need a third window."""
+    sizes = [8, 2, 9, 3, 2]
     tokens = np.array([token for size in sizes for token in [*range(20, 19 + size), END]], np.uint16)
     packed = pack_headlines(tokens, WINDOW, END)
     assert sorted(packed.ends.tolist()) == [12, 12] and "2 windows, 0.0% of them padding" in packed.report
