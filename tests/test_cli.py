@@ -49,6 +49,7 @@ def stages(monkeypatch):
 
     stages = SimpleNamespace(run=run, resume=resume, saved_state=saved_state)
     monkeypatch.setitem(sys.modules, "faisca.training.stages", stages)
+    monkeypatch.setattr("faisca.report.write.report_after_run", lambda folder: None)  # nothing has been run
     return calls
 
 
