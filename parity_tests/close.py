@@ -25,3 +25,11 @@ def require_close(
             f"{len(bad)} of {len(found)} arrays differ by more than {tolerance:g} ({measure}): {listing}"
         )
     return found
+
+
+def as_parts_of_stream(found: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
+    """Gradients of a stream's scales with that of the embedding beside them, which their rounding is as large as.
+
+    Each is a sum over the whole stream that may cancel to next to nothing, since a norm that follows ignores scales.
+    """
+    return {name: np.append(g, scale) if name.endswith("_scales") else g for name, g in found.items()}

@@ -103,7 +103,7 @@ def compare_steps(twin: Any, case: Case, optimizer: str) -> None:
     for side in (TWINS[0].side, twin.side):
         learner, _ = train(side, case, config, steps=1)
         weights = learner_parameters(side, learner)
-        change = np.concatenate([(value - case.parameters[name]).ravel() for name, value in weights.items()])
+        change = np.concatenate([(weights[name] - value).ravel() for name, value in case.parameters.items()])
         found.append((side.backend.get_optimizer_state(learner=learner), {"change of the weights": change}))
     (one_state, one_change), (two_state, two_change) = found
     if not (case.model.attention_bias and case.model.positions == "learned"):  # else keys' biases have only noise
