@@ -7,6 +7,7 @@ import numpy as np
 from faisca.errors import VerificationError
 from faisca.parity.differences import Difference, differences
 
+Arrays = Mapping[str, np.ndarray]
 MEASURES = ("absolute", "scaled", "norm")
 
 
@@ -27,9 +28,17 @@ def require_close(
     return found
 
 
-def as_parts_of_stream(found: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
-    """Gradients of a stream's scales with that of the embedding beside them, which their rounding is as large as.
+def beside_the_stream(expected: Arrays, found: Arrays, table: str) -> tuple[Arrays, Arrays]:
+    """Gradients of a stream's scales with the norm of the embedding `table`'s beside them, if there are any.
 
-    Each is a sum over the whole stream that may cancel to next to nothing, since a norm that follows ignores scales.
+    Each is a sum over the whole stream that may cancel to next to nothing, since a norm that follows ignores scales:
+    their rounding is judged by what is summed.
     """
-    return {name: np.append(g, scale) if name.endswith("_scales") else g for name, g in found.items()}
+    if not any(name.endswith("_scales") for name in expected):
+        return expected, found
+    scale = float(np.linalg.norm(expected[table]))
+    one, two = (
+        {name: np.append(g, scale) if name.endswith("_scales") else g for name, g in side.items()}
+        for side in (expected, found)
+    )
+    return one, two
