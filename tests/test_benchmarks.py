@@ -69,6 +69,20 @@ def test_the_documents_ratios_are_those_of_its_files(line, titles):
     assert ("missed" in verdict) == any(found[title][2] == "MISSED" for title in titles)
 
 
+@pytest.mark.parametrize(
+    ("case", "line"),
+    {"grpo_full": "full rows, four", "grpo_once": "full rows, one", "grpo_ending": "rows that end, four"}.items(),
+)
+def test_the_documents_grpo_steps_are_those_of_its_file(case, line):
+    subjects = json.loads((RESULTS / "faisca-cpu-grpo.json").read_text())["subjects"]
+    (written,) = [row for row in DOCUMENT.read_text().splitlines() if row.startswith(f"| {line}")]
+    shown = [float(re.findall(r"[\d.]+", cell)[0]) for cell in written.split("|")[2:-1]]
+    measured = [
+        subjects[name]["measured"][case]["median"] for name in ("torch", "mlx", "reference", "trl", "mlx_lm_lora")
+    ]
+    assert shown == pytest.approx(measured, rel=0.006)
+
+
 def test_what_was_not_measured_is_not_called_missed():
     found = verdicts(BOTH[1])["torch: matrix products' share of step"]
     assert found == ["–", "≥ 65 %", "not measured"]
