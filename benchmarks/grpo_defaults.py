@@ -9,14 +9,12 @@ two idle cores.
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from grpo_study import BACKENDS, SEEDS, ended, faisca, records
+from grpo_study import BACKENDS, SEEDS, from_base, records
+from recipes_report import estimate
 
-T = 4.303
-"""Student's t, 97.5 %, of three seeds"""
 LAST = 5
 """steps at the end whose means count"""
 ROWS = {
@@ -39,22 +37,14 @@ MEASURES = {"football_share": "football", "distinct_share": "distinct", "kl": "K
 def train(out: Path, headlines: Path, name: str, seed: int) -> Path:
     """The run of a row and a seed, unless it is there."""
     run = out / "defaults" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    if not ended(run):
-        start = ["grpo", "--from", str(out / "base"), "--data", str(headlines), "--out", str(run), "--grpo.prompts", ""]
-        start += ["--sft.max-validation-titles", "200"]
-        faisca(*start, "--grpo.steps", "30", "--sample.counted", "24", "--seed", str(seed), *ROWS[name].split())
-    return run
+    common = "--sft.max-validation-titles 200 --grpo.steps 30 --sample.counted 24".split()
+    return from_base(out, headlines, run, *common, "--seed", str(seed), *ROWS[name].split())
 
 
 def ends(run: Path) -> dict[str, float]:
     """Means of the last steps."""
     last = records(run)[-LAST:]
     return {measure: statistics.fmean(step[measure] for step in last) for measure in MEASURES}
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of the mean of three."""
-    return T * statistics.stdev(values) / len(values) ** 0.5
 
 
 def lines(found: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -66,7 +56,8 @@ def lines(found: dict[str, list[dict[str, float]]]) -> list[str]:
         for measure in MEASURES:
             own = [one[measure] for one in ended_with]
             change = own if ended_with is base else [a - b[measure] for a, b in zip(own, base, strict=True)]
-            cells.append(f"{statistics.fmean(change):{'' if ended_with is base else '+'}.2f} ± {interval(change):.2f}")
+            words = estimate(change).words(2)
+            cells.append(words if ended_with is base or words.startswith("-") else f"+{words}")
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return head + rows
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-from grpo_study import BACKENDS, ended, faisca, records
+from grpo_study import BACKENDS, from_base, records
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -73,12 +73,8 @@ FAILURES = (
 def train(out: Path, headlines: Path, failure: Failure, how: str) -> Path:
     """A failure's run, unless it is there."""
     run = out / "failures" / f"{failure.name} {how}".replace(" ", "-")
-    if not ended(run):
-        file = out / "bad_rewards.py"
-        options = (failure.provoked if how == "as it is" else failure.remedy).format(file=file)
-        start = ["grpo", "--from", str(out / "base"), "--data", str(headlines), "--out", str(run)]
-        faisca(*start, "--grpo.prompts", "", *COMMON.split(), *options.split())
-    return run
+    options = (failure.provoked if how == "as it is" else failure.remedy).format(file=out / "bad_rewards.py")
+    return from_base(out, headlines, run, *COMMON.split(), *options.split())
 
 
 def draw(found: dict[str, dict[str, Path]], path: Path) -> None:

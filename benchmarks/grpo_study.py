@@ -53,9 +53,15 @@ def reinforce(out: Path, headlines: Path, backend: str) -> None:
     """The runs of a backend that are not there yet, one after the other."""
     for seed in SEEDS:
         run = out / f"{backend}-{seed}"
-        if not ended(run):
-            start = ["grpo", "--from", str(out / "base"), "--data", str(headlines), "--out", str(run)]
-            faisca(*start, *STEPS.split(), "--grpo.prompts", "", "--backend", backend, "--seed", str(seed))
+        from_base(out, headlines, run, *STEPS.split(), "--backend", backend, "--seed", str(seed))
+
+
+def from_base(out: Path, headlines: Path, run: Path, *options: str) -> Path:
+    """GRPO of the base model, from no prompt, with these options; a run that has ended stays."""
+    if not ended(run):
+        start = ["grpo", "--from", str(out / "base"), "--data", str(headlines), "--out", str(run)]
+        faisca(*start, "--grpo.prompts", "", *options)
+    return run
 
 
 def write_plain(headlines: Path, folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from small_ports import torch, transformers
+from small_ports import complaint, edit_json, torch, transformers
 
 from faisca.data.tokenizer import Tokenizer
 
@@ -80,3 +80,12 @@ def _pickle(model, folder: Path, shards: int) -> None:
 
 def tied(model) -> bool:
     return bool(model.config.tie_word_embeddings)
+
+
+def require_refusal(tmp_path, tokenizer, capsys, family: str, change: dict[str, object], words: str) -> None:
+    """A family's folder with these changes in its config.json is refused in these words, and nothing is written."""
+    folder = family_folder(tmp_path / "bad", family, tokenizer)
+    edit_json(folder / "config.json", **change)
+    line = complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
+    assert words in line and "config.json" in line
+    assert list(tmp_path.iterdir()) == [folder]

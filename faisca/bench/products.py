@@ -1,12 +1,10 @@
 """The matrix products of a step, counted and listed: what a benchmark compares its speed with."""
 
-import math
-from dataclasses import replace
-
 from faisca.backend import PLACES_MULTIPLE
 from faisca.bench.work import PROMPT_TOKENS, Work, training_tokens
 from faisca.config import ModelConfig
 from faisca.parameters import parameter_shapes
+from faisca.planning.law import flops_per_token
 from faisca.training.grpo import LENGTH_STEP
 
 Product = tuple[int, int, int, int]
@@ -16,13 +14,9 @@ Product = tuple[int, int, int, int]
 def training_flops(work: Work) -> float:
     """Operations of the matrix products that a training step needs, forward and backward.
 
-    6 a token and weight, 12 · layers · window · width of all heads a token for attention (Chowdhery et al. 2022,
-    arXiv 2204.02311, appendix B); what a backend computes twice does not count.
+    What a backend computes twice does not count.
     """
-    shapes = parameter_shapes(replace(work.model, tie_embeddings=False))
-    weights = sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and "embedding" not in name)
-    attention = 12 * work.model.num_layers * work.config.data.window * work.model.num_heads * work.model.head_width
-    return training_tokens(work) * (6.0 * weights + attention)
+    return training_tokens(work) * flops_per_token(work.model, work.config.data.window)
 
 
 def training_products(work: Work, chunk: int) -> list[Product]:
