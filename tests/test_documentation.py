@@ -1,8 +1,8 @@
-"""The documentation's commands run: every block with `<!-- tested -->` on the line before it.
+"""The documentation's commands run and print what is shown: every block with a mark, see shown_blocks.py.
 
 A bash block runs as one script that stops at the first error, a python block as one program; each
-in a folder of its own, with this interpreter's `bin` first on PATH. Blocks of one file run in the
-same folder, in order, so a later one can use what an earlier one made.
+with this interpreter's `bin` first on PATH. Blocks of one file run in the same folder, a new one, in order,
+so a later one can use what an earlier one made.
 """
 
 import contextlib
@@ -10,49 +10,20 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from shown_blocks import difference, marked_blocks, run_block
 
 from faisca.backends import BACKENDS
 from faisca.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
-MARK = "<!-- tested -->"
-TIMEOUT = 600
-"""seconds for one block"""
-RUNNERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
-
-
-def marked_blocks(text: str) -> list[tuple[int, str, str]]:
-    """Line number, language and code of each marked block; a mark without such a block is an error."""
-    blocks, lines = [], text.splitlines()
-    for number, line in enumerate(lines, 1):
-        if line.strip() != MARK:
-            continue
-        fence = re.fullmatch(r"(`{3,})(bash|python)", lines[number].strip()) if number < len(lines) else None
-        assert fence, f"line {number}: {MARK} has no bash or python block on the next line"
-        closing = next((i for i in range(number + 1, len(lines)) if lines[i].strip() == fence[1]), None)
-        assert closing, f"line {number}: the block never ends"
-        blocks.append((number + 1, fence[2], "\n".join(lines[number + 1 : closing])))
-    return blocks
-
-
-def run_block(language: str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    command = [*RUNNERS[language], code]
-    return subprocess.run(
-        command, cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=TIMEOUT
-    )
 
 
 def documents() -> list[Path]:
@@ -62,6 +33,8 @@ def documents() -> list[Path]:
 
 PREPARED = {"README.md": "faisca run --preset tiny --out runs/demo"}
 """what stands for work of minutes that a document's blocks begin with: README's, for `make demo`"""
+NEEDED = {"tutorial.md": ("mlx_lm", "transformers")}
+"""packages that a document uses and a plain installation on Linux lacks"""
 
 
 def test_there_are_documents_to_run():
@@ -70,12 +43,24 @@ def test_there_are_documents_to_run():
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
 def test_commands_in_the_documentation_run(document, tmp_path):
+    for package in NEEDED.get(document.name, ()):
+        pytest.importorskip(package, reason=f"{package}, whose commands {document.name} runs, is missing")
     prepared = run_block("bash", PREPARED.get(document.name, "true"), tmp_path)
-    assert prepared.returncode == 0, prepared.stderr
-    for line, language, code in marked_blocks(document.read_text(encoding="utf-8")):
-        done = run_block(language, code, tmp_path)
-        output = f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        assert done.returncode == 0, f"{document.name}, line {line}: status {done.returncode}\n{code}\n{output}"
+    assert prepared.returncode == 0, prepared.stdout
+    for block in marked_blocks(document.read_text(encoding="utf-8")):
+        done = run_block(block.language, block.code, tmp_path)
+        where = f"{document.name}, line {block.line}"
+        assert done.returncode == 0, f"{where}: status {done.returncode}\n{block.code}\n{done.stdout[-4000:]}"
+        if block.shown is not None:
+            assert not (other := difference(block, done.stdout)), f"{where}: it prints something else\n{other}"
+
+
+def test_every_block_of_the_tutorial_shows_what_it_prints():
+    """But those that print nothing; only the installation and the folder for what follows do not run."""
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    blocks = marked_blocks(text)
+    assert [block.line for block in blocks if block.shown is None and "faisca" in block.code] == []
+    assert text.count("\n```bash") - len(blocks) == 2
 
 
 # --- what documents and remedies say ------------------------------------------------------------
@@ -188,11 +173,13 @@ def test_a_table_is_put_in_its_place_again_and_again(refresh, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/porting.md", "docs/benchmarks.md"]
+    "name",
+    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/porting.md", "docs/benchmarks.md", "docs/tutorial.md"],
 )
 def test_lines_of_documents_are_short(name):
-    """At most 140 characters, except rows of tables and pictures, which cannot be broken."""
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    """At most 140 characters, except rows of tables, pictures and outputs, which cannot be broken."""
+    text = re.sub(r"^```text\n.*?^```$", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = text.splitlines()
     assert [line for line in lines if len(line) > 140 and not line.startswith(("|", "!"))] == []
 
 
@@ -201,59 +188,3 @@ def test_supported_pythons_are_said_alike():
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     first, last = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", requires).groups()
     assert f"**Python 3.{first} to 3.{int(last) - 1}**" in (ROOT / "README.md").read_text()
-
-
-# --- the mechanism ------------------------------------------------------------------------------
-
-EXAMPLE = f"""
-```bash
-exit 1   # not marked
-```
-
-{MARK}
-```bash
-faisca --help > help.txt
-test -s help.txt
-```
-
-text {MARK} in a line is no mark
-
-{MARK}
-```python
-import faisca
-assert "usage: faisca" in open("help.txt").read()
-```
-"""
-
-
-def test_marked_blocks_are_found():
-    found = marked_blocks(EXAMPLE)
-    assert [(line, language) for line, language, _ in found] == [(7, "bash"), (15, "python")]
-    assert found[0][2] == "faisca --help > help.txt\ntest -s help.txt"
-
-
-def test_marked_blocks_run_in_one_folder(tmp_path):
-    statuses = [run_block(language, code, tmp_path).returncode for _, language, code in marked_blocks(EXAMPLE)]
-    assert statuses == [0, 0] and [path.name for path in tmp_path.iterdir()] == ["help.txt"]
-
-
-@pytest.mark.parametrize(
-    ("language", "code"),
-    [
-        ("bash", "false\ntrue"),
-        ("bash", "false | cat"),
-        ("bash", "echo $no_such_variable"),
-        ("bash", "faisca no-such-command"),
-        ("python", "assert False"),
-    ],
-)
-def test_a_block_that_fails_is_seen(tmp_path, language, code):
-    assert run_block(language, code, tmp_path).returncode != 0
-
-
-@pytest.mark.parametrize(
-    "text", [MARK, f"{MARK}\n\n```bash\ntrue\n```", f"{MARK}\n```sh\ntrue\n```", f"{MARK}\n```bash\ntrue"]
-)
-def test_a_mark_without_a_block_is_an_error(text):
-    with pytest.raises(AssertionError, match="line 1: "):
-        marked_blocks(text)
