@@ -3,7 +3,7 @@
 A bash or python block with `<!-- tested -->` on the line before it runs. A `text` block after it with
 `<!-- output -->` on the line before shows what it prints, standard error included: line by line the same, where
 
-    `…`                             stands for any text in a line, and alone in one for any lines
+    `…`                             stands for any text in a line, and alone in one for any lines, or none
     <!-- output, but for `A` `B` -->  what these regular expressions match may be something else, on both sides
 
 `python tests/shown_blocks.py docs/tutorial.md` runs a document and puts what is printed where it does not agree.
@@ -105,7 +105,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 def difference(block: Block, printed: str) -> str:
     """How what was printed differs from what is shown: empty where it does not."""
     shown, found = (_comparable(text, block.varying) for text in (block.shown or "", printed))
-    pattern = "".join("(?:.*\n)+" if line == ANY else _pattern(line) + "\n" for line in shown)
+    pattern = "".join("(?:.*\n)*" if line == ANY else _pattern(line) + "\n" for line in shown)
     if re.fullmatch(pattern, "".join(line + "\n" for line in found)):
         return ""
     return "\n".join(difflib.unified_diff(shown, found, "shown", "printed", lineterm="", n=1))
