@@ -7,7 +7,7 @@ import words
 from chapters import TWINS, Chapter, chapters
 from definitions import ROOT, SiteError, read
 from pairs import Row, chapter_rows
-from rows import row_html
+from rows import own_words, row_html
 
 FOLDER = "twins"
 
@@ -70,9 +70,8 @@ def _opening(row: Row, root: Path) -> list[str]:
     parts = [f"## `{module}.py`", words.markdown(shared)]
     if ours or theirs:
         told = [
-            f'<div class="col {side}"><p class="where"><strong>{label}</strong></p>'
-            f'<p class="own">{words.html(text) or "—"}</p></div>'
-            for side, label, text in (("torch", "PyTorch", ours), ("mlx", "MLX", theirs))
+            f'<div class="col {side}"><p class="where"><strong>{label}</strong></p>{own_words(*said)}</div>'
+            for side, label, said in (("torch", "PyTorch", (ours, theirs)), ("mlx", "MLX", (theirs, ours)))
         ]
         parts.append(_raw(f'<div class="row told">{"".join(told)}</div>'))
     return parts

@@ -8,7 +8,7 @@ from html import escape
 
 from definitions import Definition
 from pygments.lexers import PythonLexer
-from pygments.token import STANDARD_TYPES, _TokenType
+from pygments.token import STANDARD_TYPES, Punctuation, _TokenType
 
 Piece = tuple[_TokenType, str]
 WORDS = re.compile(r"\w+|\s+|[^\w\s]")
@@ -68,4 +68,5 @@ def _with_blanks(found: Sequence[Piece], bold: set[int]) -> set[int]:
 def _coloured(kind: _TokenType, word: str, bold: bool) -> str:
     css = next((STANDARD_TYPES[one] for one in reversed(kind.split()) if one in STANDARD_TYPES), "")
     text = f'<span class="{css}">{escape(word)}</span>' if css and css not in ("n", "p", "w") else escape(word)
+    text += "<wbr>" if kind in Punctuation and word in "([{" else ""  # where a long line may break
     return f"<b>{text}</b>" if bold else text

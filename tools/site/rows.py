@@ -53,8 +53,11 @@ def _twins(row: Row, root: Path) -> list[str]:
         _, mine, yours = words.parted(row.torch.docstring, row.mlx.docstring)
         bold = differing(ours, theirs), differing(theirs, ours)
         return [
-            _column(side, NAMES[_package(one)], one, _own(own) + code(one, marked))
-            for side, one, own, marked in (("torch", row.torch, mine, bold[0]), ("mlx", row.mlx, yours, bold[1]))
+            _column(side, NAMES[_package(one)], one, own_words(*said) + code(one, marked))
+            for side, one, said, marked in (
+                ("torch", row.torch, (mine, yours), bold[0]),
+                ("mlx", row.mlx, (yours, mine), bold[1]),
+            )
         ]
     (only,) = filter(None, row.twins)
     other = "MLX" if only is row.torch else "PyTorch"
@@ -69,8 +72,9 @@ def _column(side: str, label: str, definition: Definition, inner: str) -> str:
     return f'<div class="col {side}">{head}{inner}</div>'
 
 
-def _own(text: str) -> str:
-    return f'<p class="own">{words.html(text)}</p>' if text else ""
+def own_words(ours: str, theirs: str) -> str:
+    """What one twin alone says of a definition or a file."""
+    return f'<p class="own">{words.html_beside(ours, theirs)}</p>' if ours else ""
 
 
 def _package(definition: Definition) -> str:

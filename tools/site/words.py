@@ -35,6 +35,19 @@ def html(text: str) -> str:
     return "".join(f"<code>{escape(part)}</code>" if i % 2 else escape(part) for i, part in enumerate(parts))
 
 
+def html_beside(ours: str, theirs: str) -> str:
+    """What we say, with those words in bold that they do not say."""
+    left, right = ours.split(), theirs.split()
+    found, end = [], 0
+    for block in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
+        if block.a > end:
+            found.append(f"<b>{html(' '.join(left[end : block.a]))}</b>")
+        if block.size:
+            found.append(html(" ".join(left[block.a : block.a + block.size])))
+        end = block.a + block.size
+    return " ".join(found)
+
+
 def _escaped(text: str) -> str:
     parts = re.split(r"(`+[^`]+`+)", text)
     found = "".join(part if i % 2 else SPECIAL.sub(r"\\\1", part) for i, part in enumerate(parts))
