@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from test_report_browser import AXE, BROWSERS, MAC
 
 ROOT = Path(__file__).parent.parent
@@ -25,8 +26,11 @@ from definitions import SiteError, read  # noqa: E402
 from links import problems  # noqa: E402
 from marks import code, differing, pieces  # noqa: E402
 from pairs import merged, twin_rows  # noqa: E402
+from picture import shown_code  # noqa: E402
 from reads import uses  # noqa: E402
 from test_twins import public_signatures  # noqa: E402
+
+from build import EXAMPLE  # noqa: E402
 
 PARTS = ("faisca", *TWINS, "benchmarks", "docs", "lessons", "parity_tests", "tests", "tools")
 FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -251,6 +255,15 @@ def test_the_workflow_builds_what_make_builds():
     assert uploaded == "build/site/html"
 
 
+def test_readmes_picture_is_of_the_code():
+    """After a change of the row that it shows: `make docs`, then `python tools/site/picture.py`."""
+    picture = ROOT / "docs" / "images" / "twins.png"
+    with Image.open(picture) as image:
+        assert image.info["code"] == shown_code(next(row for row in book()[EXAMPLE[0]][1] if row.anchor == EXAMPLE[1]))
+    first_screen = (ROOT / "README.md").read_text().splitlines()[:20]
+    assert any("(docs/images/twins.png)" in line for line in first_screen) and picture.stat().st_size < 200_000
+
+
 # --- in a browser -------------------------------------------------------------------------------
 
 
@@ -291,7 +304,7 @@ def box(page, selector: str) -> dict[str, float]:
     return page.locator(selector).first.bounding_box()
 
 
-ATTEND = "[id='model.Attention.attend'] ~ .row"
+ATTEND = "section:has(> [id='model.Attention.attend']) > .row"
 
 
 def test_three_columns_on_a_desk_and_one_on_a_phone(visit):
@@ -347,11 +360,15 @@ def test_search_finds_a_definition(visit):
 
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is missing: tools/browser.sh brings it, with npm")
 @pytest.mark.parametrize("how", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": PHONE}], ids=str)
-@pytest.mark.parametrize("name", ["index.html", "twins/loss.html", "source/faisca_mlx/sums.py.html"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "twins/loss.html", "docs/benchmarks.html", "source/faisca_mlx/sums.py.html"]
+)
 def test_axe_finds_nothing(visit, name, how):
     """Contrast, names, roles, order: every rule of axe-core, with the details open."""
     page = visit(name, **how)
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations)")
+    found = page.evaluate(
+        "axe.run(document, {preload: false, resultTypes: ['violations']}).then((result) => result.violations)"
+    )
     assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []

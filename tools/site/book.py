@@ -44,8 +44,8 @@ def chapter_page(name: str, root: Path = ROOT) -> str:
     for i, row in enumerate(rows):
         if i == 0 or row.any.path != rows[i - 1].any.path:
             parts += _opening(row, root)
-        parts.append(_raw(f'<div class="anchor" id="{row.anchor}"></div>'))
         parts.append(f"### `{row.title}`")
+        parts.append(_raw(f'<div class="anchor" id="{row.anchor}"></div>'))
         if shared := explanation(row):
             parts.append(words.markdown(shared))
         parts.append(_raw(row_html(row, root)))
