@@ -87,8 +87,10 @@ CHAPTERS = (
     Chapter(
         "adapters",
         "Adapters",
-        "Low-rank adapters beside frozen weights.",
-        ("adapters", "lora"),
+        "Low-rank adapters (LoRA) beside frozen weights: where they stand and how they begin, in the core; what they "
+        "add to a product, in the twins.",
+        ("lora",),
+        before=("faisca/lora.py",),
     ),
     Chapter(
         "proof",

@@ -26,7 +26,7 @@ def documents(root: Path = ROOT) -> dict[str, str]:
     """The text of each document that becomes a page, by its path in the repository."""
     paths = [*root.glob("docs/*.md"), *root.glob("docs/pt/*.md"), *root.glob("benchmarks/RESULTS.md")]
     paths += [root / "CONTRIBUTING.md", root / "CHANGELOG.md"]
-    names = sorted(path.relative_to(root).as_posix() for path in paths if path.is_file() and path.stem != "README")
+    names = sorted(path.relative_to(root).as_posix() for path in paths if path.is_file())
     return {name: translated(name, (root / name).read_text(encoding="utf-8"), names, root) for name in names}
 
 
