@@ -12,9 +12,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+from access import repair
 from book import FOLDER, book, chapter_page, explanation
 from definitions import ROOT, SiteError
-from documents import contents, documents, pictures
+from documents import contents, documents, pictures, translated
 from links import problems
 from rows import row_html
 from sources import code_page, linked_files, write_source_pages
@@ -27,7 +28,8 @@ EXAMPLE = "model", "model.Attention.attend"
 def written_pages() -> dict[str, str]:
     """Every page by its path, in the form that Sphinx reads."""
     pages = {f"{FOLDER}/{name}.md": chapter_page(name) for name in book()}
-    pages |= documents() | {"api.md": (HERE / "pages" / "api.md").read_text(encoding="utf-8")}
+    pages |= documents()
+    pages["api.md"] = translated("api.md", (HERE / "pages" / "api.md").read_text(encoding="utf-8"), [*pages])
     pages["code.md"] = code_page(linked_files(pages.values()))
     front = (HERE / "pages" / "index.md").read_text(encoding="utf-8")
     trees = {"The twins face to face": [f"{FOLDER}/{name}" for name in book()]}
@@ -58,6 +60,7 @@ def build(out: Path, repository: str) -> list[str]:
     done = subprocess.run(list(map(str, command)), check=False, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     if done.returncode:
         return [line for line in done.stderr.splitlines() if line.strip()] or [f"sphinx: status {done.returncode}"]
+    repair(out / "html")
     write_source_pages(out / "html", linked_files(pages.values()), repository)
     return problems(out / "html")
 

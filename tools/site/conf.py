@@ -28,24 +28,18 @@ html_css_files = ["book.css"]
 html_show_sphinx = True
 html_show_copyright = False
 html_copy_source = False
+html_show_search_summary = False  # it would fetch pages, which a browser refuses for files
 html_theme_options = {"top_of_page_buttons": []}
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
 
-def for_everybody(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """What the theme leaves out: the level of the captions, tables that the keyboard can scroll, and the language."""
-    tree = context.get("furo_navigation_tree", "")
-    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
-    wrapper = '<div class="table-wrapper'
-    body = context.get("body") or ""
-    context["body"] = body.replace(
-        wrapper, wrapper.replace("<div", '<div tabindex="0" role="group" aria-label="table"')
-    )
+def portuguese(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Pages of docs/pt/ say that they are in Portuguese."""
     if pagename.startswith("docs/pt/"):
         context["language"] = "pt"
 
 
 def setup(app: Any) -> None:
     """What Sphinx calls."""
-    app.connect("html-page-context", for_everybody, priority=900)  # after the theme
+    app.connect("html-page-context", portuguese)

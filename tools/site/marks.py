@@ -48,7 +48,8 @@ def code(definition: Definition, bold: set[int] | None = None) -> str:
             rows += word.count("\n") * [""]
             rows[-1] = word.rpartition("\n")[2]
         else:
-            rows[-1] += _coloured(kind, word, i in marked)
+            after = found[i + 1][1] if i + 1 < len(found) else ""
+            rows[-1] += _coloured(kind, word, i in marked, breaks=word in "([{" and after not in ")]}")
     lines = [
         f'<span class="row-line" data-n="{number}" style="--indent:{_indent(text)}">{row or " "}</span>'
         for (number, text), row in zip(definition.lines, rows, strict=True)
@@ -65,8 +66,9 @@ def _with_blanks(found: Sequence[Piece], bold: set[int]) -> set[int]:
     return bold | {i for i, (_, word) in enumerate(found) if word.isspace() and {i - 1, i + 1} <= bold}
 
 
-def _coloured(kind: _TokenType, word: str, bold: bool) -> str:
+def _coloured(kind: _TokenType, word: str, bold: bool, breaks: bool) -> str:
+    """A word in its colour; after an opening bracket a long line may break."""
     css = next((STANDARD_TYPES[one] for one in reversed(kind.split()) if one in STANDARD_TYPES), "")
     text = f'<span class="{css}">{escape(word)}</span>' if css and css not in ("n", "p", "w") else escape(word)
-    text += "<wbr>" if kind in Punctuation and word in "([{" else ""  # where a long line may break
+    text += "<wbr>" if breaks and kind in Punctuation else ""
     return f"<b>{text}</b>" if bold else text

@@ -20,7 +20,7 @@ PICTURE = ROOT / "docs" / "images" / "twins.png"
 BROWSERS = "chromium-headless-shell chromium chromium-browser google-chrome".split()
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 ALONE = ".sidebar-drawer, .content-icon-container, .back-to-top, .faults { display: none !important; }"
-COLOURS, MARGIN = 64, 14
+COLOURS, MARGIN, WIDTH = 64, 14, 1320
 
 
 def shown_code(row: Row) -> str:
@@ -36,15 +36,17 @@ def draw(site: Path, browser: str) -> bytes:
     chapter, anchor = EXAMPLE
     with sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = opened.new_page(viewport={"width": 1200, "height": 1200}, color_scheme="light", device_scale_factor=1.5)
+        page = opened.new_page(viewport={"width": WIDTH, "height": 1200}, color_scheme="light", device_scale_factor=1.5)
         page.goto((site / FOLDER / f"{chapter}.html").as_uri())
         page.add_style_tag(content=ALONE)
         row = page.locator(f"section:has(> [id='{anchor}']) > .row")
         head = row.locator("xpath=..").bounding_box()
         body = row.bounding_box()
-        page.set_viewport_size({"width": 1200, "height": int(body["y"] + body["height"]) + 100})
-        clip = {"x": body["x"] - MARGIN, "y": head["y"], "width": body["width"] + 2 * MARGIN}
-        png = page.screenshot(clip={**clip, "height": body["y"] + body["height"] - head["y"] + MARGIN}, full_page=True)
+        page.set_viewport_size({"width": WIDTH, "height": int(body["y"] + body["height"]) + 100})
+        clip = {"x": body["x"] - MARGIN, "y": head["y"] - MARGIN, "width": body["width"] + 2 * MARGIN}
+        png = page.screenshot(
+            clip={**clip, "height": body["y"] + body["height"] - head["y"] + 2 * MARGIN}, full_page=True
+        )
         opened.close()
     return png
 
