@@ -4,7 +4,7 @@ PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test browser lint mutations
+.PHONY: install demo test browser lint docs mutations
 
 install: $(VENV)/.installed
 
@@ -31,7 +31,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# The site, in build/site/html: the twins face to face, the documents, the API. tests/test_site.py builds it, too.
+docs: install
+	$(BIN)/python tools/site/build.py $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 # Every bug of parity_tests/bugs/ in turn, about half an hour: CI applies a few, others for each commit.
 mutations: install

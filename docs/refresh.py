@@ -2,7 +2,8 @@
 
 RUN is a finished run of the spark preset; without it one is trained first, with torch on the CPU. Writes
 docs/images/run.png and run.json, its summary; quantised.json, what mlx-lm's quantisation of its SFT
-checkpoint costs; and the two tables. Tests hold documents, picture and files against each other.
+checkpoint costs; the two tables; and docs/images/twins.png, from the site (tools/site). Tests hold documents,
+pictures and files against each other.
 """
 
 import hashlib
@@ -107,6 +108,8 @@ def main(given: Path | None) -> None:
         (IMAGES / "quantised.json").write_text(json.dumps(quantised, indent=2) + "\n")
         put_table(ROOT / "README.md", run_table(summary))
         put_table(ROOT / "docs" / "porting.md", quantised_table(quantised))
+        _python(ROOT / "tools" / "site" / "build.py", "--out", Path(folder) / "site")
+        _python(ROOT / "tools" / "site" / "picture.py", Path(folder) / "site" / "html")
 
 
 if __name__ == "__main__":
