@@ -1,0 +1,116 @@
+"""A thread for each backend: it loads the models, and takes what pages ask for in turns, a step of each.
+
+A framework's arrays stay in the thread that made them. Nobody waits for a reader: what a job has to say is
+bounded (a line for each token), so it is put down for the page, and a page that is slow or gone holds up none.
+"""
+
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from faisca.errors import FaiscaError
+from faisca.loaded_model import LoadedModel
+from faisca.text import in_one_line
+
+Event = dict[str, Any]
+AT_ONCE, WAITING = 8, 64
+"""jobs that take turns, each with a key-value cache of its own, and jobs that wait for one of them to end"""
+END = "end"
+"""the event after which a job says nothing"""
+
+
+@dataclass(eq=False)
+class Job:
+    """What one column of a page asks for."""
+
+    folder: Path
+    """the checkpoint whose model does it"""
+    work: Callable[[LoadedModel], Iterator[Event]]
+    post: Callable[[Event], None]
+    """takes what there is to say; called in the worker's thread"""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """set once nobody listens any more"""
+
+
+class Worker:
+    """The thread of a backend, its models and its jobs."""
+
+    def __init__(self, name: str, load: Callable[[Path], LoadedModel]) -> None:
+        self.name = name
+        self._load = load
+        self._models: dict[Path, LoadedModel] = {}
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"play {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Put a job at the end of those that wait; where there are too many, or the thread has ended, it is told so."""
+        with self._changed:
+            self._waiting = deque(one for one in self._waiting if not one.cancelled.is_set())
+            if not self._stopping and len(self._waiting) < WAITING:
+                self._waiting.append(job)
+                self._changed.notify()
+                return
+        _end(job, f"{self.name} has {WAITING} texts to write before this one: try again in a while")
+
+    def stop(self) -> None:
+        """End all jobs after their step, and the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        turns: deque[tuple[Job, Iterator[Event]]] = deque()
+        while self._admit(turns):
+            job, events = turns.popleft()
+            if self._step(job, events):
+                turns.append((job, events))
+        with self._changed:
+            for job in [*(job for job, _ in turns), *self._waiting]:
+                _end(job, "faisca play has ended: start it again")
+
+    def _admit(self, turns: deque[tuple[Job, Iterator[Event]]]) -> bool:
+        """Let waiting jobs take turns; waits where there is nothing to do. False once it is to stop."""
+        with self._changed:
+            while not (turns or self._waiting or self._stopping):
+                self._changed.wait()
+            while self._waiting and len(turns) < AT_ONCE:
+                job = self._waiting.popleft()
+                turns.append((job, self._events(job)))
+            return not self._stopping
+
+    def _events(self, job: Job) -> Iterator[Event]:
+        if job.folder not in self._models:
+            yield {"event": "loading"}
+            self._models[job.folder] = self._load(job.folder)
+        yield from job.work(self._models[job.folder])
+
+    def _step(self, job: Job, events: Iterator[Event]) -> bool:
+        """The job's next event; False where it is over, whichever way, and its page knows."""
+        if not job.cancelled.is_set():
+            try:
+                if (event := next(events, None)) is not None:
+                    job.post(event)
+                    return True
+                _end(job)
+            except (FaiscaError, RuntimeError, MemoryError) as error:  # bad input, or a framework out of memory
+                _end(job, in_one_line(error))
+            except Exception as error:  # a bug of ours: the page says so, the terminal where, and others play on
+                traceback.print_exc(file=sys.stderr)
+                _end(job, f"a fault of faisca's: {in_one_line(error)}")
+        return False
+
+
+def _end(job: Job, problem: str = "") -> None:
+    """Tell the page that a job is over, and why where it could not be done."""
+    if problem:
+        job.post({"event": "error", "message": problem})
+    job.post({"event": END})
