@@ -58,8 +58,8 @@ def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 def _shown(tokenizer: Tokenizer, token: int, before: list[int]) -> str:
     """A token's text; where it is part of a character, or no text at all, its bytes or its number."""
-    text = printable(tokenizer.decode([token], before))
-    if "\ufffd" not in text and (text or token in tokenizer.ends):
+    text = tokenizer.decode([token], before)
+    if "\ufffd" not in text and printable(text) == text and (text or token in tokenizer.ends):
         return text
     if token < tokenizer.vocabulary_size and tokenizer.token_bytes[token]:
         return f"⟨{tokenizer.token_bytes[token].hex(' ')}⟩"

@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from faisca.loaded_model import LoadedModel
 from faisca.text import in_one_line
 
 Event = dict[str, Any]
+Turn = tuple["Job", Generator[Event, None, None]]
 AT_ONCE, WAITING = 8, 64
 """jobs that take turns, each with a key-value cache of its own, and jobs that wait for one of them to end"""
 END = "end"
@@ -68,7 +69,7 @@ class Worker:
         self._thread.join()
 
     def _run(self) -> None:
-        turns: deque[tuple[Job, Iterator[Event]]] = deque()
+        turns: deque[Turn] = deque()
         while self._admit(turns):
             job, events = turns.popleft()
             if self._step(job, events):
@@ -77,7 +78,7 @@ class Worker:
             for job in [*(job for job, _ in turns), *self._waiting]:
                 _end(job, "faisca play has ended: start it again")
 
-    def _admit(self, turns: deque[tuple[Job, Iterator[Event]]]) -> bool:
+    def _admit(self, turns: deque[Turn]) -> bool:
         """Let waiting jobs take turns; waits where there is nothing to do. False once it is to stop."""
         with self._changed:
             while not (turns or self._waiting or self._stopping):
@@ -87,25 +88,26 @@ class Worker:
                 turns.append((job, self._events(job)))
             return not self._stopping
 
-    def _events(self, job: Job) -> Iterator[Event]:
+    def _events(self, job: Job) -> Generator[Event, None, None]:
         if job.folder not in self._models:
             yield {"event": "loading"}
             self._models[job.folder] = self._load(job.folder)
         yield from job.work(self._models[job.folder])
 
-    def _step(self, job: Job, events: Iterator[Event]) -> bool:
+    def _step(self, job: Job, events: Generator[Event, None, None]) -> bool:
         """The job's next event; False where it is over, whichever way, and its page knows."""
-        if not job.cancelled.is_set():
-            try:
-                if (event := next(events, None)) is not None:
-                    job.post(event)
-                    return True
-                _end(job)
-            except (FaiscaError, RuntimeError, MemoryError) as error:  # bad input, or a framework out of memory
-                _end(job, in_one_line(error))
-            except Exception as error:  # a bug of ours: the page says so, the terminal where, and others play on
-                traceback.print_exc(file=sys.stderr)
-                _end(job, f"a fault of faisca's: {in_one_line(error)}")
+        try:
+            if job.cancelled.is_set():
+                events.close()
+            elif (event := next(events, None)) is not None:
+                job.post(event)
+                return True
+            _end(job)
+        except (FaiscaError, RuntimeError, MemoryError) as error:  # bad input, or a framework out of memory
+            _end(job, in_one_line(error))
+        except Exception as error:  # a bug of ours: the page says so, the terminal where, and others play on
+            traceback.print_exc(file=sys.stderr)
+            _end(job, f"a fault of faisca's: {in_one_line(error)}")
         return False
 
 

@@ -43,10 +43,9 @@ class Row:
         """The pieces that are whole with this token: none, one, or two where the text ends in a part of a character."""
         self.ids.append(token)
         if token in self.tokenizer.ends:
-            part = self.ids[-1 - self._waiting : -1]
-            found: list[Event] = [{"ids": part, "text": "\ufffd"}] if part else []
-            found.append({"ids": [token], "text": "", "end": True})
+            part, found = self.rest(before=1), [{"ids": [token], "text": "", "end": True}]
         else:
+            part = []
             text = self.tokenizer.decode(self.ids, self.before)
             self._waiting += 1
             if text.endswith("\ufffd") and self._waiting < BYTES_OF_A_CHARACTER:
@@ -55,6 +54,14 @@ class Row:
             self._known = text
         self._waiting = 0
         self.pieces += found
+        return part + found
+
+    def rest(self, before: int = 0) -> list[Event]:
+        """The part of a character at the end, or `before` the last ids, as a piece, where there is one."""
+        last = len(self.ids) - before
+        found: list[Event] = [{"ids": self.ids[last - self._waiting : last], "text": "\ufffd"}] if self._waiting else []
+        self.pieces += found
+        self._waiting = 0
         return found
 
     def cut(self, model: LoadedModel, sampling: Sampling) -> str:
@@ -76,6 +83,7 @@ def write(model: LoadedModel, ask: Ask, settings: Settings) -> Iterator[Event]:
     for column in _columns(model, ask, draws_of(ask, settings, numbers), sampling, prompt):
         new = zip(numbers, rows, column.tolist(), strict=True)
         yield {"event": "tokens", "tokens": [[n, p] for n, row, token in new if token >= 0 for p in row.add(token)]}
+    yield {"event": "tokens", "tokens": [[n, p] for n, row in zip(numbers, rows, strict=True) for p in row.rest()]}
     yield {"event": "scores", "scores": [[n, p] for n, p in zip(numbers, _scores(model, rows), strict=True)]}
     texts = [[n, _text(model, ask, row), row.cut(model, sampling)] for n, row in zip(numbers, rows, strict=True)]
     yield {"event": "done", "texts": texts}

@@ -59,7 +59,8 @@ export class Line {
   done(text, cut) {
     this.text = text;
     this.note.hidden = !cut;
-    this.note.textContent = cut === "context" ? "the context is full" : "cut here: the longest that was allowed";
+    const length = this.ids(this.pieces.length).length;
+    this.note.textContent = cut === "context" ? "the model’s context is full" : `cut after ${length} tokens`;
   }
 
   /** Token ids of the first `count` pieces. */
