@@ -53,9 +53,9 @@ class _Server(uvicorn.Server):
 def serve(run: Path, wish: Wish, say: Callable[[str], None]) -> None:
     """Show the run's page until the process is asked to stop; `say` is told the address."""
     stages, places = find_stages(run), find_places()
-    listening = _listen(wish.port)
+    listening = listen(wish.port)
     port, token = listening.getsockname()[1], secrets.token_urlsafe(16)
-    workers = [Worker(place.name, _loader(place.name, wish)) for place in places if not place.problem]
+    workers = [Worker(place.name, loader(place.name, wish)) for place in places if not place.problem]
 
     def stop() -> None:
         for worker in workers:
@@ -81,7 +81,8 @@ def serve(run: Path, wish: Wish, say: Callable[[str], None]) -> None:
     stop()
 
 
-def _listen(port: int) -> socket.socket:
+def listen(port: int) -> socket.socket:
+    """A socket of this machine alone; FaiscaError where the port is taken or there is none such."""
     listening = socket.socket()
     if os.name == "posix":  # a port that was used a moment ago; Windows would let two servers have it
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,6 +96,7 @@ def _listen(port: int) -> socket.socket:
     return listening
 
 
-def _loader(backend: str, wish: Wish) -> Callable[[Path], LoadedModel]:
+def loader(backend: str, wish: Wish) -> Callable[[Path], LoadedModel]:
+    """How a backend loads a checkpoint: weights alone."""
     run = RunConfig(backend=backend, device=wish.device, weights=wish.weights)  # type: ignore[arg-type]
     return lambda folder: load_from(open_checkpoint(folder), run)
