@@ -1,4 +1,4 @@
-"""What the tests of `faisca play` share: a run of three stages that nobody trained, and its page, served in a thread."""
+"""What the tests of `faisca play` share: a run of three untrained stages, and its page, served in a thread."""
 
 import contextlib
 import json
