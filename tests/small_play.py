@@ -26,6 +26,8 @@ from faisca.porting.run_folders import write_run
 TOKEN = "a-token"
 STEPS = {"pretrain": 9, "sft": 7, "grpo": 4}
 SETTINGS = {"seed": 3, "rows": 2, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "max_new_tokens": 12}
+CLIENT = httpx.Client(timeout=60, verify=False, trust_env=False)
+"""one for all: each would read the system's certificates, which nothing here needs"""
 Load = Callable[[Path], LoadedModel]
 
 
@@ -34,12 +36,12 @@ def write_stages(folder: Path, tokenizer: Tokenizer | None = None, **model: obje
     tokenizer = tokenizer or small_tokenizer()
     sizes = {"dim": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 24, "context": 40}
     config = model_config({**sizes, "vocabulary_size": tokenizer.vocabulary_size, **model}, "test")
+    (folder / "checkpoints").mkdir(parents=True)
     for seed, (stage, step) in enumerate(STEPS.items()):
         parameters = initial_parameters(config, seed)
         parameters["out_head.weight"] = 60 * parameters["out_head.weight"]
         computed = {"stage": stage, "step": step, "backend": "torch", "device": "cpu", "dtype": "float32", "seed": 0}
         write_run(Portable("faisca", "made here", config, parameters, tokenizer, computed), folder / stage)
-    (folder / "checkpoints").mkdir()
     for stage in STEPS:
         (path,) = (folder / stage / "checkpoints").iterdir()
         path.rename(folder / "checkpoints" / path.name)
@@ -80,8 +82,7 @@ def ask(column: str, prompt: str = "Governo", **more: Any) -> dict[str, Any]:
 def events(address: str, asks: list[dict[str, Any]], path: str = "write", **settings: Any) -> list[dict[str, Any]]:
     """Everything that the page is told."""
     body = {"asks": asks, "settings": SETTINGS | settings}
-    with httpx.Client(timeout=60) as client:
-        answer = client.post(address + path, json=body)
+    answer = CLIENT.post(address + path, json=body)
     assert answer.status_code == 200, answer.text
     return [json.loads(line) for line in answer.text.splitlines()]
 

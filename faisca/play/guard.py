@@ -47,8 +47,8 @@ class Guard:
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
             await send(message)
 
-        first, _, rest = scope["path"].removeprefix("/").partition("/")
-        if problem := self._problem(scope["headers"], first):
+        first, slash, rest = scope["path"].removeprefix("/").partition("/")
+        if problem := self._problem(scope["headers"], first if slash else ""):
             await _refuse(problem, send_guarded)
             return
         path = "/" + rest

@@ -23,6 +23,9 @@ AT_ONCE, WAITING = 8, 64
 """jobs that take turns, each with a key-value cache of its own, and jobs that wait for one of them to end"""
 END = "end"
 """the event after which a job says nothing"""
+ENDED = "faisca play has ended: start it again"
+PATIENCE = 5
+"""seconds"""
 
 
 @dataclass(eq=False)
@@ -46,6 +49,7 @@ class Worker:
         self._load = load
         self._models: dict[Path, LoadedModel] = {}
         self._waiting: deque[Job] = deque()
+        self._unfinished: set[Job] = set()
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"play {name}", daemon=True)
@@ -55,18 +59,23 @@ class Worker:
         """Put a job at the end of those that wait; where there are too many, or the thread has ended, it is told so."""
         with self._changed:
             self._waiting = deque(one for one in self._waiting if not one.cancelled.is_set())
-            if not self._stopping and len(self._waiting) < WAITING:
+            self._unfinished.add(job)
+            if self._stopping:
+                self._end(job, ENDED)
+            elif len(self._waiting) >= WAITING:
+                self._end(job, f"{self.name} has {WAITING} texts to write before this one: try again in a while")
+            else:
                 self._waiting.append(job)
                 self._changed.notify()
-                return
-        _end(job, f"{self.name} has {WAITING} texts to write before this one: try again in a while")
 
     def stop(self) -> None:
-        """End all jobs after their step, and the thread."""
+        """End all jobs, and the thread after its step: a model that is being loaded is waited for only so long."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+            for job in list(self._unfinished):
+                self._end(job, ENDED)
+        self._thread.join(timeout=PATIENCE)
 
     def _run(self) -> None:
         turns: deque[Turn] = deque()
@@ -74,9 +83,6 @@ class Worker:
             job, events = turns.popleft()
             if self._step(job, events):
                 turns.append((job, events))
-        with self._changed:
-            for job in [*(job for job, _ in turns), *self._waiting]:
-                _end(job, "faisca play has ended: start it again")
 
     def _admit(self, turns: deque[Turn]) -> bool:
         """Let waiting jobs take turns; waits where there is nothing to do. False once it is to stop."""
@@ -91,6 +97,7 @@ class Worker:
     def _events(self, job: Job) -> Generator[Event, None, None]:
         if job.folder not in self._models:
             yield {"event": "loading"}
+        if job.folder not in self._models:  # nor has another job loaded it meanwhile
             self._models[job.folder] = self._load(job.folder)
         yield from job.work(self._models[job.folder])
 
@@ -102,17 +109,21 @@ class Worker:
             elif (event := next(events, None)) is not None:
                 job.post(event)
                 return True
-            _end(job)
+            self._end(job)
         except (FaiscaError, RuntimeError, MemoryError) as error:  # bad input, or a framework out of memory
-            _end(job, in_one_line(error))
+            self._end(job, in_one_line(error))
         except Exception as error:  # a bug of ours: the page says so, the terminal where, and others play on
             traceback.print_exc(file=sys.stderr)
-            _end(job, f"a fault of faisca's: {in_one_line(error)}")
+            self._end(job, f"a fault of faisca's: {in_one_line(error)}")
         return False
 
-
-def _end(job: Job, problem: str = "") -> None:
-    """Tell the page that a job is over, and why where it could not be done."""
-    if problem:
-        job.post({"event": "error", "message": problem})
-    job.post({"event": END})
+    def _end(self, job: Job, problem: str = "") -> None:
+        """Tell the page, once, that a job is over, and why where it could not be done."""
+        with self._changed:
+            if job not in self._unfinished:
+                return
+            self._unfinished.remove(job)
+        job.cancelled.set()
+        if problem:
+            job.post({"event": "error", "message": problem})
+        job.post({"event": END})

@@ -58,8 +58,11 @@ class Row:
 
     def rest(self, before: int = 0) -> list[Event]:
         """The part of a character at the end, or `before` the last ids, as a piece, where there is one."""
-        last = len(self.ids) - before
-        found: list[Event] = [{"ids": self.ids[last - self._waiting : last], "text": "\ufffd"}] if self._waiting else []
+        if not self._waiting:
+            return []
+        whole = self.ids[: len(self.ids) - before]
+        text = self.tokenizer.decode(whole, self.before)[len(self._known) :]
+        found: list[Event] = [{"ids": whole[-self._waiting :], "text": text}]
         self.pieces += found
         self._waiting = 0
         return found

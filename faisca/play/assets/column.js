@@ -33,7 +33,8 @@ export class Column {
     closePanel();
     this.fail("");
     this.terminal.hidden = true;
-    this.lines.clear();
+    this.lines = new Map();
+    this.parent = null;
     this.asked = ask;
     if (ask.messages) {
       const said = make("p", { className: "said", textContent: ask.messages.at(-1).content });
@@ -104,12 +105,13 @@ export class Column {
   /** Go on from another token. */
   async force(line, index, id) {
     const { after, row, ...ask } = line.ask;
-    this.asked = { ...ask, row: line.row, after: [...line.ids(index), id] };
+    const asked = this.asked = { ...ask, row: line.row, after: [...line.ids(index), id] };
     this.parent = line;
     this.lines = new Map();
     if (ask.messages) this.cutTurnsAfter(line);
     this.fail("");
-    await this.page.write([this.asked], [this]);
+    await this.page.write([asked], [this]);
+    if (this.asked !== asked) return; // something else was asked for meanwhile
     this.parent = null;
     const written = [...this.lines.values()][0];
     if (written?.pieces.length) written.focus(Math.min(index, written.pieces.length - 1));
@@ -124,7 +126,7 @@ export class Column {
   anew() {
     closePanel();
     this.turns = [];
-    this.lines.clear();
+    this.lines = new Map();
     this.list.replaceChildren();
     this.terminal.hidden = true;
     this.fail("");

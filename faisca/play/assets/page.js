@@ -53,11 +53,19 @@ async function write(asks, of) {
       (event) => byId.get(event.column).take(event));
     announce("written");
   } catch (error) {
+    if (stop !== mine) return; // something else is written already
     for (const one of of) if (isStop(error)) one.say("stopped"); else one.fail(words(error));
     announce(isStop(error) ? "stopped" : words(error));
   } finally {
-    if (stop === mine) { stop = null; $("write").textContent = mode() === "chat" ? "Send" : "Write"; }
+    if (stop === mine) idle();
   }
+}
+
+/** Nothing is written any more. */
+function idle() {
+  stop?.abort();
+  stop = null;
+  $("write").textContent = mode() === "chat" ? "Send" : "Write";
 }
 
 function begin() {
@@ -76,10 +84,9 @@ function wireForm() {
   });
   $("another").addEventListener("click", () => {
     $("seed").value = Math.floor(Math.random() * 1e6);
-    stop?.abort();
     begin();
   });
-  $("anew").addEventListener("click", () => { stop?.abort(); columns.forEach((one) => one.anew()); $("prompt").focus(); });
+  $("anew").addEventListener("click", () => { idle(); columns.forEach((one) => one.anew()); $("prompt").focus(); });
   for (const name of SLIDERS) $(name).addEventListener("input", () => showSlider(name));
   for (const input of document.querySelectorAll("[name=mode]")) input.addEventListener("change", changeMode);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") closePanel(); });
@@ -94,13 +101,12 @@ function showSlider(name) {
 /** Headlines or a conversation: each begins with nothing, and has its own length. */
 function changeMode() {
   const chat = mode() === "chat";
-  stop?.abort();
+  idle();
   longest[chat ? "headlines" : "chat"] = $("max_new_tokens").valueAsNumber;
   $("max_new_tokens").value = longest[mode()];
-  $("rows-label").hidden = chat;
+  $("rows-label").hidden = $("rows").disabled = chat;
   $("another").hidden = chat;
   $("anew").hidden = !chat;
-  $("write").textContent = chat ? "Send" : "Write";
   $("prompt-label").textContent = chat ? "Your message" : "How the headline begins";
   $("prompt").placeholder = chat ? "What do you say?" : "How does the headline begin?";
   $("prompt").value = chat ? "" : run.prompt;
