@@ -12,6 +12,7 @@ pytest.importorskip("starlette", reason="starlette is missing: make install brin
 pytest.importorskip("mlx.core", reason="the page is of both backends")
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is missing: make install brings it").expect
 
+expect.set_options(timeout=60_000)
 pytestmark = pytest.mark.xdist_group("play in a browser")  # one process opens it
 browser = pytest.fixture(chromium, scope="module")
 NAMED = {name: SETTINGS[name] for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed")}
