@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
-from small_chats import CHATML, chat_tokenizer, turns
+from hypothesis import strategies as st
+from small_chats import CHATML, chat_run, chat_tokenizer, turns
 from small_play import CLIENT, SETTINGS, ask, events, ids, loaded, of, on_cpu, served, softmax, texts, write_stages
 from small_runs import is_one_clear_line
 
@@ -23,6 +25,7 @@ from faisca import backends
 from faisca.backend import Sampling
 from faisca.cli import main
 from faisca.commands import play as command
+from faisca.errors import FaiscaError
 from faisca.play.alternatives import probabilities
 from faisca.play.asks import parse_request
 from faisca.play.stages import find_places, find_stages
@@ -208,6 +211,11 @@ def test_a_conversation_is_answered_as_chat_answers_it(tmp_path):
         assert of(events(address, [{"column": column, "messages": turns("palavra " * 99)}]), "error")
 
 
+def test_a_ported_model_is_one_column(tmp_path):
+    (stage,) = find_stages(chat_run(tmp_path / "run"))
+    assert (stage.title, stage.chats) == ("Imported", True)
+
+
 def test_a_run_without_a_template_has_none(run, address):
     assert [stage.chats for stage in find_stages(run)] == [False] * 3
     (error,) = of(events(address, [{"column": "sft/torch", "messages": turns("Olá")}]), "error")
@@ -288,6 +296,7 @@ def test_a_form_of_another_page_is_not_read(address):
 
 # --- garbage ------------------------------------------------------------------------------------
 
+NAMES = ["asks", "settings", "column", "prompt", "messages", "row", "after", "role", "content", *SETTINGS]
 GOOD = {"asks": [ask("sft/torch")], "settings": SETTINGS}
 GARBAGE = [
     b"",
@@ -369,6 +378,26 @@ def test_what_is_no_http_does_no_harm(address):
     assert CLIENT.put(address + "write").status_code == 405
     large = CLIENT.post(address + "write", content=b" " * 300_000, headers={"content-type": "application/json"})
     assert large.status_code == 413
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@hypothesis.given(
+    st.builds(json.dumps, JSON | st.builds(lambda more: GOOD | more, st.dictionaries(st.sampled_from(NAMES), JSON)))
+)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_whatever_is_sent_is_read_or_refused_in_a_line(text):
+    try:
+        asks, settings = parse_request(text.encode())
+    except FaiscaError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300
+    else:
+        assert asks and vars(settings).keys() == SETTINGS.keys()
 
 
 def test_a_good_request_is_read():

@@ -1,11 +1,12 @@
 """`faisca play`: a run's models on a page of this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from faisca.commands.options import Checkpoint, DeviceName, WeightsName
+from faisca.commands.options import DeviceName, WeightsName
 from faisca.commands.parse import parse
 from faisca.errors import FaiscaError
 from faisca.system.packages import importable
@@ -17,7 +18,10 @@ LIBRARIES = ("starlette", "uvicorn")
 class PlayOptions:
     """Options of `faisca play`."""
 
-    run: Checkpoint
+    run: Annotated[
+        Positional[Path],
+        arg(metavar="RUN", help="a run folder: the newest checkpoint of each stage; or one checkpoint folder"),
+    ]
     port: Annotated[int, arg(metavar="N")] = 0
     """the port of the page's address; 0 takes any that is free"""
     no_browser: FlagCreatePairsOff[bool] = False
