@@ -3,7 +3,9 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import uvicorn
 from small_ports import small_tokenizer
 
+from faisca.backend import Backend
 from faisca.data.tokenizer import Tokenizer
 from faisca.loaded_model import LoadedModel, load
 from faisca.parameters import initial_parameters
@@ -51,6 +54,35 @@ def write_stages(folder: Path, tokenizer: Tokenizer | None = None, **model: obje
 def on_cpu(backend: str) -> Load:
     """How a backend loads a checkpoint here."""
     return loader(backend, Wish(device="cpu"))
+
+
+class Slow:
+    """A backend whose columns of tokens take a while, and never end; it counts texts that were begun, and left."""
+
+    def __init__(self, real: Backend) -> None:
+        self._real, self.begun, self.left = real, threading.Semaphore(0), threading.Semaphore(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def generate(self, **asked: Any) -> Iterator[np.ndarray]:
+        self.begun.release()
+        try:
+            while True:
+                time.sleep(0.005)
+                yield np.full(len(asked["prompts"]), 5)
+        except GeneratorExit:
+            self.left.release()
+            raise
+
+    def load(self, backend: str) -> Load:
+        """As `on_cpu`, with torch as slow as this."""
+
+        def slowed(folder: Path) -> LoadedModel:
+            model = on_cpu(backend)(folder)
+            return replace(model, setup=replace(model.setup, backend=self)) if backend == "torch" else model
+
+        return slowed
 
 
 @contextlib.contextmanager

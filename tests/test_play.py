@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from small_chats import CHATML, chat_run, chat_tokenizer, turns
-from small_play import CLIENT, SETTINGS, ask, events, ids, loaded, of, on_cpu, served, softmax, texts, write_stages
+from small_play import CLIENT, SETTINGS, Slow, ask, events, ids, loaded, of, served, softmax, texts, write_stages
 from small_runs import is_one_clear_line
 
 from faisca import backends
-from faisca.backend import Sampling
+from faisca.backend import Sampling, load_backend
 from faisca.cli import main
 from faisca.commands import play as command
 from faisca.errors import FaiscaError
@@ -408,46 +408,13 @@ def test_a_good_request_is_read():
 # --- several tabs -------------------------------------------------------------------------------
 
 
-class Slow:
-    """A backend whose columns of tokens take a while, and never end; it counts those that were left."""
-
-    def __init__(self, real) -> None:
-        self.real, self.begun, self.left = real, threading.Semaphore(0), threading.Semaphore(0)
-
-    def __getattr__(self, name):
-        return getattr(self.real, name)
-
-    def generate(self, **asked):
-        self.begun.release()
-        try:
-            while True:
-                time.sleep(0.005)
-                yield np.full(len(asked["prompts"]), 5)
-        except GeneratorExit:
-            self.left.release()
-            raise
-
-
 @pytest.fixture
 def slow(run):
     """The page of a run whose torch is slow, and that backend."""
-    from dataclasses import replace
-
-    made = {}
-
-    def load(backend: str):
-        def slowed(folder: Path):
-            model = on_cpu(backend)(folder)
-            if backend == "mlx":
-                return model
-            made.setdefault("torch", Slow(model.setup.backend))
-            return replace(model, setup=replace(model.setup, backend=made["torch"]))
-
-        return slowed
-
-    with served(run, load) as address:
+    backend = Slow(load_backend("torch"))
+    with served(run, backend.load) as address:
         events(address, [ask("sft/torch", row=0, after=[])], "alternatives")  # loads it
-        yield address, made["torch"]
+        yield address, backend
 
 
 def begin(address: str, column: str = "sft/torch") -> socket.socket:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from browsers import DARK, LIGHT, PHONE, WIDE, chromium, needs_axe, violations
 from small_chats import CHATML, chat_tokenizer
-from small_play import SETTINGS, loaded, served, write_stages
+from small_play import SETTINGS, Slow, loaded, served, write_stages
+
+from faisca.backend import load_backend
 
 pytest.importorskip("starlette", reason="starlette is missing: make install brings it")
 pytest.importorskip("mlx.core", reason="the page is of both backends")
@@ -226,6 +228,23 @@ def test_two_tabs_do_not_disturb_each_other(visit):
     second.close()  # in the middle of it
     write(first)
     assert lines(first) == before and all(line.startswith("Governo") for line in before)
+
+
+def test_tokens_come_one_by_one_until_they_are_stopped(browser, run):
+    """Texts that never end: some of it can be read, Stop ends them, and so does closing the tab."""
+    backend = Slow(load_backend("torch"))
+    with served(run, backend.load) as address:
+        page = browser.new_page()
+        page.goto(address)
+        for ending in (page.locator("#write").click, page.close):
+            page.locator("#prompt").press("Enter")
+            expect(page.locator(FIRST).locator(".t").nth(20)).to_be_visible()
+            assert page.locator("#write").inner_text() == "Stop" and not backend.left.acquire(blocking=False)
+            ending()
+            assert all(backend.left.acquire(timeout=60) for _ in range(3)), "a column goes on for nobody"
+            if not page.is_closed():
+                expect(page.locator(FIRST).locator(".state")).to_have_text("stopped")
+                expect(page.locator("#write")).to_have_text("Write")
 
 
 def test_what_fails_is_said_in_its_column_and_writing_goes_on(visit):
