@@ -42,7 +42,7 @@ def write_stages(folder: Path, tokenizer: Tokenizer | None = None, **model: obje
     (folder / "checkpoints").mkdir(parents=True)
     for seed, (stage, step) in enumerate(STEPS.items()):
         parameters = initial_parameters(config, seed)
-        parameters["out_head.weight"] = 60 * parameters["out_head.weight"]
+        parameters["out_head.weight"] = 30 * parameters["out_head.weight"]
         computed = {"stage": stage, "step": step, "backend": "torch", "device": "cpu", "dtype": "float32", "seed": 0}
         write_run(Portable("faisca", "made here", config, parameters, tokenizer, computed), folder / stage)
     for stage in STEPS:

@@ -78,7 +78,7 @@ def lines(page, column: str = FIRST) -> list[str]:
 
 
 def expected(run: Path, column: str) -> list[str]:
-    return [re.sub("[^ -\U0010ffff]", " ", text) for text in loaded(run, column).generate("Governo", 2, **NAMED)]
+    return loaded(run, column).generate("Governo", 2, **NAMED)
 
 
 def plain(texts: list[str]) -> list[str]:
@@ -91,7 +91,7 @@ def plain(texts: list[str]) -> list[str]:
 
 def test_each_stage_writes_on_each_backend(visit, run):
     page = visit()
-    assert page.title() == f"{Path(run).name and 'small'} – Faísca play"
+    assert page.title() == "small – Faísca play"
     page.get_by_label("mlx", exact=True).check()
     write(page)
     for column in ("pretrain/torch", "sft/torch", "grpo/torch", "pretrain/mlx", "sft/mlx", "grpo/mlx"):
@@ -161,7 +161,9 @@ def test_sliders_change_what_is_written(visit, run):
     page.locator("#temperature").fill("1.5")
     page.locator("#another").click()
     written(page)
-    assert page.locator("#seed").input_value() != "3" and len(set(lines(page))) == 2
+    seed = int(page.locator("#seed").input_value())
+    named = NAMED | {"seed": seed, "temperature": 1.5, "top_k": 0, "top_p": 1.0}
+    assert seed != 3 and plain(lines(page)) == plain(loaded(run, "pretrain/torch").generate("Governo", 2, **named))
 
 
 # --- conversations ------------------------------------------------------------------------------
