@@ -26,7 +26,6 @@ from faisca.streams import uniforms
 from faisca.text import printable
 from faisca.training.generate import encode_prompt
 
-pytest.importorskip("starlette", reason="starlette is missing: make install brings it")
 pytest.importorskip("mlx.core", reason="the pages are of both backends")
 
 COLUMNS = ["pretrain/torch", "sft/mlx", "grpo/torch", "grpo/mlx"]

@@ -10,7 +10,6 @@ from small_play import SETTINGS, Slow, loaded, served, write_stages
 
 from faisca.backend import load_backend
 
-pytest.importorskip("starlette", reason="starlette is missing: make install brings it")
 pytest.importorskip("mlx.core", reason="the page is of both backends")
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is missing: make install brings it").expect
 

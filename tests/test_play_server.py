@@ -19,7 +19,6 @@ from faisca.errors import FaiscaError
 from faisca.play.asks import parse_request
 from faisca.play.worker import WAITING, Job, Worker
 
-pytest.importorskip("starlette", reason="starlette is missing: make install brings it")
 pytest.importorskip("mlx.core", reason="the pages are of both backends")
 
 
