@@ -29,6 +29,7 @@ COMMANDS = {
     "groups": ("faisca.commands.groups:groups", "show GRPO's groups of a step: completions, rewards, advantages"),
     "completion": ("faisca.commands.completion:completion", "print what lets a shell complete commands and options"),
     "report": ("faisca.commands.report:report", "runs as one page for a browser, drawn over each other"),
+    "play": ("faisca.commands.play:play", "play with a run on a page: stages side by side, token by token"),
     "inspect": ("faisca.commands.runs:inspect", "show what is inside a checkpoint, and verify it"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""

@@ -253,11 +253,15 @@ def load(
     `weights`: float32, or bfloat16, which halves the memory of the blocks.
     FaiscaError for what is no checkpoint, VerificationError where it is damaged.
     """
-    checkpoint = load_checkpoint(_path(path))
-    config = checkpoint.state.config
     run = RunConfig(backend=backend, device=device, dtype=dtype, weights=weights)  # type: ignore[arg-type]
+    return load_from(load_checkpoint(_path(path)), run)
+
+
+def load_from(checkpoint: Checkpoint, run: RunConfig) -> LoadedModel:
+    """The model of a checkpoint that was read before, on the backend and device of `run`."""
+    config = checkpoint.state.config
     dataclasses.replace(config, run=run)  # checks the values
-    twin = load_backend(choose_backend(backend)[0])
+    twin = load_backend(choose_backend(run.backend)[0])
     runtime = twin.open_runtime(config=run)
     setup = Setup(config, twin, runtime, checkpoint_tokenizer(checkpoint), checkpoint.state.model)
     return LoadedModel(checkpoint, setup, setup.make_model(checkpoint.parameters, frozen=True))

@@ -50,7 +50,10 @@ FLOORS: dict[str, set[str]] = {
     }
     | {"streams", "system", *FOUNDATION},
     "report": {"bench", "config", "data", "loaded_model", "parameters", "runs", "system", "training", *FOUNDATION},
-    "commands": {"config", "data", "loaded_model", "porting", "report", "runs", "system", "training", *FOUNDATION},
+    "play": {"backend", "backends", "config", "data", "loaded_model", "report", "runs", "streams", "training"}
+    | FOUNDATION,
+    "commands": {"config", "data", "loaded_model", "play", "porting", "report", "runs", "system", "training"}
+    | FOUNDATION,
 }
 """what each room of the core may import; the rooms that are not here (parity, porting, bench, …) are above all these"""
 ABOVE = {"api", "loaded_model", "parity", "porting", "bench", "tuning", "report", "commands", "cli"}

@@ -4,14 +4,12 @@
 """
 
 import json
-import shutil
-import sys
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from browsers import DARK, LIGHT, PHONE, WIDE, chromium, needs_axe, violations
 from small_reports import HEADLINES, entry, losses, three_stages, write_run
 
 from faisca import cli
@@ -19,27 +17,13 @@ from faisca.report.page import render
 from faisca.report.recorded import read_runs
 from faisca.report.tokens import StageTokens, Token
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: make install brings it")
-
-BROWSERS = "chromium-headless-shell chromium chromium-browser google-chrome".split()
-MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
-DARK, LIGHT = "rgb(23, 21, 19)", "rgb(253, 252, 249)"
-WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 375, "height": 740}
 LOSS = "[data-chart=pretrain-loss]"
 
+pytest.importorskip("playwright.sync_api", reason="playwright is missing: make install brings it")
 pytestmark = pytest.mark.xdist_group("report in a browser")  # one process opens it
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), MAC if Path(MAC).is_file() else None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed: tools/browser.sh brings one")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+browser = pytest.fixture(chromium, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +261,7 @@ def test_only_what_differs(visit):
 # --- for everybody ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is missing: tools/browser.sh brings it, with npm")
+@needs_axe
 @pytest.mark.parametrize("how", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": PHONE}], ids=str)
 def test_axe_finds_nothing(visit, how):
     """Contrast, names, roles, order: every rule of axe-core, with the details open and a run left out."""
@@ -285,6 +269,4 @@ def test_axe_finds_nothing(visit, how):
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.locator("[data-toggle-run='1']").click()
     page.locator(".tokens .t").nth(4).hover()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations)")
-    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+    assert violations(page) == []

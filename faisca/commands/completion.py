@@ -25,6 +25,7 @@ OPTIONS = {
     "runs": "faisca.commands.runs:RunsOptions",
     "inspect": "faisca.commands.runs:InspectOptions",
     "report": "faisca.commands.report:ReportOptions",
+    "play": "faisca.commands.play:PlayOptions",
     "groups": "faisca.commands.groups:GroupsOptions",
     "completion": "faisca.commands.completion:CompletionOptions",
 }

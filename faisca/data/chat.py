@@ -69,14 +69,24 @@ def check_messages(messages: Any) -> list[Message]:
     return list(messages)
 
 
-def _source(tokenizer: Tokenizer) -> str:
+def has_template(files: Mapping[str, bytes]) -> bool:
+    """Whether a tokenizer's files have a chat template."""
+    return _stated(files) is not None
+
+
+def _stated(files: Mapping[str, bytes]) -> str | None:
     """The template's text: a file of its own comes before tokenizer_config.json, as in transformers."""
-    if "chat_template.jinja" in tokenizer.companions:
-        return tokenizer.companions["chat_template.jinja"].decode("utf-8", "replace")
-    stated = json_file(tokenizer.companions, "tokenizer_config.json", FILES).get("chat_template")
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode("utf-8", "replace")
+    stated = json_file(files, "tokenizer_config.json", FILES).get("chat_template")
     if isinstance(stated, list):
         stated = {entry["name"]: entry["template"] for entry in stated}.get("default")
-    if not isinstance(stated, str):
+    return stated if isinstance(stated, str) else None
+
+
+def _source(tokenizer: Tokenizer) -> str:
+    stated = _stated(tokenizer.companions)
+    if stated is None:
         raise FaiscaError(
             "the model has no chat template: take an instruct model, or put a chat_template.jinja into its "
             "Hugging Face folder and port it again"
