@@ -35,7 +35,7 @@ lint: install
 
 # The site, in build/site/html: the twins face to face, the documents, the API. tests/test_site.py builds it, too.
 docs: install
-	$(BIN)/python tools/site/build.py $(if $(REPOSITORY),--repository $(REPOSITORY))
+	$(BIN)/python tools/site/build_site.py $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 # Every bug of parity_tests/bugs/ in turn, about half an hour: CI applies a few, others for each commit.
 mutations: install

@@ -108,7 +108,7 @@ def main(given: Path | None) -> None:
         (IMAGES / "quantised.json").write_text(json.dumps(quantised, indent=2) + "\n")
         put_table(ROOT / "README.md", run_table(summary))
         put_table(ROOT / "docs" / "porting.md", quantised_table(quantised))
-        _python(ROOT / "tools" / "site" / "build.py", "--out", Path(folder) / "site")
+        _python(ROOT / "tools" / "site" / "build_site.py", "--out", Path(folder) / "site")
         _python(ROOT / "tools" / "site" / "picture.py", Path(folder) / "site" / "html")
 
 

@@ -7,13 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from browsers import chromium, needs_axe, violations
 from PIL import Image
-from test_report_browser import AXE, BROWSERS, MAC
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "tools" / "site"
@@ -21,6 +20,7 @@ sys.path.insert(0, str(SITE))
 
 import words  # noqa: E402
 from book import book, places  # noqa: E402
+from build_site import EXAMPLE  # noqa: E402
 from chapters import CHAPTERS, TWINS, Chapter, chapters, modules_of  # noqa: E402
 from definitions import SiteError, read  # noqa: E402
 from links import problems  # noqa: E402
@@ -29,8 +29,6 @@ from pairs import merged, twin_rows  # noqa: E402
 from picture import shown_code  # noqa: E402
 from reads import uses  # noqa: E402
 from test_twins import public_signatures  # noqa: E402
-
-from build import EXAMPLE  # noqa: E402
 
 PARTS = ("faisca", *TWINS, "benchmarks", "docs", "lessons", "parity_tests", "tests", "tools")
 FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -170,7 +168,7 @@ def copied(folder: Path) -> Path:
 
 
 def build(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, checkout / "tools" / "site" / "build.py", *arguments]
+    command = [sys.executable, checkout / "tools" / "site" / "build_site.py", *arguments]
     return subprocess.run(command, cwd=checkout.parent, capture_output=True, text=True, check=False)
 
 
@@ -256,7 +254,9 @@ def test_the_workflow_builds_what_make_builds():
     steps = workflow["jobs"]["build"]["steps"]
     (command,) = [step["run"] for step in steps if "run" in step]
     assert command.split()[:2] == ["make", "docs"]
-    assert re.search(r"^docs: install\n\t\S+python tools/site/build.py", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^docs: install\n\t\S+python tools/site/build_site.py", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
     (uploaded,) = [step["with"]["path"] for step in steps if "upload" in step.get("uses", "")]
     assert uploaded == "build/site/html"
 
@@ -273,16 +273,7 @@ def test_readmes_picture_is_of_the_code():
 # --- in a browser -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: make install brings it")
-    path = next(filter(None, map(shutil.which, BROWSERS)), MAC if Path(MAC).is_file() else None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed: tools/browser.sh brings one")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+browser = pytest.fixture(chromium, scope="module")
 
 
 @pytest.fixture
@@ -364,7 +355,7 @@ def test_search_finds_a_definition(visit):
     page.wait_for_selector(".search a[href*='twins/loss.html'], #search-results a[href*='twins/loss.html']")
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is missing: tools/browser.sh brings it, with npm")
+@needs_axe
 @pytest.mark.parametrize("how", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": PHONE}], ids=str)
 @pytest.mark.parametrize(
     "name", ["index.html", "twins/loss.html", "docs/benchmarks.html", "api.html", "source/faisca_mlx/sums.py.html"]
@@ -373,8 +364,4 @@ def test_axe_finds_nothing(visit, name, how):
     """Contrast, names, roles, order: every rule of axe-core, with the details open."""
     page = visit(name, **how)
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate(
-        "axe.run(document, {preload: false, resultTypes: ['violations']}).then((result) => result.violations)"
-    )
-    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+    assert violations(page) == []

@@ -1,4 +1,4 @@
-"""Sphinx's configuration of the site; `build.py` writes the pages that it reads, and calls it."""
+"""Sphinx's configuration of the site; `build_site.py` writes the pages that it reads, and calls it."""
 
 import tomllib
 from pathlib import Path

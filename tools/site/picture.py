@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 from book import FOLDER, book
+from build_site import EXAMPLE
 from definitions import ROOT
 from pairs import Row
 from PIL import Image, PngImagePlugin
-
-from build import EXAMPLE
 
 PICTURE = ROOT / "docs" / "images" / "twins.png"
 BROWSERS = "chromium-headless-shell chromium chromium-browser google-chrome".split()

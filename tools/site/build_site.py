@@ -1,4 +1,4 @@
-"""Builds the site: `python tools/site/build.py [--out FOLDER] [--repository ADDRESS]`; `make docs` calls it.
+"""Builds the site: `python tools/site/build_site.py [--out FOLDER] [--repository ADDRESS]`; `make docs` calls it.
 
 It writes the pages that Sphinx reads, has Sphinx build them, and checks every link. A public definition without a
 partner, a warning of Sphinx, or a link that leads nowhere: a line each, and exit status 1. No network is needed.
