@@ -31,7 +31,7 @@ from reads import uses  # noqa: E402
 from test_twins import public_signatures  # noqa: E402
 
 PARTS = ("faisca", *TWINS, "benchmarks", "docs", "lessons", "parity_tests", "tests", "tools")
-FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 pytestmark = pytest.mark.xdist_group("site")  # one process builds it
 

@@ -78,6 +78,8 @@ def _link(found: re.Match[str], name: str, names: list[str], root: Path) -> str:
     if path in names:
         return found[0]
     page = page_of(path, root=root)
+    if page is None and (root / path).is_file():
+        return found[1]  # a file that is no page, as the licence: its words stay
     return f'<a href="{_from(name, page)}">{found[1]}</a>' if page else found[0]
 
 
