@@ -88,7 +88,7 @@ def parity(argv: list[str]) -> int:
     examples:
       faisca parity
       faisca parity runs/spark
-      faisca parity --preset modern     # Llama's layout
+      faisca parity --preset modern     # Qwen3's layout
       faisca parity --json
     """
     options = parse(ParityOptions, argv, command="parity", help=parity.__doc__)
