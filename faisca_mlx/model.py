@@ -75,10 +75,10 @@ class Linear(nn.Linear):
     """Multiplies in the dtype of its input; the weights are float32, and so is what adds up their gradients."""
 
     def __call__(self, x_BTD: mx.array) -> mx.array:
-        product = self.multiplied(x_BTD)
+        product = self._multiplied(x_BTD)
         return product + self.lora(x_BTD, lambda x, weight: x @ weight.T) if "lora" in self else product
 
-    def multiplied(self, x_BTD: mx.array) -> mx.array:
+    def _multiplied(self, x_BTD: mx.array) -> mx.array:
         if x_BTD.dtype == self.weight.dtype == mx.float32:
             return super().__call__(x_BTD)
         y_BTD = x_BTD @ self.weight.astype(x_BTD.dtype).T

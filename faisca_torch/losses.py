@@ -123,13 +123,13 @@ def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     if slope_nV is None:
         d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * (weight_n1 * hit_n1)
-        if d_head_VD is None:
+        if d_head_VD is None:  # nobody reads the errors
             return d_hidden_nD
     errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1 * hit_n1).to(exps_nV.dtype))
     if slope_nV is not None:
         d_hidden_nD = (errors_nV.mul_(slope_nV) @ head_VD) * share_n1
-        if d_head_VD is None:
-            return d_hidden_nD
+    if d_head_VD is None:
+        return d_hidden_nD
     shared_hidden_nD = (hidden_nD * share_n1).to(exps_nV.dtype)
     if d_head_VD.dtype == exps_nV.dtype:
         d_head_VD.addmm_(errors_nV.T, shared_hidden_nD)

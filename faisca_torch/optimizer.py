@@ -39,7 +39,7 @@ class Learner:
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    trained: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     _, weights = split(trained, config.optimizer)
     # Weight decay is for some weights only (`config.decay`), so there are two groups.
     groups: dict[bool, list[Tensor]] = {True: [], False: []}

@@ -9,17 +9,12 @@ Array = np.ndarray
 HEADS = {"query": "num_heads", "key": "kv_heads", "value": "kv_heads"}
 
 
-def low_rank(
-    reference: Any, x: Array, name: str, outputs: int, expert: Any
-) -> tuple[Array | float, Callable[[Array], Any]]:
+def low_rank(reference: Any, x: Array, name: str, outputs: int, expert: Any) -> tuple[Array, Callable[[Array], Any]]:
     """What the adapters of a matrix [outputs, inputs] add to its product; and the way back, which adds to gradients."""
-    model = reference.config
-    found = [
-        key.rpartition(".")[0] for key in reference.weights if key.startswith(f"{name}.lora.") and key.endswith(".a")
-    ]
-    added, rows, scale = np.zeros((*x.shape[:-1], outputs)), {}, 0.0
-    if found:
-        scale = model.adapter.alpha / model.adapter.rank
+    model, prefix = reference.config, f"{name}.lora."
+    found = [key[:-2] for key in reference.weights if key.startswith(prefix) and key.endswith(".a")]
+    added, rows = np.zeros((*x.shape[:-1], outputs)), dict[str, slice]()
+    scale = model.adapter.alpha / model.adapter.rank if found else 0.0
     for part in found:
         kind, first, last = part.rpartition(".")[2], 0, outputs
         if kind in HEADS:
