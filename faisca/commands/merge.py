@@ -1,6 +1,6 @@
 """`faisca merge`: a run's adapter added to the weights that it belongs to."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -34,13 +34,15 @@ def merge(argv: list[str]) -> int:
     """
     options = parse(MergeOptions, argv, command="merge", help=merge.__doc__)
     from faisca.porting import adapters
+    from faisca.porting.command import show_comparisons
 
     source = options.source.resolve()
     target = options.out or options.source.with_name(f"{source.name}-merged")
-    done, gap = adapters.merge(options.source, target)
+    done = adapters.merge(options.source, target)
     if options.json:
-        verified = bool(done.comparisons)
-        print_json({"source": str(options.source), "target": str(target), "apart": gap, "verified": verified})
-    else:
-        print(f"{target}: {options.source} with its adapter added; logits are {gap:.1e} apart, of the largest")
+        comparisons = [asdict(comparison) for comparison in done.comparisons]
+        print_json({"source": str(options.source), "target": str(target), "comparisons": comparisons})
+        return 0
+    print(f"{target}: {options.source} with its adapter added, verified")
+    show_comparisons(done.comparisons)
     return 0

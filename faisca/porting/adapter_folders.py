@@ -153,8 +153,8 @@ def read_adapter(folder: Path, base: Portable) -> tuple[AdaptedModel, Tensors]:
         found = theirs.shapes[places[name]][::-1] if form.transposed else theirs.shapes[places[name]]
         if found != shape:
             raise FaiscaError(
-                f"{folder / form.file}: {places[name]} has shape {list(theirs.shapes[places[name]])}, which is not that "
-                f"of rank {rank} on this base: name the base that it was trained on with --base"
+                f"{folder / form.file}: {places[name]} has shape {list(theirs.shapes[places[name]])}, and with rank "
+                f"{rank} on this base another: name the base that it was trained on with --base"
             )
     return model, Tensors(wanted, partial(_turned, theirs, places, form), dict.fromkeys(wanted, "float32"))
 
