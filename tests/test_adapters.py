@@ -72,8 +72,9 @@ def tuned(begun, material, tmp_path_factory) -> Path:
 def test_a_checkpoint_holds_the_adapter_and_the_run_its_base_once(begun, tuned):
     bases = sorted(tuned.glob("base-*.safetensors"))
     assert len(bases) == 2, "one a stage: GRPO begins with SFT's adapter added"
-    for name in ("sft-000002", "sft-000004", "grpo-000002", "grpo-000003"):
-        folder = tuned / "checkpoints" / name
+    folders = sorted((tuned / "checkpoints").iterdir())
+    assert {"sft-000004", "grpo-000003"} <= {folder.name for folder in folders}
+    for folder in folders:
         own, _ = open_safetensors(folder / "model.safetensors")
         moments, _ = open_safetensors(folder / "optimizer.safetensors")
         state = json.loads((folder / "state.json").read_text())
@@ -125,6 +126,14 @@ def test_a_run_goes_on_in_the_other_backend(begun, material, tmp_path):
     killed_in("torch", "train_step", 4, lambda: tune(begun, material, tmp_path / "there", "torch", *plain_run))
     resume(tmp_path / "there", "--backend", "mlx")
     assert largest_difference(trajectory(tmp_path / "there"), trajectory(tmp_path / "torch")) < 1e-3
+
+
+def test_the_reference_has_no_adapter(begun, material, tmp_path):
+    """So the divergence from it is 0 before the first update, and not after."""
+    more = ("--stages", "grpo", "--from", str(begun), "--grpo.lora-rank", "2", "--grpo.epochs", "1")
+    start(material, tmp_path / "run", "torch", *QUICK, *more, "--grpo.learning-rate", "0.01")
+    kl = {step: value for (_, step, name), value in trajectory(tmp_path / "run").items() if name == "kl"}
+    assert kl[1] < 1e-6 and kl[3] > 1e-5
 
 
 def test_no_second_model_is_made_for_the_reference(begun, material, tmp_path, monkeypatch):
