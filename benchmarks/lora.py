@@ -30,6 +30,7 @@ from faisca.lora import with_adapter
 from faisca.parameters import initial_adapter
 from faisca.porting.adapter_folders import read_adapter, write_adapter
 from faisca.porting.adapters import port_adapter
+from faisca.porting.folders import write_view
 from faisca.porting.formats import Portable
 from faisca.porting.port import read_source
 from faisca.porting.run_folders import write_run
@@ -56,10 +57,16 @@ def prepare(options: argparse.Namespace) -> None:
     steps = range(options.steps)
     batches = [training_batch(windows, batch_size=options.rows, seed=0, stage="sft", step=step) for step in steps]
     options.out.mkdir(parents=True)
+    write_view(base, options.folder, view(options))  # mlx-lm passes over a rotation as transformers 5 writes it
     np.savez(options.out / "batches.npz", inputs=[one for one, _ in batches], targets=[two for _, two in batches])
     model = adapted(base, options)
     for format in ("peft", "mlx-lm"):
         write_adapter(options.out / f"begin-{format}", format, base, model, begin(model), str(options.folder))
+
+
+def view(options: argparse.Namespace) -> Path:
+    """The folder as both libraries read it; its weights are links."""
+    return Path(options.out / "base")
 
 
 def adapted(base: Portable, options: argparse.Namespace) -> AdaptedModel:
@@ -127,7 +134,7 @@ def train_peft(batches: list[Any], options: argparse.Namespace) -> tuple[list[fl
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(view(options), dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(model, str(options.out / "begin-peft"), is_trainable=True).train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RATE["adapter"], weight_decay=0.0)
@@ -152,7 +159,7 @@ def train_mlx_lm(batches: list[Any], options: argparse.Namespace) -> tuple[list[
     from mlx_lm.tuner.trainer import TrainingArgs, TrainingCallback, train
 
     mx.set_default_device(mx.cpu)
-    model, _ = mlx_lm.load(str(options.folder), adapter_path=str(options.out / "begin-mlx-lm"))
+    model, _ = mlx_lm.load(str(view(options)), adapter_path=str(options.out / "begin-mlx-lm"))
     model.freeze()
     model.unfreeze(keys=["lora_a", "lora_b"], strict=False)
     losses, seconds = [], []
@@ -195,8 +202,8 @@ def headlines(options: argparse.Namespace) -> dict[str, dict[str, str]]:
             port_adapter(source, options.out / f"{name}-{format}", format, options.folder)
         found[name] = {
             "faisca": ours(source, name, options.prompt),
-            "transformers and peft": theirs(options.folder, options.out / f"{name}-peft", options.prompt),
-            "mlx_lm generate": generated(options.folder, options.out / f"{name}-mlx-lm", options.prompt),
+            "transformers and peft": theirs(view(options), options.out / f"{name}-peft", options.prompt),
+            "mlx_lm generate": generated(view(options), options.out / f"{name}-mlx-lm", options.prompt),
         }
         read_adapter(options.out / f"{name}-peft", read_source(options.folder))  # and comes back
     return found

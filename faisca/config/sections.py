@@ -216,7 +216,7 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """what activations are computed in; weights and optimiser state stay float32"""
     weights: Literal["float32", "bfloat16"] = "float32"
-    """what the blocks' matrices are kept in where nothing trains them: GRPO's reference; what is trained is float32"""
+    """what the blocks' matrices are kept in where nothing trains them: GRPO's reference, an adapter's base"""
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the training step; auto does so where it pays"""
     loss_chunk: CountOrOff = 0

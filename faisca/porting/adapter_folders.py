@@ -28,7 +28,7 @@ from faisca.system.tensors import Tensors, safetensors_chunks
 from faisca.text import json_text
 
 CONFIG = "adapter_config.json"
-OFF = (None, False, [], {}, "")
+OFF: tuple[Any, ...] = (None, False, [], {}, "")
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_dora": (OFF, "DoRA, which ours is not"),
     "use_rslora": (OFF, "a scale of alpha / √rank, where ours is alpha / rank"),
@@ -83,7 +83,8 @@ def _read_peft(config: Mapping[str, Any], source: str) -> tuple[int, float, floa
     for key, (fine, meaning) in REFUSED.items():
         if key in config and config[key] not in fine:
             raise FaiscaError(f"{source}: {key} {config[key]!r} is refused: it means {meaning}; use it with peft")
-    return tuple(_number(config, key, source) for key in ("r", "lora_alpha", "lora_dropout"))  # type: ignore[return-value]
+    rank, alpha, dropout = (_number(config, key, source) for key in ("r", "lora_alpha", "lora_dropout"))
+    return int(rank), float(alpha), float(dropout)
 
 
 def _mlx_config(adapter: Adapter, modules: list[str], base: str) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _read_mlx(config: Mapping[str, Any], source: str) -> tuple[int, float, float
     alpha = scale * rank
     for near in (math.nextafter(alpha, 0), math.nextafter(alpha, math.inf)):  # that alpha / rank is the same scale
         alpha = alpha if alpha / rank == scale else near
-    return int(rank), alpha, dropout
+    return int(rank), float(alpha), float(dropout)
 
 
 FORMATS = {
