@@ -2,6 +2,7 @@
 
 import shlex
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from faisca.errors import FaiscaError
 from faisca.lora import merged
 from faisca.parameters import initial_parameters
 from faisca.runs.changes import change_words, check_changes, stages_to_do, with_finished_stages
-from faisca.runs.checkpoint import Arrays, Checkpoint, find_checkpoint, load_checkpoint, read_state
+from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.runs.checks import check_resumable
 from faisca.runs.folder import hold_folder
 from faisca.runs.plots import draw_charts
 from faisca.runs.pointers import write_pointers
 from faisca.runs.state import Progress, State
 from faisca.runs.summary import show_summary, write_summary
+from faisca.system.tensors import Tensors
 from faisca.training import adapters
 from faisca.training.grpo import reinforce
 from faisca.training.preflight import preflight
@@ -32,18 +34,20 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
     if start_from is None and first != "pretrain":
         raise FaiscaError(f"{first} starts from a trained model: name a checkpoint with --from")
     checkpoint = None if start_from is None else load_checkpoint(start_from)
-    words: list[str] = []
+    words, parameters = list[str](), None
     if checkpoint is not None:
         config = check_start(config, checkpoint)
         words = start_words(config, checkpoint)
+        parameters = merged(checkpoint.parameters, checkpoint.state.model)
+        checkpoint = replace(checkpoint, parameters={}, optimizer={}, reference=None)  # not kept while it trains
     with open_run(config, folder, checkpoint=checkpoint) as opened:
         for line in words:
             opened.log.say(line)
-        if checkpoint is None:
-            parameters: Arrays = initial_parameters(opened.setup.model_config, config.run.seed)
-        else:
-            parameters = merged(checkpoint.parameters, checkpoint.state.model)
-        return _run_stages(opened, adapters.begin(opened, first, parameters), list(config.run.stages), None)
+        if parameters is None:
+            parameters = Tensors.of(initial_parameters(opened.setup.model_config, config.run.seed))
+        model = adapters.begin(opened, first, parameters)
+        del parameters
+        return _run_stages(opened, model, list(config.run.stages), None)
 
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:

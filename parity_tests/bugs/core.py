@@ -302,8 +302,8 @@ BUGS = (
     Mutation(
         "a run from a checkpoint begins anew",
         STAGES,
-        "            parameters = merged(checkpoint.parameters, checkpoint.state.model)\n",
-        "            parameters = initial_parameters(opened.setup.model_config, config.run.seed)\n",
+        "        parameters = merged(checkpoint.parameters, checkpoint.state.model)\n",
+        "        parameters = None\n",
         BOUNDARY,
     ),
     Mutation(
