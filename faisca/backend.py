@@ -144,8 +144,11 @@ class Backend(Protocol):
     def make_model(self, *, config: ModelConfig, parameters: Mapping[str, np.ndarray], runtime: Runtime) -> Model:
         """A model with these weights, in evaluation mode."""
 
+    def base_of(self, *, model: Model) -> Model:
+        """The model without its adapter, in evaluation mode: it shares the arrays of the weights."""
+
     def get_parameters(self, *, model: Model) -> dict[str, np.ndarray]:
-        """Weights by canonical name: float32 copies."""
+        """Weights that are trained, by canonical name: float32 copies. Of a model with an adapter, the adapter's."""
 
     def make_learner(self, *, model: Model, config: OptimizerConfig) -> Learner:
         """An optimiser for this model, its moments zero, with a compiled step where the runtime says so."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("faisca.tuning.plan_command:plan", "what a run will take: memory by formula, and time"),
     "tune": ("faisca.tuning.command:tune", "measure which settings are fastest here, and write them to a file"),
     "parity": ("faisca.parity.command:parity", "prove that both backends compute the same on this machine"),
+    "merge": ("faisca.commands.merge:merge", "add a run's adapter to the weights that it belongs to"),
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),
     "runs": ("faisca.commands.runs:runs", "list the runs of a folder"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from faisca.config import ModelConfig
+from faisca.config import ModelConfig, adapter_of, plain
 from faisca.errors import FaiscaError
 from faisca.streams import generator
 from faisca.system.tensors import Shape, Tensors
@@ -23,6 +23,10 @@ from faisca.system.tensors import Shape, Tensors
 Parameters = dict[str, np.ndarray]
 Initial = Callable[[np.random.Generator, Shape], np.ndarray]
 """draws the initial values of a shape"""
+
+
+Parts = tuple[tuple[str | None, int], ...]
+"""parts of a matrix, one below the other: a name, and how many rows"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Parameter:
 
 
 def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
-    """Every parameter of a model by canonical name, in forward order."""
+    """Every parameter of a model by canonical name, in forward order; then those of its adapter."""
     embedding = _normal(config.initial_range or (0.02 if config.tie_embeddings else 1.0))
     table = {"token_embedding.weight": Parameter((config.vocabulary_size, config.dim), embedding)}
     if config.positions == "learned":
@@ -50,7 +54,8 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
     table |= _norm("final_layer_norm", config)
     if not config.tie_embeddings:
         table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
-    return table
+    adapter = adapter_of(config)
+    return table | (_adapter(table, config, adapter.rank) if adapter else {})
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -60,10 +65,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def initial_parameters(config: ModelConfig, seed: int) -> Parameters:
     """Initial values by canonical name: float32 arrays, each from a stream of its own."""
-    return {
-        name: parameter.initial(generator(seed, f"initial value of {name}"), parameter.shape).astype(np.float32)
-        for name, parameter in parameter_table(config).items()
-    }
+    return {name: _drawn(name, row, seed) for name, row in parameter_table(config).items()}
+
+
+def initial_adapter(config: ModelConfig, seed: int) -> Parameters:
+    """Those of the model's adapter alone."""
+    return {name: _drawn(name, row, seed) for name, row in parameter_table(config).items() if in_adapter(name)}
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -76,12 +83,41 @@ def decays(name: str, shape: Shape, decay: str) -> bool:
     return name not in SCALES and (decay == "all" or len(shape) >= 2)
 
 
+def in_adapter(name: str) -> bool:
+    """Whether a parameter is of an adapter: what alone is trained where there is one."""
+    return ".lora." in name
+
+
+def trained(name: str, config: ModelConfig) -> bool:
+    """Whether training changes a parameter."""
+    return adapter_of(config) is None or in_adapter(name)
+
+
+def adapter_parts(config: ModelConfig) -> dict[str, Parts]:
+    """Of each matrix with an adapter, by module: its parts, one below the other, and how many rows each has.
+
+    The matrix of queries, keys and values has three parts, all others one; a part without an adapter has no name.
+    """
+    adapter, found = adapter_of(config), dict[str, Parts]()
+    for name, shape in parameter_shapes(plain(config)).items() if adapter else ():
+        assert adapter is not None
+        module = name.removesuffix(".weight")
+        if in_block(name, shape):
+            parts = tuple(
+                (part if target in adapter.targets else None, rows)
+                for part, target, rows in _parts(module, shape, config)
+            )
+            found |= {module: parts} if any(part for part, _ in parts) else {}
+    return found
+
+
 def in_block(name: str, shape: Shape) -> bool:
     """Whether a parameter is a matrix of a block: what `run.weights` may keep in bfloat16.
 
-    Tables, vectors, and routers, whose choices are the sharpest that a model makes, stay.
+    Tables, vectors, adapters, and routers, whose choices are the sharpest that a model makes, stay.
     """
-    return name.startswith("transformer_blocks.") and len(shape) >= 2 and not name.endswith("router.weight")
+    outside = name.endswith("router.weight") or in_adapter(name)
+    return name.startswith("transformer_blocks.") and len(shape) >= 2 and not outside
 
 
 def moments_of(name: str, shape: Shape, optimizer: str) -> tuple[str, ...]:
@@ -114,6 +150,10 @@ def check_shapes(found: Mapping[str, Shape], config: ModelConfig) -> None:
             raise FaiscaError(
                 f"weight {name} has shape {list(found[name])}, but the model configuration asks for {list(shape)}"
             )
+
+
+def _drawn(name: str, row: Parameter, seed: int) -> np.ndarray:
+    return row.initial(generator(seed, f"initial value of {name}"), row.shape).astype(np.float32)
 
 
 def _norm(name: str, config: ModelConfig) -> dict[str, Parameter]:
@@ -153,6 +193,28 @@ def _experts(name: str, config: ModelConfig) -> dict[str, Parameter]:
     rows |= {key: Parameter((config.num_experts, *row.shape), row.initial) for key, row in one.items()}
     if config.shared_expert_dim:
         rows |= _feed_forward(f"{name}.shared", replace(config, hidden_dim=config.shared_expert_dim))
+    return rows
+
+
+def _parts(module: str, shape: Shape, config: ModelConfig) -> list[tuple[str, str, int]]:
+    """Of a block's matrix: each part's name, the target that it belongs to, and its rows."""
+    kind = module.rpartition(".")[2]
+    if kind == "in_proj":
+        heads = {"query": config.num_heads, "key": config.kv_heads, "value": config.kv_heads}
+        return [(part, part, count * config.head_width) for part, count in heads.items()]
+    part = "output" if kind == "out_proj" else kind
+    return [(part, "experts" if ".experts." in module else part, shape[-2])]
+
+
+def _adapter(table: Mapping[str, Parameter], config: ModelConfig, rank: int) -> dict[str, Parameter]:
+    """A [rank, inputs], as PEFT and mlx-lm begin it, and B [rows, rank], 0: at first an adapter changes nothing."""
+    rows: dict[str, Parameter] = {}
+    for module, parts in adapter_parts(config).items():
+        *stack, _, inputs = table[f"{module}.weight"].shape
+        for part, outputs in parts:
+            if part:
+                rows[f"{module}.lora.{part}.a"] = Parameter((*stack, rank, inputs), _uniform(inputs))
+                rows[f"{module}.lora.{part}.b"] = Parameter((*stack, outputs, rank), _zeros)
     return rows
 
 

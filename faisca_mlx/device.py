@@ -1,27 +1,31 @@
-"""Which device, dtype and compilation, chosen once, with the reason in words; arrays there; how fast it multiplies."""
+"""Which device, dtype and compilation, chosen once, with the reason; arrays there and back; how fast it multiplies."""
 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
+from faisca.muon import moments_of
 from faisca.system.fast_blas import load_fast_blas
 from faisca.text import format_bytes
 from faisca_mlx.model import GPT
+from faisca_mlx.muon import MOMENTS as MATRICES
 
 if TYPE_CHECKING:
     from faisca_mlx.optimizer import Learner
 
+MOMENTS = {"first_moment": "m", "second_moment": "v"}
+"""of AdamW, and what the framework calls them"""
 LOSS_CHUNK = 128
 """rows of logits in the loss: larger is no faster, and takes more memory"""
 CACHE_SHARE = 0.25
@@ -117,6 +121,39 @@ def matmul_seconds(*, runtime: Runtime, products: Iterable[tuple[int, int, int, 
         mx.async_eval(left @ right if shape[0] > 1 else left[0] @ right[0])
     mx.synchronize()
     return time.perf_counter() - began
+
+
+def get_parameters(*, model: GPT) -> dict[str, np.ndarray]:
+    """Weights that are trained, by canonical name: float32 copies."""
+    return {name: np.array(value.astype(mx.float32)) for name, value in tree_flatten(model.trainable_parameters())}
+
+
+def get_optimizer_state(*, learner: "Learner") -> dict[str, np.ndarray]:
+    """`first_moment.NAME` and, of what AdamW moves, `second_moment.NAME` (float32 copies); `step` (int64 scalar)."""
+    slots = dict(tree_flatten(learner.optimizer.state))
+    state = {name: np.array(slots[slot].astype(mx.float32)) for name, slot in _slots(learner).items()}
+    return state | {"step": np.array(learner.optimizer.step.item(), np.int64)}
+
+
+def set_optimizer_state(*, learner: "Learner", state: Mapping[str, np.ndarray]) -> None:
+    """The inverse of `get_optimizer_state`."""
+    slots = {slot: mx.array(state[name]) for name, slot in _slots(learner).items()}
+    slots["step"] = mx.array(int(state["step"]), learner.optimizer.step.dtype)
+    # value by value: the tree also has the places of modules without weights, which the optimiser looks for
+    new_state = tree_map_with_path(lambda path, old: slots.get(path, old), learner.optimizer.state)
+    learner.optimizer.state.update(new_state)
+    mx.eval(learner.optimizer.state)
+
+
+def _slots(learner: "Learner") -> dict[str, str]:
+    """Where each moment stands in the optimiser's state: NAME.m and NAME.v of AdamW, matrices.NAME of Muon."""
+    slots = {}
+    for name, weight in tree_flatten(learner.model.trainable_parameters()):
+        moments = moments_of(name, weight.shape, learner.config.optimizer)
+        for moment in moments:
+            adams = len(moments) == len(MOMENTS)
+            slots[f"{moment}.{name}"] = f"{name}.{MOMENTS[moment]}" if adams else f"{MATRICES}.{name}"
+    return slots
 
 
 class _CompiledStep:

@@ -43,18 +43,9 @@ class ExpertLinear(nn.Module):
         self.weight = mx.zeros((num_experts, outputs, inputs))
 
     def __call__(self, x_RD: mx.array, groups: _Groups) -> mx.array:
-        @mx.custom_function
-        def product(x_RD: mx.array, weight: mx.array) -> mx.array:
-            return _by_blocks(x_RD, weight.swapaxes(1, 2), groups.expert_P)
-
-        @product.vjp
-        def gradients(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
-            x_RD, weight = primals
-            # MLX's own gradient of the matrices would hold one a block.
-            d_weight = mx.segmented_mm(*_multipliable(cotangent.T, x_RD), groups.rows_E2)
-            return _by_blocks(cotangent, weight, groups.expert_P), d_weight.astype(weight.dtype)
-
-        return product(x_RD, self.weight.astype(x_RD.dtype))
+        product = partial(_grouped_product, groups)
+        product_RD = product(x_RD, self.weight.astype(x_RD.dtype))
+        return product_RD + self.lora(x_RD, product) if "lora" in self else product_RD
 
 
 class Experts(nn.Module):
@@ -142,6 +133,23 @@ def _groups(chosen_NS: mx.array, num_experts: int) -> _Groups:
     expert_P = (ends_E <= mx.arange(0, blocks * block, block)[:, None]).sum(axis=1)
     rows_E2 = mx.stack([starts_E, ends_E], axis=1).astype(mx.uint32)
     return _Groups(place.reshape(chosen_NS.shape), source_R, mx.minimum(expert_P, num_experts - 1), rows_E2)
+
+
+def _grouped_product(groups: _Groups, x_RD: mx.array, weight: mx.array) -> mx.array:
+    """Each expert's rows times its matrix of the stack [E, outputs, D]."""
+
+    @mx.custom_function
+    def product(x_RD: mx.array, weight: mx.array) -> mx.array:
+        return _by_blocks(x_RD, weight.swapaxes(1, 2), groups.expert_P)
+
+    @product.vjp
+    def gradients(primals: Any, cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
+        x_RD, weight = primals
+        # MLX's own gradient of the matrices would hold one a block.
+        d_weight = mx.segmented_mm(*_multipliable(cotangent.T, x_RD), groups.rows_E2)
+        return _by_blocks(cotangent, weight, groups.expert_P), d_weight.astype(weight.dtype)
+
+    return product(x_RD, weight)
 
 
 def _by_blocks(x_RD: mx.array, matrices: mx.array, expert_P: mx.array) -> mx.array:

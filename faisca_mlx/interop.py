@@ -22,14 +22,15 @@ class Exported:
 
     name = "mlx_lm"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: Path | None) -> None:
         import mlx_lm
 
         logging.getLogger("transformers").setLevel(logging.ERROR)  # its tokenizers warn of texts beyond the context
         # the only code that is trusted is our own
         file = folder / MODEL_FILE.name
         trusted = file.is_file() and file.read_bytes() == MODEL_FILE.read_bytes()
-        self.model, self.tokenizer = mlx_lm.load(str(folder), trust_remote_code=trusted)[:2]
+        beside = None if adapter is None else str(adapter)
+        self.model, self.tokenizer = mlx_lm.load(str(folder), adapter_path=beside, trust_remote_code=trusted)[:2]
         self.model.set_dtype(mx.float32)  # halves compute in halves otherwise: widened, they are compared exactly
         self.end_of_text_ids = sorted(self.tokenizer.eos_token_ids)
 
@@ -58,10 +59,10 @@ class Exported:
         return str(self.tokenizer.decode(ids))
 
 
-def open_exported(*, folder: Path) -> Exported:
-    """A Hugging Face folder as mlx-lm loads it; FaiscaError where it does not."""
+def open_exported(*, folder: Path, adapter: Path | None) -> Exported:
+    """A Hugging Face folder as mlx-lm loads it, with its adapter of another; FaiscaError where it does not."""
     try:
-        return Exported(folder)
+        return Exported(folder, adapter)
     except Exception as error:  # over a folder that it does not expect, its loader trips in many ways
         raise FaiscaError(f"mlx_lm cannot load {folder}: {in_one_line(error)}") from error
 

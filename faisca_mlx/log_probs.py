@@ -11,7 +11,7 @@ import numpy as np
 
 from faisca.backend import KEPT_EXPONENTIALS, check_temperature
 from faisca_mlx.device import to_device
-from faisca_mlx.losses import _add_gradients, _chunks, _project, _Softmax, _squeeze, project
+from faisca_mlx.losses import _add_gradients, _chunks, _given, _project, _Softmax, _squeeze, project
 from faisca_mlx.model import GPT, Head
 from faisca_mlx.sums import row_sums
 
@@ -56,19 +56,19 @@ def linear_log_probs(
     def log_probs(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
         most_kept = 0 if head.soft_cap else KEPT_EXPONENTIALS
         return _log_probs_and_entropies(
-            hidden_ND, Head(head_VD, head.soft_cap), targets_N, temperature, chunk, most_kept
+            hidden_ND, head._replace(weight_VD=head_VD), targets_N, temperature, chunk, most_kept
         )
 
     @log_probs.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
         (hidden_ND, head_VD), (_, entropies_N, peaks_N1, sums_N1, *kept) = primals, outputs
         d_hidden: list[mx.array] = []
-        d_head_VD = mx.zeros_like(head_VD)
+        d_head_VD = None if head.frozen else mx.zeros_like(head_VD)
         weights_N1, entropy_weights_N1 = (-(upstream / temperature)[:, None] for upstream in cotangents[:2])
         for i, rows in enumerate(_chunks(len(targets_N), chunk)):
             hidden = hidden_ND[rows]
             if d_hidden:
-                hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1]])[0]
+                hidden = mx.depends([hidden], [d_hidden[-1], *_given(d_head_VD)])[0]
             exps, slope = kept[i] if kept else None, None
             if exps is None:  # not kept from the forward pass: computed again, chunk by chunk
                 logits, slope = _squeeze(_project(hidden, head_VD), head.soft_cap)
@@ -81,7 +81,7 @@ def linear_log_probs(
             softmax = _Softmax(exps.astype(hidden.dtype), sums, targets_N[rows], weights, hit, slope)
             d_rows, d_head_VD = _add_gradients(softmax, hidden, head_VD, d_head_VD)
             d_hidden.append(d_rows)
-        return mx.concatenate(d_hidden).astype(hidden_ND.dtype), d_head_VD
+        return mx.concatenate(d_hidden).astype(hidden_ND.dtype), *(_given(d_head_VD) or [mx.zeros_like(head_VD)])
 
     log_probs_N, entropies_N, *_ = log_probs(hidden_ND, head.weight_VD)
     return log_probs_N, entropies_N if with_gradients == 2 else mx.stop_gradient(entropies_N)

@@ -50,13 +50,15 @@ def linear_cross_entropy(
         return _loss(hidden_ND, head, targets_N, chunk, fused)
 
     @mx.custom_function
-    def loss_and_gradients(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        return _loss_and_gradients(hidden_ND, Head(head_VD, head.soft_cap), targets_N, chunk, fused)
+    def loss_and_gradients(hidden_ND: mx.array, head_VD: mx.array) -> tuple[mx.array, ...]:
+        return _loss_and_gradients(hidden_ND, head._replace(weight_VD=head_VD), targets_N, chunk, fused)
 
     @loss_and_gradients.vjp
     def gradients(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-        upstream, (_, d_hidden_ND, d_head_VD) = cotangents[0], outputs
-        return (upstream * d_hidden_ND).astype(hidden_ND.dtype), upstream * d_head_VD
+        upstream, (_, d_hidden_ND, *d_head) = cotangents[0], outputs
+        # of a frozen head nobody asks for the gradient, so these zeros are never made
+        d_head_VD = upstream * d_head[0] if d_head else mx.zeros_like(primals[1])
+        return (upstream * d_hidden_ND).astype(hidden_ND.dtype), d_head_VD
 
     return loss_and_gradients(hidden_ND, head.weight_VD)[0]
 
@@ -79,24 +81,26 @@ def _loss(hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, fuse
 
 def _loss_and_gradients(
     hidden_ND: mx.array, head: Head, targets_N: mx.array, chunk: int, fused: bool
-) -> tuple[mx.array, mx.array, mx.array]:
+) -> tuple[mx.array, ...]:
+    """The loss, the gradient of hidden states, and the head's unless that is frozen."""
     losses: list[mx.array] = []
     d_hidden: list[mx.array] = []
-    d_head_VD, chunk_gradients = mx.zeros_like(head.weight_VD), _fused_gradients if fused else _explicit_gradients
+    d_head_VD = None if head.frozen else mx.zeros_like(head.weight_VD)
+    chunk_gradients = _fused_gradients if fused else _explicit_gradients
     for rows in _chunks(len(targets_N), chunk):
         hidden = hidden_ND[rows]
         if losses:  # all of the last chunk first: what still waited would keep its logits alive
-            hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]
+            hidden = mx.depends([hidden], [d_hidden[-1], losses[-1], *_given(d_head_VD)])[0]
         # The upstream gradient is one number, so the gradient can be made now, while the logits are here.
         loss_n1, d_rows, d_head_VD = chunk_gradients(hidden, head, targets_N[rows], d_head_VD)
         losses.append(loss_n1)
         d_hidden.append(d_rows)
-    return total(mx.concatenate(losses)), mx.concatenate(d_hidden), d_head_VD
+    return total(mx.concatenate(losses)), mx.concatenate(d_hidden), *_given(d_head_VD)
 
 
 def _explicit_gradients(
-    hidden_nD: mx.array, head: Head, targets_n: mx.array, d_head_VD: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
+    hidden_nD: mx.array, head: Head, targets_n: mx.array, d_head_VD: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array | None]:
     """Losses [n, 1] of a chunk, its gradient of hidden states, and the head's with that of these rows added."""
     logits, slope = _squeeze(_project(hidden_nD, head.weight_VD), head.soft_cap)
     target, valid_n1 = mx.maximum(targets_n, 0), targets_n[:, None] >= 0
@@ -110,8 +114,8 @@ def _explicit_gradients(
 
 
 def _fused_gradients(
-    hidden_nD: mx.array, head: Head, targets_n: mx.array, d_head_VD: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
+    hidden_nD: mx.array, head: Head, targets_n: mx.array, d_head_VD: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array | None]:
     """The same by MLX's kernel, which knows no target that is left out: its upstream gradient there is 0."""
     target, valid_n = mx.maximum(targets_n, 0), targets_n >= 0
 
@@ -123,7 +127,8 @@ def _fused_gradients(
     (losses_n,), (d_logits_nV,) = mx.vjp(losses_of, [logits_nV], [upstream_n])
     errors_nV = d_logits_nV.astype(hidden_nD.dtype)
     d_hidden_nD = errors_nV @ head.weight_VD.astype(hidden_nD.dtype)
-    d_head_VD = d_head_VD + (errors_nV.T @ hidden_nD).astype(mx.float32)
+    if d_head_VD is not None:
+        d_head_VD = d_head_VD + (errors_nV.T @ hidden_nD).astype(mx.float32)
     return mx.where(valid_n, losses_n, 0.0)[:, None], d_hidden_nD, d_head_VD
 
 
@@ -140,9 +145,11 @@ class _Softmax(NamedTuple):
 
 
 def _add_gradients(
-    softmax: _Softmax, hidden_nD: mx.array, head_VD: mx.array, d_head_VD: mx.array
-) -> tuple[mx.array, mx.array]:
+    softmax: _Softmax, hidden_nD: mx.array, head_VD: mx.array, d_head_VD: mx.array | None
+) -> tuple[mx.array, mx.array | None]:
     """The gradient of hidden states [n, D], and the head's with that of these rows added; float32.
+
+    None for the head's: it is frozen, and a third of the products falls away.
 
     The division by the sums stands on the narrow side of the products. The head's gradient is a small
     difference of two large sums over positions. In bfloat16 the one-hot is therefore subtracted before the
@@ -155,6 +162,8 @@ def _add_gradients(
     shared_hidden_nD = (hidden_nD * share_n1).astype(exps_nV.dtype)
     if slope_nV is None:
         d_hidden_nD = (exps_nV @ narrow_VD) * share_n1 - narrow_VD[target_n] * (weight_n1 * hit_n1)
+        if d_head_VD is None:
+            return d_hidden_nD, None
         if exps_nV.dtype == mx.float32:
             d_head_VD = d_head_VD + exps_nV.T @ shared_hidden_nD
             return d_hidden_nD, d_head_VD.at[target_n].add(-hidden_nD * (weight_n1 * hit_n1))
@@ -163,6 +172,8 @@ def _add_gradients(
     if slope_nV is not None:
         errors_nV = (errors_nV * slope_nV).astype(exps_nV.dtype)
         d_hidden_nD = (errors_nV @ narrow_VD) * share_n1
+        if d_head_VD is None:
+            return d_hidden_nD, None
     return d_hidden_nD, d_head_VD + (errors_nV.T @ shared_hidden_nD).astype(mx.float32)
 
 
@@ -172,6 +183,10 @@ def _squeeze(logits_nV: mx.array, soft_cap: float) -> tuple[mx.array, mx.array |
         return logits_nV, None
     tanh_nV = mx.tanh(logits_nV / soft_cap)
     return soft_cap * tanh_nV, 1 - tanh_nV.square()
+
+
+def _given(d_head_VD: mx.array | None) -> list[mx.array]:
+    return [] if d_head_VD is None else [d_head_VD]
 
 
 def _chunks(size: int, chunk: int) -> Iterator[slice]:

@@ -17,11 +17,12 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from faisca.backend import Runtime
-from faisca.config import ModelConfig
+from faisca.config import ModelConfig, adapter_of
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
 from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.experts import Experts
+from faisca_mlx.lora import adapt
 from faisca_mlx.sums import scaled
 
 Rotation = tuple[mx.array, mx.array]  # cosine and sine of the positions' angles, [T, J] each
@@ -34,6 +35,8 @@ class Head(NamedTuple):
 
     weight_VD: mx.array
     soft_cap: float = 0.0
+    frozen: bool = False
+    """nobody asks for its gradient"""
 
 
 class _Dropout(nn.Module):
@@ -72,6 +75,10 @@ class Linear(nn.Linear):
     """Multiplies in the dtype of its input; the weights are float32, and so is what adds up their gradients."""
 
     def __call__(self, x_BTD: mx.array) -> mx.array:
+        product = self._multiplied(x_BTD)
+        return product + self.lora(x_BTD, lambda x, weight: x @ weight.T) if "lora" in self else product
+
+    def _multiplied(self, x_BTD: mx.array) -> mx.array:
         if x_BTD.dtype == self.weight.dtype == mx.float32:
             return super().__call__(x_BTD)
         y_BTD = x_BTD @ self.weight.astype(x_BTD.dtype).T
@@ -199,7 +206,7 @@ class GPT(nn.Module):
     def head(self) -> Head:
         """What makes logits of final hidden states."""
         weight_VD = self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
-        return Head(weight_VD, self.config.logit_soft_cap)
+        return Head(weight_VD, self.config.logit_soft_cap, frozen=adapter_of(self.config) is not None)
 
     def __call__(self, tokens_BT: mx.array, cache: Cache = None) -> mx.array:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
@@ -237,6 +244,7 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     """A model with these weights, in evaluation mode; FaiscaError where names or shapes differ."""
     check_parameters(parameters, config)
     model = GPT(config, runtime)  # its own initial values are lazy, and never computed
+    adapt(model, config)
     narrow = mx.bfloat16 if runtime.weights == "bfloat16" else None  # None: as they come
     # Rounded one by one: all in float32 first would take more than rounding saves.
     dtypes = {name: narrow if in_block(name, value.shape) else None for name, value in parameters.items()}

@@ -46,7 +46,7 @@ class Learner:
 
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
-    """AdamW (bias-corrected, decoupled decay) with its moments at zero, of all weights that Muon does not move."""
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
     matrices, weights = split(model.trainable_parameters(), config.optimizer)
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(weights)

@@ -1,8 +1,8 @@
-"""Which device, dtype and compilation, chosen once, with the reason in words; arrays there; how fast it multiplies."""
+"""Which device, dtype and compilation, chosen once, with the reason; arrays there and back; how fast it multiplies."""
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,14 @@ from torch import Tensor
 from faisca.backend import BFLOAT16, Runtime
 from faisca.config import RunConfig
 from faisca.errors import FaiscaError
+from faisca.muon import moments_of
 from faisca_torch.model import GPT
 
 if TYPE_CHECKING:
     from faisca_torch.optimizer import Learner
 
+MOMENTS = {"first_moment": "exp_avg", "second_moment": "exp_avg_sq"}
+"""of AdamW, and what the framework calls them"""
 LOSS_CHUNK = 512
 """rows of logits in the loss: larger is no faster, and takes more memory"""
 
@@ -102,6 +105,43 @@ def matmul_seconds(*, runtime: Runtime, products: Iterable[tuple[int, int, int, 
         torch.bmm(left, right, out=out) if shape[0] > 1 else torch.mm(left[0], right[0], out=out[0])
     _wait(runtime)
     return time.perf_counter() - began
+
+
+def get_parameters(*, model: GPT) -> dict[str, np.ndarray]:
+    """Weights that are trained, by canonical name: float32 copies."""
+    return {name: _copy(weight) for name, weight in _trained(model).items()}
+
+
+def get_optimizer_state(*, learner: "Learner") -> dict[str, np.ndarray]:
+    """`first_moment.NAME` and, of what AdamW moves, `second_moment.NAME` (float32 copies); `step` (int64 scalar)."""
+    state, step = {}, 0
+    for name, parameter in _trained(learner.model).items():
+        slot = learner.optimizer.state.get(parameter, {})
+        for ours in moments_of(name, tuple(parameter.shape), learner.config.optimizer):
+            moment = slot.get(MOMENTS[ours], torch.zeros_like(parameter))
+            state[f"{ours}.{name}"] = _copy(moment)
+        step = int(slot.get("step", step))
+    return state | {"step": np.array(step, np.int64)}
+
+
+def set_optimizer_state(*, learner: "Learner", state: Mapping[str, np.ndarray]) -> None:
+    """The inverse of `get_optimizer_state`."""
+    device = learner.model.runtime.device
+    for name, parameter in _trained(learner.model).items():
+        moments = moments_of(name, tuple(parameter.shape), learner.config.optimizer)
+        slot = {MOMENTS[ours]: torch.tensor(state[f"{ours}.{name}"], device=device) for ours in moments}
+        if len(moments) == len(MOMENTS):  # AdamW's
+            slot["step"] = torch.tensor(float(state["step"]), device=device)
+        learner.optimizer.state[parameter] = slot
+
+
+def _trained(model: GPT) -> dict[str, Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _copy(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().float().cpu().numpy().copy()
+    return array
 
 
 def _choose_device(wanted: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faisca.config import ModelConfig
+from faisca_torch.lora import LoRA
 
 
 class ExpertLinear(nn.Module):
@@ -25,13 +26,12 @@ class ExpertLinear(nn.Module):
         assert not bias, "experts have no biases"
         self.weight = nn.Parameter(torch.empty(num_experts, outputs, inputs))
 
+    lora: LoRA  # where `adapt` puts one
+
     def forward(self, x_RD: Tensor, groups: Tensor) -> Tensor:
-        weight = self.weight.to(x_RD.dtype)
-        if x_RD.is_cuda and all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:]):
-            return F.grouped_mm(x_RD, weight.mT, offs=groups)  # takes rows of whole 16 bytes alone
-        counts: list[int] = groups.diff(prepend=groups.new_zeros(1)).tolist()
-        # unbind, for its gradient is one stack; that of an index would be as many stacks as there are experts
-        return torch.cat([F.linear(x, w) for x, w in zip(x_RD.split(counts), weight.unbind(), strict=True)])
+        product = partial(_grouped_product, groups)
+        product_RD = product(x_RD, self.weight.to(x_RD.dtype))
+        return product_RD + self.lora(x_RD, product) if hasattr(self, "lora") else product_RD
 
 
 class Experts(nn.Module):
@@ -95,3 +95,12 @@ def router_loss(routed: list[Tensor], config: ModelConfig, share: float) -> tupl
     }
     added = config.balance_weight * balance + config.router_z_weight * z_loss
     return share * added, {name: share * value.detach() for name, value in watched.items()}
+
+
+def _grouped_product(groups: Tensor, x_RD: Tensor, weight: Tensor) -> Tensor:
+    """Each expert's rows times its matrix of the stack [E, outputs, D]."""
+    if x_RD.is_cuda and all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:]):
+        return F.grouped_mm(x_RD, weight.mT, offs=groups)  # takes rows of whole 16 bytes alone
+    counts: list[int] = groups.diff(prepend=groups.new_zeros(1)).tolist()
+    # unbind, for its gradient is one stack; that of an index would be as many stacks as there are experts
+    return torch.cat([F.linear(x, w) for x, w in zip(x_RD.split(counts), weight.unbind(), strict=True)])

@@ -25,7 +25,7 @@ class Exported:
 
     name = "transformers"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: Path | None) -> None:
         import transformers
 
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -39,6 +39,10 @@ class Exported:
         self.model, found = loaded
         if missing := sorted(found["missing_keys"]):  # it draws what it does not find, and only warns
             raise KeyError(f"{missing[0]} is missing")
+        if adapter is not None:
+            import peft
+
+            self.name, self.model = "peft", peft.PeftModel.from_pretrained(self.model, str(adapter))
         said = (self.tokenizer.eos_token_id, self.model.config.eos_token_id, self.model.generation_config.eos_token_id)
         self.end_of_text_ids = sorted({-1 if stop is None else stop for ids in said for stop in _listed(ids)})
 
@@ -73,10 +77,10 @@ def _listed(ids: Any) -> list[int | None]:
     return ids if isinstance(ids, list) else [ids]
 
 
-def open_exported(*, folder: Path) -> Exported:
-    """A Hugging Face folder as transformers loads it; FaiscaError where it does not."""
+def open_exported(*, folder: Path, adapter: Path | None) -> Exported:
+    """A Hugging Face folder as transformers loads it, with PEFT's adapter of another; FaiscaError where it does not."""
     try:
-        return Exported(folder)
+        return Exported(folder, adapter)
     except Exception as error:  # over a folder that it does not expect, its loader trips in many ways
         raise FaiscaError(f"transformers cannot load {folder}: {in_one_line(error)}") from error
 

@@ -92,7 +92,8 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden_ND, head_VD, targets_N, peaks_N, sums_N, entropies_N, kept_NV = ctx.saved_tensors
         narrow_head_VD = head_VD.to(hidden_ND.dtype)
         weights_N1, entropy_weights_N1 = (-(upstream / ctx.temperature)[:, None] for upstream in upstream_N)
-        d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
+        d_hidden_ND = torch.empty_like(hidden_ND)
+        d_head_VD = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None  # a frozen head needs none
         like = peaks_N if kept_NV is None else kept_NV
         buffer = like.new_empty(min(ctx.chunk, len(hidden_ND)), len(head_VD))
         for rows in _chunks(len(hidden_ND), ctx.chunk):

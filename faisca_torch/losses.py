@@ -57,7 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.empty(*shape, dtype=_wide(hidden_ND), device=hidden_ND.device) for shape in ((N,), (min(chunk, N), V))
         )
         d_hidden_ND = torch.empty_like(hidden_ND) if with_gradients else None
-        d_head_VD = torch.zeros_like(head_VD) if with_gradients else None
+        wanted = with_gradients and ctx.needs_input_grad[1]  # a frozen head has no gradient
+        d_head_VD = torch.zeros_like(head_VD) if wanted else None
         for rows in _chunks(N, chunk):
             hidden, target, valid = hidden_ND[rows], targets_N[rows].clamp(min=0), targets_N[rows, None] >= 0
             logits, slope = _squeeze(_project(hidden, narrow_head_VD, buffer[: len(hidden)]), soft_cap)
@@ -68,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             sums = exps.sum(1, keepdim=True)
             losses_N[rows] = ((peak + sums.log() - picked) * valid).squeeze(1)
             # The upstream gradient is one number, so the gradient can be made now, while the exponentials are here.
-            if d_hidden_ND is not None and d_head_VD is not None:
+            if d_hidden_ND is not None:
                 softmax = _Softmax(exps.to(hidden.dtype), sums, target, valid, 1.0, slope)
                 d_hidden_ND[rows] = _add_gradients(softmax, hidden, narrow_head_VD, d_head_VD)
         ctx.save_for_backward(d_hidden_ND, d_head_VD)
@@ -77,7 +78,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden_ND, d_head_VD = ctx.saved_tensors
-        return d_hidden_ND * upstream, d_head_VD * upstream, None, None, None, None
+        d_head_VD = None if d_head_VD is None else d_head_VD * upstream
+        return d_hidden_ND * upstream, d_head_VD, None, None, None, None
 
 
 def _project(hidden_nD: Tensor, head_VD: Tensor, out_nV: Tensor) -> Tensor:
@@ -108,8 +110,10 @@ class _Softmax(NamedTuple):
     """of the logits' soft cap"""
 
 
-def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head_VD: Tensor) -> Tensor:
+def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head_VD: Tensor | None) -> Tensor:
     """The gradient of hidden states [n, D]; adds that of these rows to the head's, and overwrites the exponentials.
+
+    None for the head's: it is frozen, and a third of the products falls away.
 
     The division by the sums stands on the narrow side of the products. The head's gradient is a small
     difference of two large sums over positions, so the one-hot is subtracted before the product
@@ -119,9 +123,13 @@ def _add_gradients(softmax: _Softmax, hidden_nD: Tensor, head_VD: Tensor, d_head
     share_n1, picked_n1 = weight_n1 / sums_n1, target_n[:, None]
     if slope_nV is None:
         d_hidden_nD = (exps_nV @ head_VD) * share_n1 - head_VD[target_n] * (weight_n1 * hit_n1)
+        if d_head_VD is None:  # nobody reads the errors
+            return d_hidden_nD
     errors_nV = exps_nV.scatter_(1, picked_n1, (exps_nV.gather(1, picked_n1) - sums_n1 * hit_n1).to(exps_nV.dtype))
     if slope_nV is not None:
         d_hidden_nD = (errors_nV.mul_(slope_nV) @ head_VD) * share_n1
+    if d_head_VD is None:
+        return d_hidden_nD
     shared_hidden_nD = (hidden_nD * share_n1).to(exps_nV.dtype)
     if d_head_VD.dtype == exps_nV.dtype:
         d_head_VD.addmm_(errors_nV.T, shared_hidden_nD)

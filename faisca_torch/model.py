@@ -18,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from faisca.backend import Runtime
 from faisca.config import ModelConfig
-from faisca.parameters import check_parameters, in_block
+from faisca.parameters import check_parameters, in_block, trained
 from faisca.rotation import rotation_table
 from faisca_torch.cache import KeyValueCache
 from faisca_torch.experts import Experts
+from faisca_torch.lora import LoRA, adapt
 from faisca_torch.sums import scaled
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, [T, J] each
@@ -56,9 +57,12 @@ class Norm(nn.Module):
 class Linear(nn.Linear):
     """Multiplies in the dtype of its input; the weights are float32, and so is what adds up their gradients."""
 
+    lora: LoRA  # where `adapt` puts one
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x_BTD.dtype)
-        return F.linear(x_BTD, self.weight.to(x_BTD.dtype), bias)
+        product = F.linear(x_BTD, self.weight.to(x_BTD.dtype), bias)
+        return product + self.lora(x_BTD, F.linear) if hasattr(self, "lora") else product
 
 
 class Attention(nn.Module):
@@ -219,6 +223,7 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     check_parameters(parameters, config)
     with torch.device("meta"):  # no memory and no random numbers: every value comes from `parameters`
         model = GPT(config, runtime)
+        adapt(model, config)
     # Rounded one by one: all in float32 first would take more than rounding saves. None: as they come.
     narrow = torch.bfloat16 if runtime.weights == "bfloat16" else None
     tensors = {
@@ -229,6 +234,6 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     if config.positions == "rope":
         cos_TJ, sin_TJ = (model.head.weight_VD.new_tensor(table) for table in rotation_table(config))
         model.rotation = cos_TJ, sin_TJ
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained(name, config))
     return model.eval()

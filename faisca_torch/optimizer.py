@@ -38,8 +38,9 @@ class Learner:
 
 
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
-    """AdamW (bias-corrected, decoupled decay) with its moments at zero, of all weights that Muon does not move."""
-    _, weights = split(dict(model.named_parameters()), config.optimizer)
+    """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
+    trained: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    _, weights = split(trained, config.optimizer)
     # Weight decay is for some weights only (`config.decay`), so there are two groups.
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in weights.items():

@@ -11,9 +11,10 @@ import tiktoken
 from twins import MlxTwin, TorchTwin
 
 from faisca.backend import Runtime, load_backend
-from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig
+from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, SFTConfig
 from faisca.data.byte_level import END_OF_TEXT
 from faisca.data.tokenizer import Tokenizer
+from faisca.lora import adapted
 from faisca.parity.cases import Case, Side, uneven_parameters
 from faisca.training import stages
 from faisca.training.setup import Setup
@@ -109,6 +110,14 @@ def model_config(**options: Any) -> ModelConfig:
 def make_case(seed: int = 0, *, rows: int = 4, length: int = 20, steps: int = 20, **options: Any) -> Case:
     """A case on a small model with uneven weights."""
     config = model_config(**options)
+    return Case(config, uneven_parameters(config, seed), 0, rows=rows, length=length, steps=steps, seed=seed)
+
+
+def make_adapted(seed: int = 0, *, rows: int = 4, length: int = 20, steps: int = 20, **options: Any) -> Case:
+    """A case whose model has an adapter, uneven as all its weights; options that begin with lora_ are the adapter's."""
+    lora = {"lora_rank": 3, "lora_alpha": 5.0} | {n: v for n, v in options.items() if n.startswith("lora_")}
+    model = model_config(**{name: value for name, value in options.items() if name not in lora})
+    config = adapted(model, SFTConfig(**lora))
     return Case(config, uneven_parameters(config, seed), 0, rows=rows, length=length, steps=steps, seed=seed)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from reference_experts import experts, router_loss
+from reference_lora import low_rank
 
 from faisca.config import ModelConfig
 
@@ -131,14 +132,15 @@ class Reference:
 
     def _linear(self, x: Array, name: str, expert: Any = ()) -> Layer:
         weight, bias = self.weights[f"{name}.weight"][expert], self.weights.get(f"{name}.bias")
+        added, back_adapter = low_rank(self, x, name, len(weight), expert)
 
         def back(d: Array) -> Array:
             self.gradients[f"{name}.weight"][expert] += flat(d).T @ flat(x)
             if bias is not None:
                 self.gradients[f"{name}.bias"] += flat(d).sum(0)
-            return d @ weight
+            return d @ weight + back_adapter(d)
 
-        return x @ weight.T + (0 if bias is None else bias), back
+        return x @ weight.T + (0 if bias is None else bias) + added, back
 
     def _norm(self, x: Array, name: str, kind: str) -> Layer:
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")

@@ -29,8 +29,10 @@ from faisca.config import (
     SFTConfig,
     TokenizerConfig,
     TrainConfig,
+    plain,
 )
 from faisca.data.tokenizer import Tokenizer
+from faisca.parameters import in_adapter, trained
 from faisca.streams import permutation
 from faisca.training import stages
 
@@ -116,8 +118,13 @@ class StandIn:
         model = StandInModel(own, config)
         return self._note("make_model", model.updates, model, config=config, parameters=given, runtime=runtime)
 
+    def base_of(self, *, model: StandInModel) -> StandInModel:
+        shared = {name: value for name, value in model.parameters.items() if not in_adapter(name)}
+        return self._note("base_of", model.updates, StandInModel(shared, plain(model.config)))
+
     def get_parameters(self, *, model: StandInModel) -> dict[str, np.ndarray]:
-        copies = {name: value.copy() for name, value in model.parameters.items()}
+        own = {name: value for name, value in model.parameters.items() if trained(name, model.config)}
+        copies = {name: value.copy() for name, value in own.items()}
         return self._note("get_parameters", model.updates, copies)
 
     def make_learner(self, *, model: StandInModel, config: Any) -> StandInLearner:
@@ -126,7 +133,9 @@ class StandIn:
     def get_optimizer_state(self, *, learner: StandInLearner) -> dict[str, np.ndarray]:
         state: dict[str, np.ndarray] = {"step": np.array(learner.steps, np.int64)}
         for moment in ("first_moment", "second_moment"):
-            state |= {f"{moment}.{name}": np.zeros_like(v) for name, v in learner.model.parameters.items()}
+            model = learner.model
+            own = {name: value for name, value in model.parameters.items() if trained(name, model.config)}
+            state |= {f"{moment}.{name}": np.zeros_like(value) for name, value in own.items()}
         return self._note("get_optimizer_state", learner.model.updates, state)
 
     def set_optimizer_state(self, *, learner: StandInLearner, state: Any) -> None:

@@ -45,7 +45,7 @@ def test_a_script_has_every_option_of_the_help(scripts, shell):
         (["faisca", "gen"], {"generate"}),
         (["faisca", "generate", "--temp"], {"--temperature"}),
         (["faisca", "run", "--grpo.temp"], {"--grpo.temperature"}),
-        (["faisca", "port", "a", "b", "--to", ""], {"faisca", "torch", "mlx", "hf"}),
+        (["faisca", "port", "a", "b", "--to", ""], {"faisca", "torch", "mlx", "hf", "peft", "mlx-lm"}),
     ],
 )
 def test_bash_completes_with_it(scripts, tmp_path, typed, wanted):

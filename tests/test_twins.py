@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 TORCH, MLX, CORE = ROOT / "faisca_torch", ROOT / "faisca_mlx", ROOT / "faisca"
 FRAMEWORKS = {"torch", "transformers", "mlx", "mlx_lm"}
 LESSON = ("model", "losses", "optimizer", "train", "log_probs", "generate", "grpo")
-HELPERS = ("experts", "muon", "cache", "sums", "device", "weights", "interop")
+HELPERS = ("lora", "experts", "muon", "cache", "sums", "device", "interop")
 FILES = LESSON + HELPERS
 """a twin's files, in the order of reading"""
 ONLY_IN_MLX = {"random_key", "gradients", "fused"}
@@ -131,7 +131,7 @@ BREAKS = {
     "another kind": ("train.py", "def evaluate(*, ", "def evaluate("),
     "parameter missing": ("grpo.py", "losses_BP: Tensor, rollouts: Rollouts[Tensor], ", "losses_BP: Tensor, "),
     "another default": ("model.py", '= None) -> Tensor:\n        """Final', '= 0) -> Tensor:\n        """Final'),
-    "function missing": ("weights.py", "def set_optimizer_state", "def _set_optimizer_state"),
+    "function missing": ("device.py", "def set_optimizer_state", "def _set_optimizer_state"),
     "renamed forward": ("model.py", "def forward(self, tokens_BT", "def run(self, tokens_BT"),
 }
 
@@ -150,10 +150,10 @@ def test_the_check_can_fail(tmp_path, file, old, new):
 def test_another_order_and_another_file_are_differences(tmp_path):
     copy = tmp_path / "faisca_torch"
     shutil.copytree(TORCH, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    tree = ast.parse((copy / "weights.py").read_text(encoding="utf-8"))
+    tree = ast.parse((copy / "sums.py").read_text(encoding="utf-8"))
     tree.body.reverse()
-    (copy / "weights.py").write_text(ast.unparse(tree), encoding="utf-8")
-    assert [line.partition(":")[0] for line in differences(TORCH, copy)] == ["weights.py"]
+    (copy / "sums.py").write_text(ast.unparse(tree), encoding="utf-8")
+    assert [line.partition(":")[0] for line in differences(TORCH, copy)] == ["sums.py"]
     (copy / "more.py").touch()
     assert differences(TORCH, copy)[0].startswith("files ")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from faisca.backend import Backend, Learner, Model, Rollouts, Runtime
 from faisca.certificate.work import Work
-from faisca.config import GRPOConfig, OptimizerConfig, RunConfig
+from faisca.config import GRPOConfig, OptimizerConfig, RunConfig, adapter_of
 
 Arrays = dict[str, np.ndarray]
 STEPS = 3
@@ -123,7 +123,9 @@ def safe_ratio(config: GRPOConfig) -> float:
 
 def has_dropout(work: Work) -> bool:
     """Whether the stage drops anything: GRPO never does."""
-    return work.grpo is None and bool(work.model.dropout or work.model.attention_dropout)
+    adapter = adapter_of(work.model)
+    drops = work.model.dropout or work.model.attention_dropout or (adapter and adapter.dropout)
+    return work.grpo is None and bool(drops)
 
 
 def observe_dropout(side: Side, work: Work) -> Iterator[Observation]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from faisca.backend import ROWS_AT_A_TIME, Rollouts, Sampling
-from faisca.config import GRPOConfig, ModelConfig, OptimizerConfig
+from faisca.config import AdaptedModel, GRPOConfig, ModelConfig, OptimizerConfig
 from faisca.parameters import Parameters
 from faisca.streams import generator, permutation
 
@@ -51,7 +51,10 @@ class Work:
     def still_model(self) -> ModelConfig:
         """The model with its dropout's path, but nothing dropped: what two sides can be compared with."""
         rate, attention = (NO_DROPOUT if x else 0.0 for x in (self.model.dropout, self.model.attention_dropout))
-        return dataclasses.replace(self.model, dropout=rate, attention_dropout=attention)
+        still = dataclasses.replace(self.model, dropout=rate, attention_dropout=attention)
+        if not isinstance(still, AdaptedModel) or not still.adapter.dropout:
+            return still
+        return dataclasses.replace(still, adapter=dataclasses.replace(still.adapter, dropout=NO_DROPOUT))
 
     @property
     def distinct(self) -> int:

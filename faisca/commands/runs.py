@@ -13,6 +13,7 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from faisca.commands.parse import parse, print_json
+from faisca.config import Adapter, adapter_of, plain
 from faisca.errors import FaiscaError, VerificationError
 from faisca.runs.checkpoint import checkpoint_folders, find_checkpoint, read_state
 from faisca.runs.manifest import MANIFEST, read_files
@@ -226,6 +227,12 @@ def _computed_with(state: State) -> str:
     return f"{state.backend} on {state.device}, {state.dtype}"
 
 
+def _adapter_words(adapter: Adapter, state: State) -> str:
+    """An adapter's options, and which base it belongs to."""
+    options = f"rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}, {' '.join(adapter.targets)}"
+    return f"{options}; of the base {(state.base_sha256 or 'unknown')[:16]}"
+
+
 def _facts(state: State) -> dict[str, str]:
     total = state.progress.total_steps
     names = ("validation loss", f"{titles_name(state.config.sft.url_contains)} validation loss")
@@ -238,7 +245,8 @@ def _facts(state: State) -> dict[str, str]:
         "skipped steps": str(state.progress.skipped),
         "computed with": _computed_with(state),
         "seed": str(state.config.run.seed),
-        "model": ", ".join(f"{name} {value}" for name, value in vars(state.model).items()),
+        "model": ", ".join(f"{name} {value}" for name, value in vars(plain(state.model)).items()),
+        **({"adapter": _adapter_words(adapter, state)} if (adapter := adapter_of(state.model)) else {}),
         "tokenizer": state.tokenizer["kind"],
         "versions": ", ".join(f"{name} {value}" for name, value in state.versions.items()),
     }

@@ -6,10 +6,18 @@
 
 from dataclasses import dataclass, field, fields, is_dataclass
 
-from faisca.config.model import ModelConfig
-from faisca.config.optimizer import OptimizerConfig
+from faisca.config.model import AdaptedModel, Adapter, ModelConfig, adapter_of, plain
+from faisca.config.optimizer import LoRAConfig, OptimizerConfig
 from faisca.config.ranges import check_section
-from faisca.config.rules import check_data, check_grpo, check_model, check_stages, check_training
+from faisca.config.rules import (
+    check_adapter,
+    check_data,
+    check_grpo,
+    check_model,
+    check_recomputed,
+    check_stages,
+    check_training,
+)
 from faisca.config.sections import (
     COLDEST,
     STAGES,
@@ -25,9 +33,12 @@ from faisca.config.sections import (
 __all__ = [
     "COLDEST",
     "STAGES",
+    "AdaptedModel",
+    "Adapter",
     "Config",
     "DataConfig",
     "GRPOConfig",
+    "LoRAConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
@@ -35,6 +46,8 @@ __all__ = [
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "adapter_of",
+    "plain",
 ]
 
 
@@ -62,4 +75,7 @@ class Config:
         check_training("pretrain", self.pretrain)
         check_training("sft", self.sft)
         check_grpo(self.grpo)
+        check_adapter("sft", self.sft, self.model)
+        check_adapter("grpo", self.grpo, self.model)
+        check_recomputed(self.sft, self.run)
         check_stages(self.run.stages)

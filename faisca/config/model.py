@@ -1,6 +1,6 @@
 """The options of the model: each field states its range beside its meaning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share
@@ -110,3 +110,38 @@ class ModelConfig:
     def output_bias(self) -> bool:
         """Whether the attention's output has a bias."""
         return self.attention_bias if self.attention_output_bias == "auto" else self.attention_output_bias == "on"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA (Hu et al. 2022): beside a matrix W that stays as it is, alpha / rank · B A, which alone is trained."""
+
+    rank: int
+    """rows of A, columns of B"""
+    alpha: float
+    dropout: float
+    """share of the numbers that A reads, dropped in training"""
+    targets: tuple[str, ...]
+    """of `faisca.lora.TARGETS`, in that order"""
+
+    @property
+    def scale(self) -> float:
+        """How many times B A counts."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class AdaptedModel(ModelConfig):
+    """A model that a stage trains by an adapter: no option, but made of the model's and the stage's."""
+
+    adapter: Adapter = field(kw_only=True)
+
+
+def adapter_of(model: ModelConfig) -> Adapter | None:
+    """The adapter of a model that has one."""
+    return model.adapter if isinstance(model, AdaptedModel) else None
+
+
+def plain(model: ModelConfig) -> ModelConfig:
+    """The model without its adapter."""
+    return ModelConfig(**{option.name: getattr(model, option.name) for option in fields(ModelConfig)})

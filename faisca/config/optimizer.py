@@ -1,4 +1,4 @@
-"""The options of the optimiser, which every stage has: each field states its range beside its meaning."""
+"""The options of the optimiser, which every stage has, and of adapters: each states its range beside its meaning."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -44,3 +44,15 @@ class OptimizerConfig:
     def muon_rate_ratio(self) -> float:
         """Muon's learning rate over AdamW's, at every step."""
         return (self.muon_learning_rate or self.learning_rate) / self.learning_rate
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """An adapter that is trained in the place of all weights (LoRA: Hu et al. 2022, arXiv 2106.09685)."""
+
+    lora_rank: CountOrOff = 0
+    """train alpha / rank · B A beside matrices that stay as they are, A with this many rows; 0: train all weights"""
+    lora_alpha: Positive = 16.0
+    """an adapter counts alpha / rank times"""
+    lora_targets: tuple[str, ...] = ("all",)
+    """matrices that have one: all of the blocks', or some of query, key, value, output, gate, up, down and experts"""

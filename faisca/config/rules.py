@@ -4,13 +4,23 @@ from dataclasses import fields
 
 from faisca.config.model import ModelConfig
 from faisca.config.optimizer import OptimizerConfig
-from faisca.config.sections import STAGES, DataConfig, GRPOConfig, TokenizerConfig, TrainConfig
+from faisca.config.sections import (
+    STAGES,
+    DataConfig,
+    GRPOConfig,
+    RunConfig,
+    SFTConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from faisca.errors import FaiscaError
 
 EXPERTS = tuple(
     "experts_per_token expert_dim shared_expert_dim normalise_experts balance_weight router_z_weight".split()
 )
 """options of ModelConfig that need `num_experts`"""
+TARGETS = ("query", "key", "value", "output", "gate", "up", "down", "experts")
+"""what of a block may have an adapter, in forward order; experts: the matrices of all of them"""
 
 
 def check_model(model: ModelConfig, tokenizer: TokenizerConfig) -> None:
@@ -124,6 +134,53 @@ def check_optimizer(name: str, stage: OptimizerConfig) -> None:
                 f"{name}.{option.name} {value:g} means nothing with {name}.{owner} {getattr(stage, owner)}: "
                 f"add --{name}.{owner} {wanted[owner]}, or leave it out"
             )
+
+
+def check_adapter(name: str, stage: SFTConfig | GRPOConfig, model: ModelConfig) -> None:
+    """An adapter's matrices are among those there are; Muon moves whole matrices; without a rank there is none."""
+    if not stage.lora_rank:
+        for option in fields(type(stage)):
+            value = getattr(stage, option.name)
+            if option.name.startswith("lora_") and value != option.default:
+                raise FaiscaError(
+                    f"{name}.{option.name} {_listed(value)} means nothing without an adapter: add --{name}.lora-rank 8"
+                )
+        return
+    if stage.optimizer == "muon":
+        raise FaiscaError(
+            f"{name}.optimizer muon moves whole matrices, and {name}.lora_rank {stage.lora_rank} trains an adapter "
+            f"beside them: use --{name}.optimizer adamw"
+        )
+    there = possible_targets(model)
+    unknown = [target for target in stage.lora_targets if target not in there]
+    if stage.lora_targets != ("all",) and (unknown or not stage.lora_targets):
+        raise FaiscaError(
+            f"{name}.lora_targets {_listed(unknown)} is none of this model's matrices: choose all, or among "
+            f"{' '.join(there)}"
+        )
+
+
+def possible_targets(model: ModelConfig) -> tuple[str, ...]:
+    """Those of TARGETS that a model has."""
+    lacking = set() if model.activation == "swiglu" else {"gate"}
+    if not model.num_experts:
+        lacking |= {"experts"}
+    elif not model.shared_expert_dim:
+        lacking |= {"gate", "up", "down"}
+    return tuple(target for target in TARGETS if target not in lacking)
+
+
+def check_recomputed(sft: SFTConfig, run: RunConfig) -> None:
+    """What an adapter drops is drawn as it comes: a block that is computed again would drop something else."""
+    if sft.lora_dropout and run.gradient_checkpointing:
+        raise FaiscaError(
+            f"sft.lora_dropout {sft.lora_dropout:g} does not go with run.gradient_checkpointing, which would draw it "
+            "anew: leave one of them out"
+        )
+
+
+def _listed(value: object) -> str:
+    return " ".join(map(str, value)) or "(none)" if isinstance(value, tuple | list) else str(value)
 
 
 def check_grpo(grpo: GRPOConfig) -> None:

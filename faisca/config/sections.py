@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from faisca.backends import BACKENDS
-from faisca.config.optimizer import OptimizerConfig
+from faisca.config.optimizer import LoRAConfig, OptimizerConfig
 from faisca.config.ranges import Count, CountOrOff, NotNegative, Positive, Range, Share
 
 COLDEST = 1e-6
@@ -88,16 +88,18 @@ class TrainConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True)
-class SFTConfig(TrainConfig):
+class SFTConfig(LoRAConfig, TrainConfig):
     """Supervised fine-tuning: on titles of one kind, or on the answers in conversations."""
 
     conversations: str = ""
     """a JSONL file, a conversation a line (messages, or prompt and completion), instead of titles; the loss is on
     answers alone, and data.window is the longest conversation, in tokens"""
+    lora_dropout: Share = 0.0
+    """share of the numbers that an adapter reads, dropped in training; GRPO drops nothing"""
 
 
 @dataclass(frozen=True)
-class GRPOConfig(OptimizerConfig):
+class GRPOConfig(LoRAConfig, OptimizerConfig):
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
 
     learning_rate: Positive = 1e-4
@@ -214,7 +216,7 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """what activations are computed in; weights and optimiser state stay float32"""
     weights: Literal["float32", "bfloat16"] = "float32"
-    """what the blocks' matrices are kept in where nothing trains them: GRPO's reference; what is trained is float32"""
+    """what the blocks' matrices are kept in where nothing trains them: GRPO's reference, an adapter's base"""
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the training step; auto does so where it pays"""
     loss_chunk: CountOrOff = 0

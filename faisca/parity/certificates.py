@@ -12,7 +12,7 @@ from faisca.backends import BACKENDS
 from faisca.certificate.certify import Certificate, Reference, units
 from faisca.certificate.compare import TOLERANCES, Finding
 from faisca.certificate.work import Work
-from faisca.config import Config, ModelConfig, RunConfig
+from faisca.config import Config, ModelConfig, RunConfig, plain
 from faisca.config.files import load_preset
 from faisca.data.tokenizer import expected_tokens
 from faisca.parameters import initial_parameters
@@ -139,6 +139,7 @@ def _certify(name: str, subject: Subject, work: Work, tick: Callable[[], None]) 
 
 
 def _of_checkpoint(path: Path) -> Subject:
+    from faisca.lora import merged
     from faisca.runs.checkpoint import load_checkpoint, warn
     from faisca.training.run import checkpoint_tokenizer
     from faisca.training.start import with_prompts_at_hand
@@ -147,4 +148,5 @@ def _of_checkpoint(path: Path) -> Subject:
     state, tokenizer = checkpoint.state, checkpoint_tokenizer(checkpoint)
     config = with_prompts_at_hand(state.config, warn)
     prompt = longest_prompt(config, tokenizer, state.model.context)
-    return Subject(str(path), state.config, state.model, checkpoint.parameters, prompt)
+    parameters = dict(merged(checkpoint.parameters, state.model))
+    return Subject(str(path), state.config, plain(state.model), parameters, prompt)

@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from faisca.backend import Runtime, load_backend
 from faisca.backends import BACKENDS
 from faisca.commands.parse import parse, print_json
-from faisca.config import ModelConfig, RunConfig
+from faisca.config import ModelConfig, RunConfig, plain
 from faisca.config.files import load_preset
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
@@ -136,15 +136,17 @@ def make_case(path: Path | None, preset: str | None = None) -> Case:
         small = {"vocabulary_size": 509, "context": 64, "dim": 64, "num_layers": 2, "hidden_dim": 256, "head_dim": 0}
         config = dataclasses.replace(model, **small, dropout=0.0, attention_dropout=0.0)  # type: ignore[arg-type]
         return Case(config, uneven_parameters(config, seed=0), end_of_text=0)
+    from faisca.lora import merged
     from faisca.runs.checkpoint import load_checkpoint
     from faisca.training.run import checkpoint_tokenizer
 
     checkpoint = load_checkpoint(path)
-    config = dataclasses.replace(checkpoint.state.model, dropout=0.0, attention_dropout=0.0)
+    parameters = dict(merged(checkpoint.parameters, checkpoint.state.model))
+    config = dataclasses.replace(plain(checkpoint.state.model), dropout=0.0, attention_dropout=0.0)
     first, *more = checkpoint_tokenizer(checkpoint).ends
     rows, steps = (2, 6) if count_parameters(config) > LARGE else (8, 20)
     length = min(32, config.context)
-    return Case(config, checkpoint.parameters, first, rows=rows, length=length, steps=steps, ends=tuple(more))
+    return Case(config, parameters, first, rows=rows, length=length, steps=steps, ends=tuple(more))
 
 
 def compare_sides(sides: dict[str, Side], case: Case) -> list[RungResult]:

@@ -10,16 +10,18 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from faisca.backends import BACKENDS
 from faisca.commands.parse import parse, print_json
 from faisca.errors import FaiscaError
-from faisca.porting.formats import FORMATS
+from faisca.porting.formats import ADAPTER_FORMATS, FORMATS
 
 if TYPE_CHECKING:
     FormatName = str
 else:  # checked, and listed in the help
-    FormatName = Literal[FORMATS]
+    FormatName = Literal[(*FORMATS, *ADAPTER_FORMATS)]
 FORMAT_WORDS = {
     "faisca": "a faisca run folder",
     **{name: row.file_words for name, row in BACKENDS.items()},
     "hf": "a Hugging Face folder",
+    "peft": "a PEFT adapter",
+    "mlx-lm": "an mlx-lm adapter",
 }
 
 
@@ -34,7 +36,10 @@ class PortOptions:
     target: Annotated[Positional[Path], arg(metavar="TARGET", help="what to write: it must not exist yet")]
     to: Annotated[
         FormatName,
-        arg(help="faisca or hf: a folder; torch: a .safetensors file; mlx: a .safetensors or .npz file"),
+        arg(
+            help="faisca or hf: a folder; torch: a .safetensors file; mlx: a .safetensors or .npz file; "
+            "peft or mlx-lm: the folder of an adapter"
+        ),
     ]
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -47,6 +52,8 @@ class PortOptions:
     """attention heads of a state dict that has no JSON beside it"""
     tokenizer: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """the tokenizer.json of a source that has none"""
+    base: Annotated[Path | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
+    """the model that an adapter belongs to, where the source or the target is one"""
     push_to_hub: Annotated[str | None, arg(metavar="OWNER/NAME", help_behavior_hint="")] = None
     """upload what --to hf has written, the model card included, to the Hugging Face hub as well"""
     json: FlagCreatePairsOff[bool] = False
@@ -63,6 +70,9 @@ def port(argv: list[str]) -> int:
     Mixtral, OLMoE or Qwen3-MoE. What such a folder has and our model does not
     compute is refused by name. A model goes out as the family that computes it.
 
+    An adapter (LoRA) goes from a run to PEFT's and mlx-lm's folders and back,
+    beside the model that it was trained on, which --base names.
+
     examples:
       faisca port runs/spark spark-hf --to hf
       faisca port runs/spark spark.safetensors --to torch
@@ -71,13 +81,19 @@ def port(argv: list[str]) -> int:
       faisca port HuggingFaceTB/SmolLM2-135M runs/smollm2 --to faisca
       faisca port runs/smollm2 smollm2-small --to hf --dtype bfloat16
       faisca port original.pt runs/original --to faisca
+      faisca port runs/tuned adapter --to peft --base smollm2
+      faisca port adapter runs/tuned --to faisca --base smollm2
     """
     options = parse(PortOptions, argv, command="port", help=port.__doc__)
     if options.num_heads is not None and options.num_heads < 1:
         raise FaiscaError(f"--num-heads {options.num_heads} is out of range: use a number at least 1")
-    from faisca.porting import hub
+    from faisca.porting import adapters, hub
     from faisca.porting import port as porting
 
+    if options.to in ADAPTER_FORMATS or adapters.holds_adapter(options.source):
+        return _port_adapter(options)
+    if options.base is not None:
+        raise FaiscaError(f"--base does not go with {options.source}, which is no adapter: leave it out")
     if options.push_to_hub:
         hub.check_push(options.push_to_hub, options.to)
     done = porting.port(
@@ -101,6 +117,38 @@ def port(argv: list[str]) -> int:
     return 0
 
 
+def _port_adapter(options: PortOptions) -> int:
+    """Of an adapter; the options of a model's file mean nothing there."""
+    from faisca.porting.adapters import port_adapter
+
+    for name in ("num_heads", "tokenizer", "push_to_hub"):
+        if getattr(options, name) is not None:
+            raise FaiscaError(f"--{name.replace('_', '-')} does not go with an adapter: leave it out")
+    if options.dtype not in ("auto", "float32"):
+        raise FaiscaError(f"--dtype {options.dtype} does not go with an adapter, which is float32: leave it out")
+    done = port_adapter(options.source, options.target, options.to, options.base, verify=not options.no_verify)
+    if options.no_verify:
+        print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
+    if options.json:
+        print_json(
+            {
+                "source": {"path": str(options.source), "found": done.found},
+                "target": {"path": str(options.target), "format": options.to},
+                "base": str(options.base),
+                "adapter": asdict(done.model.adapter),
+                "verified": bool(done.comparisons),
+                "comparisons": [asdict(comparison) for comparison in done.comparisons],
+            }
+        )
+        return 0
+    verified = "verified" if done.comparisons else "NOT verified"
+    adapter = done.model.adapter
+    print(f"{options.source}: {done.found}, alpha {adapter.alpha:g}, of {' '.join(adapter.targets)}")
+    print(f"{options.target}: {FORMAT_WORDS[options.to]}, beside {options.base}, {verified}")
+    show_comparisons(done.comparisons)
+    return 0
+
+
 def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
     from faisca.parameters import count_parameters
 
@@ -116,21 +164,30 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
 
 
 def _show(options: PortOptions, done: Any) -> None:
-    from rich import box
-    from rich.table import Table
 
-    from faisca.system.tables import PlainConsole, print_table
+    from faisca.system.tables import PlainConsole
 
     console = PlainConsole()
     lines = [f"{options.source}: {done.source.found}", *(f"note: {note}" for note in done.notes)]
     verified = f"verified: {done.answered_by} answered for the source" if done.comparisons else "NOT verified"
     lines.append(f"{options.target}: {FORMAT_WORDS[options.to]}, {done.dtype}, {verified}")
     console.print("\n".join(lines), soft_wrap=True)
+    show_comparisons(done.comparisons)
+
+
+def show_comparisons(comparisons: list[Any]) -> None:
+    """A row for each library that read the target; nothing where nothing was asked."""
+    from rich import box
+    from rich.table import Table
+
+    from faisca.system.tables import PlainConsole, print_table
+
+    console = PlainConsole()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("read by")
     for title in ("logits differ by", "greedy tokens", "end of text", "texts"):
         table.add_column(title, justify="right")
-    for row in done.comparisons:
+    for row in comparisons:
         ties = f", {row.ties} ties" if row.ties else ""
         table.add_row(
             row.library,
@@ -139,6 +196,6 @@ def _show(options: PortOptions, done: Any) -> None:
             ", ".join(map(str, row.end_of_text_ids)),
             f"{row.equal_texts} of {row.texts}",
         )
-    if done.comparisons:
+    if comparisons:
         console.print()
         print_table(console, table)

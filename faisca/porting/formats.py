@@ -23,6 +23,8 @@ from faisca.system.tensors import STORED, Tensors, check_finite
 from faisca.text import in_one_line, shortened
 
 FORMATS = ("faisca", *BACKENDS, "hf")
+ADAPTER_FORMATS = ("peft", "mlx-lm")
+"""of adapters, see `adapter_folders.py`"""
 PADDING = 64
 """a vocabulary of a Hugging Face folder that is larger than its tokenizer's is padded where it is a multiple of this"""
 NOTHING_BESIDE: Mapping[str, bytes] = {}

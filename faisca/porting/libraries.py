@@ -61,10 +61,12 @@ def read_arrays(library: str, path: Path) -> Tensors:
     return cast(Tensors, _interop(library).read_arrays(path=path))
 
 
-def open_exported(library: str, folder: Path) -> Reader:
-    """A Hugging Face folder as transformers or mlx_lm loads it, in float32 on the CPU."""
+def open_exported(library: str, folder: Path, adapter: Path | None = None) -> Reader:
+    """A Hugging Face folder as transformers or mlx_lm loads it, in float32 on the CPU; with the adapter of a folder."""
     require(library)
-    return cast(Reader, _interop(library).open_exported(folder=folder))
+    if adapter is not None and library == "transformers" and not importable("peft"):
+        raise FaiscaError("peft is not installed, but an adapter needs it: pip install peft, or add --no-verify")
+    return cast(Reader, _interop(library).open_exported(folder=folder, adapter=adapter))
 
 
 def convert_tokenizer(folder: Path) -> tuple[str, str]:

@@ -60,7 +60,7 @@ def port(
     FaiscaError for bad input, VerificationError where the target gives other answers; then nothing is left.
     """
     assert format in FORMATS
-    _check_target(target, format)
+    check_target(target, format)
     if looks_like_id(source):
         source = fetch(source.as_posix())
     portable = read_source(source, num_heads, tokenizer)
@@ -68,12 +68,12 @@ def port(
     if format == "hf":
         layout_of(portable)  # refuses what no family computes, before anything is written
     done = Port(portable, _stored_as(dtype, portable, target, format), notes=[*portable.notes])
-    with _workshop(target) as folder:
+    with workshop(target) as folder:
         made = Path(folder) / target.name
         _write(portable, made, format, done.dtype)
         if verify:
             done = _verify(done, source, made, format)
-        _move(made, target)
+        move(made, target)
     return done
 
 
@@ -94,7 +94,7 @@ def read_source(path: Path, num_heads: int | None = None, tokenizer: Path | None
     )
 
 
-def _check_target(target: Path, format: str) -> None:
+def check_target(target: Path, format: str) -> None:
     suffixes = SUFFIXES.get(format)
     if suffixes and target.suffix not in suffixes:
         raise FaiscaError(f"{target} does not say that it is a weights file: end its name in {' or '.join(suffixes)}")
@@ -103,7 +103,7 @@ def _check_target(target: Path, format: str) -> None:
             raise FaiscaError(f"{path} already exists: name another target, or remove it")
 
 
-def _workshop(target: Path) -> "tempfile.TemporaryDirectory[str]":
+def workshop(target: Path) -> "tempfile.TemporaryDirectory[str]":
     """A folder beside the target, so that moving to it is one step; it is removed whatever happens."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _verify(done: Port, source: Path, made: Path, format: str) -> Port:
     with _questions(rounds + len(openers)) as told:
         if rounds:
             reading = twin_reader(portable)
-            _check(compare(reference, reading, portable, told), source)
+            check_comparison(compare(reference, reading, portable, told), source)
             del reference  # one model less in memory
             exact, portable = portable, rounded_to(portable, done.dtype)
             reference = twin_reader(portable)
@@ -180,12 +180,12 @@ def _verify(done: Port, source: Path, made: Path, format: str) -> Port:
                 comparison = compare(reference, opener(), portable, told)
             except FaiscaError as error:
                 raise VerificationError(f"the target cannot be loaded, and was removed: {error}") from error
-            comparisons.append(_check(comparison, source))
+            comparisons.append(check_comparison(comparison, source))
     notes += [UNSETTLED.format(row=row) for row in comparisons if row.unsettled]
     return replace(done, answered_by=answered_by, comparisons=comparisons, notes=[*notes, *unasked, *unchecked])
 
 
-def _check(comparison: Comparison, source: Path) -> Comparison:
+def check_comparison(comparison: Comparison, source: Path) -> Comparison:
     if problem := comparison.problem():
         raise VerificationError(
             f"{comparison.library} reads another model from the target than {source} holds ({problem}): "
@@ -202,7 +202,7 @@ def _questions(readers: int) -> Iterator[Callable[[], None]]:
         yield lambda: update(next(asked))
 
 
-def _move(made: Path, target: Path) -> None:
+def move(made: Path, target: Path) -> None:
     """Give the finished target its name; the JSON beside a weights file goes first, as it is nothing alone."""
     if made.is_file():
         os.rename(sidecar_of(made), sidecar_of(target))

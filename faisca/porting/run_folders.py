@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from faisca.config import Config, TokenizerConfig
+from faisca.config import AdaptedModel, Config, TokenizerConfig, adapter_of, plain
 from faisca.config.files import config_from_dict, write_config
+from faisca.lora import merged
 from faisca.parameters import parameter_shapes
 from faisca.porting.formats import Portable
+from faisca.runs.base import save_base
 from faisca.runs.checkpoint import open_checkpoint, save_checkpoint
 from faisca.runs.state import IMPORTED, Progress, State, versions
 from faisca.system.tensors import safetensors_chunks
 
 TRAINING_KEYS = ("stage", "step", "seed", "backend", "device", "dtype", "seconds", "config", "stages", "hold_out_seed")
 """what of a checkpoint's state goes along"""
+NO_ADAPTER: Mapping[str, np.ndarray] = {}
 
 
 def read_run(path: Path) -> Portable:
@@ -28,27 +31,39 @@ def read_run(path: Path) -> Portable:
     state, values = checkpoint.state, checkpoint.state.to_json()
     if state.step:
         notes.append("weights only: the optimiser's state stays behind")
+    if adapter_of(state.model):
+        notes.append("its adapter is merged: what is ported is one model (--to peft or mlx-lm ports the adapter)")
     return Portable(
         format="faisca",
         found=f"a faisca checkpoint ({state.stage}, step {state.step})",
-        model=state.model,
-        parameters=checkpoint.parameters,
+        model=plain(state.model),
+        parameters=merged(checkpoint.parameters, state.model),
         tokenizer=checkpoint_tokenizer(checkpoint),
         training={key: values[key] for key in TRAINING_KEYS},
         notes=tuple(notes),
     )
 
 
-def write_run(portable: Portable, folder: Path) -> None:
-    """A run folder that `generate`, `evaluate`, `sft --from` and `grpo --from` take."""
+def write_run(
+    portable: Portable,
+    folder: Path,
+    adapted: AdaptedModel | None = None,
+    adapter: Mapping[str, np.ndarray] = NO_ADAPTER,
+) -> None:
+    """A run folder that `generate`, `evaluate`, `sft --from` and `grpo --from` take; with an adapter, of both."""
     folder.mkdir()
     config, tokenizer = _config(portable), portable.tokenizer
     write_config(config, folder / "config.toml")
     for name, content in tokenizer.files().items():
         (folder / name).write_bytes(content)
-    weights = safetensors_chunks(parameter_shapes(portable.model), portable.parameters)
-    arrays: dict[str, Any] = {"model": weights, "optimizer": {"step": np.array(0, np.int64)}}
-    save_checkpoint(folder, _state(portable, config), arrays, tokenizer_files=tokenizer.files())
+    state, shapes, own = _state(portable, config), parameter_shapes(portable.model), portable.parameters
+    if adapted is not None:
+        state = dataclasses.replace(
+            state, model=adapted, base_sha256=save_base(folder, portable.parameters, portable.model)
+        )
+        shapes, own = {name: array.shape for name, array in adapter.items()}, adapter
+    arrays: dict[str, Any] = {"model": safetensors_chunks(shapes, own), "optimizer": {"step": np.array(0, np.int64)}}
+    save_checkpoint(folder, state, arrays, tokenizer_files=tokenizer.files())
 
 
 def _config(portable: Portable) -> Config:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from faisca.config import plain
 from faisca.parameters import count_parameters
 from faisca.report.numbers import duration, engineering
 from faisca.report.recorded import Recorded
@@ -47,7 +48,7 @@ def named(run: Recorded) -> list[str]:
     imported = run.backend == IMPORTED
     parts = [f"preset {run.preset}"]
     parts.append("imported" if imported else f"{run.backend} on {run.device}")
-    size = run.facts.get("parameters") or (count_parameters(run.state.model) if run.state else None)
+    size = run.facts.get("parameters") or (count_parameters(plain(run.state.model)) if run.state else None)
     if size:
         parts.append(f"{engineering(size)} parameters")
     if run.config:

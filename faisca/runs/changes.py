@@ -9,8 +9,8 @@ from faisca.config.files import sections_of
 from faisca.errors import FaiscaError
 from faisca.runs.state import State
 
-MOMENTS = "optimizer"
-"""option of a stage that decides what its optimiser remembers"""
+MOMENTS = ("optimizer", "lora_rank", "lora_alpha", "lora_targets")
+"""options of a stage that decide what its optimiser remembers, and of what"""
 FIXED = ("model", "tokenizer")
 """sections of the configuration that a resumed run cannot change"""
 SAID_ELSEWHERE = ("run.backend", "run.device", "run.dtype", "run.stages")
@@ -39,9 +39,10 @@ def check_changes(config: Config, state: State, folder: object) -> None:
         given = f"--{'seed' if name == 'run.seed' else name.replace('_', '-')} {now}"
         if section in FIXED or name == "run.seed":
             raise FaiscaError(f"{given} does not go with --resume: {folder} has {before}; start a new run with --out")
-        if option == MOMENTS and section == state.stage and not state.finished:
+        if option in MOMENTS and section == state.stage and not state.finished:
+            other = f"and {before} remembers other moments" if option == "optimizer" else f"with {before}"
             raise FaiscaError(
-                f"{given} does not go with --resume: {section} is under way, and {before} remembers other moments; "
+                f"{given} does not go with --resume: {section} is under way, {other}; "
                 f"start a new run with --out, or train on with --from {folder} --out RUN"
             )
         over = _is_over(section, state) and option not in MEASURED

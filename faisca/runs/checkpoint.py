@@ -20,15 +20,16 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from faisca.config import STAGES
+from faisca.config import STAGES, adapter_of
 from faisca.errors import FaiscaError, VerificationError
+from faisca.runs.base import open_base
 from faisca.runs.checks import check_weights
 from faisca.runs.manifest import FORMAT, MANIFEST, read_files, write_files
 from faisca.runs.nearby import no_checkpoint
 from faisca.runs.pointers import BEST, LATEST, read_pointer, way_on, write_pointers
 from faisca.runs.state import State
 from faisca.system.files import flush_folder
-from faisca.system.tensors import check_finite, finite, open_safetensors, stored_chunks
+from faisca.system.tensors import Tensors, check_finite, finite, open_safetensors, stored_chunks
 from faisca.text import json_text
 
 SET_ASIDE = ".replaced-"
@@ -49,6 +50,7 @@ class Checkpoint:
     folder: Path
     state: State = field(repr=False)
     parameters: Arrays = field(repr=False)
+    """of the whole model: where the checkpoint holds an adapter alone, with the base that it belongs to"""
     optimizer: dict[str, np.ndarray] = field(repr=False)
     reference: dict[str, np.ndarray] | None = field(repr=False)
     """GRPO's frozen model"""
@@ -94,12 +96,15 @@ def load_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
     folder, files = _find(path, say)
     state = _parse_state(folder, files["state.json"])
     arrays = {name: _parse_arrays(folder, name, files[name]) for name in files if name.endswith(".safetensors")}
-    check_weights(folder, arrays["model.safetensors"], state.model)
+    parameters: Arrays = arrays["model.safetensors"]
+    if adapter_of(state.model):
+        parameters = Tensors.joined([open_base(folder, state.base_sha256, state.model), Tensors.of(parameters)])
+    check_weights(folder, parameters, state.model)
     check_finite(arrays["model.safetensors"], folder / "model.safetensors")
     return Checkpoint(
         folder=folder,
         state=state,
-        parameters=arrays["model.safetensors"],
+        parameters=parameters,
         optimizer=arrays["optimizer.safetensors"],
         reference=arrays.get("reference.safetensors"),
         tokenizer_files=_tokenizer_files(files),
@@ -118,8 +123,11 @@ def open_checkpoint(path: Path, say: Say = warn) -> Checkpoint:
         parameters = open_safetensors(weights)[0]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise _unreadable(folder, weights.name, error) from error
+    parameters = finite(parameters, weights)
+    if adapter_of(state.model):
+        parameters = Tensors.joined([open_base(folder, state.base_sha256, state.model), parameters])
     check_weights(folder, parameters, state.model)
-    return Checkpoint(folder, state, finite(parameters, weights), {}, None, _tokenizer_files(files), NOTHING_SEEN)
+    return Checkpoint(folder, state, parameters, {}, None, _tokenizer_files(files), NOTHING_SEEN)
 
 
 def find_checkpoint(path: Path, say: Say = warn) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from faisca.config import ModelConfig
+from faisca.config import ModelConfig, adapter_of
 from faisca.errors import FaiscaError
 from faisca.muon import moments_of
-from faisca.parameters import check_shapes, parameter_shapes
+from faisca.parameters import check_shapes, parameter_shapes, trained
 from faisca.runs.state import State
 from faisca.system.tensors import Tensors
 
@@ -33,7 +33,7 @@ def check_resumable(folder: Path, state: State, optimizer: Arrays, reference: Ar
     """FaiscaError unless the checkpoint has all that a stage under way needs."""
     if not state.finished:
         _check_moments(folder, optimizer, state)
-        if state.stage == "grpo":
+        if state.stage == "grpo" and not adapter_of(state.model):  # else the base is the reference
             check_weights(folder, reference or {}, state.model)
 
 
@@ -42,6 +42,7 @@ def _check_moments(folder: Path, optimizer: Arrays, state: State) -> None:
     shapes = {
         f"{moment}.{name}": shape
         for name, shape in parameter_shapes(state.model).items()
+        if trained(name, state.model)
         for moment in moments_of(name, shape, kind)
     }
     unlike = sorted(set(optimizer) ^ {*shapes, "step"})

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from faisca.config import STAGES, Config, ModelConfig
+from faisca.config import STAGES, Adapter, Config, ModelConfig
 from faisca.config.files import config_from_dict
 from faisca.errors import FaiscaError
+from faisca.lora import with_adapter
 from faisca.runs.manifest import FORMAT
 from faisca.runs.measures import Measures
 
@@ -121,6 +122,8 @@ class State:
     """which titles are never trained on where a source has no validation split; the share is `data.validation_share`"""
     ported_from: str | None = None
     """what an imported model was found in"""
+    base_sha256: str | None = None
+    """of the weights that the model's adapter belongs to (`faisca.lora.base_sha256`); they are in a file of the run"""
 
     @property
     def stage(self) -> str:
@@ -159,11 +162,24 @@ class State:
         read: dict[str, Any] = {
             "progress": Progress.from_json(values["progress"] | {"stage": values["stage"], "step": values["step"]}),
             "config": config_from_dict(values["config"]),
-            "model": config_from_dict(values["config"] | {"model": values["model"]}).model,
+            "model": _model(values),
         }
         if "hold_out_seed" not in values and values["backend"] != IMPORTED:  # an older version's
             read["hold_out_seed"] = read["config"].run.seed
         return State(**{name: values[name] for name in JSON_KINDS if name in values} | read)
+
+
+def _model(values: Mapping[str, Any]) -> ModelConfig:
+    """The model's configuration, with its adapter where it has one."""
+    options = dict(values["model"])
+    adapter = options.pop("adapter", None)
+    model = config_from_dict(values["config"] | {"model": options}).model
+    if adapter is None:
+        return model
+    try:
+        return with_adapter(model, Adapter(**adapter | {"targets": tuple(adapter["targets"])}))
+    except (TypeError, KeyError) as error:
+        raise FaiscaError(f"no usable adapter in its state.json ({error})") from error
 
 
 def _json_kinds(hint: Any) -> tuple[type, ...]:

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from faisca.backend import Model, Rollouts
+from faisca.config import adapter_of
 from faisca.data.prompts import Task
 from faisca.rewards.samples import Samples
 from faisca.runs.checkpoint import Checkpoint
@@ -53,10 +54,14 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
     """GRPO towards `grpo.reward`, against a frozen copy of the model as it was when the stage began."""
     setup, config, backend = run.setup, run.config.grpo, run.setup.backend
     assert setup.reward is not None, "a run that trains has loaded its reward"
-    # The reference is the model as the stage began, also where a checkpoint resumes it.
-    frozen = checkpoint.reference if checkpoint is not None else backend.get_parameters(model=model)
-    assert frozen is not None, "a checkpoint of GRPO has its reference"
-    reference = setup.make_model(frozen, frozen=True)
+    # The reference is the model as the stage began, also where a checkpoint resumes it; of an adapter, its base.
+    frozen = None
+    if adapter_of(setup.model_config):
+        reference = backend.base_of(model=model)
+    else:
+        frozen = checkpoint.reference if checkpoint is not None else backend.get_parameters(model=model)
+        assert frozen is not None, "a checkpoint of GRPO has its reference"
+        reference = setup.make_model(frozen, frozen=True)
     progress.total_steps = config.steps
     stage = Stage(run, progress, model, backend.make_learner(model=model, config=config), frozen)
     stage.begin(checkpoint)

@@ -19,6 +19,7 @@ from faisca.data.tokenizer import Tokenizer
 from faisca.errors import FaiscaError
 from faisca.planning.load import rows_of
 from faisca.runs.state import Progress
+from faisca.training.adapters import weights
 from faisca.training.generate import encode_prompt
 from faisca.training.grpo import LENGTH_STEP
 from faisca.training.run import Run
@@ -34,7 +35,7 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
     if wanted == "off" or (wanted == "auto" and setup.runtime.device == "cpu"):
         return model
     longest = longest_prompt(setup.config, setup.tokenizer, setup.model_config.context)
-    parameters = setup.backend.get_parameters(model=model)
+    parameters = weights(run, model)
     work = stage_work(setup.config, setup.model_config, stage, parameters, longest).on(setup.runtime.device)
     done, total = count(1), units(work)
     with run.log.track(f"preflight of {stage}", total) as tracker:

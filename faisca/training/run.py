@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from faisca.backend import load_backend
 from faisca.backends import choose_backend
-from faisca.config import Config, ModelConfig
+from faisca.config import Config, ModelConfig, plain
 from faisca.config.files import config_text, config_to_dict
 from faisca.data.conversations import ConversationSplits
 from faisca.data.headlines import Titles, address_filters, load_headlines, select_titles, title_hashes
@@ -72,6 +72,8 @@ class Run:
     """those of the training titles, by stage"""
     data_report: str
     """how many titles there are, and what of the source was left out"""
+    base_sha256: str | None = None
+    """of the weights that the model's adapter belongs to, where it has one"""
     certificates: dict[str, dict[str, Any]] = field(default_factory=dict)
     """verdicts of `preflight.py`, by stage, where it ran"""
 
@@ -79,6 +81,10 @@ class Run:
     def config(self) -> Config:
         """The configuration that the run was opened with."""
         return self.setup.config
+
+    def set_model(self, model: ModelConfig, base_sha256: str | None) -> None:
+        """From here on the run's model has this configuration, and its adapter belongs to this base."""
+        self.setup, self.base_sha256 = dataclasses.replace(self.setup, model_config=model), base_sha256
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -88,7 +94,7 @@ class Run:
             "device": self.setup.runtime.device,
             "preset": self.config.preset,
             "seed": self.setup.seed,
-            "parameters": count_parameters(self.setup.model_config),
+            "parameters": count_parameters(plain(self.setup.model_config)),
             "reward": reward_name(self.config.grpo.reward),
             "sft_url_contains": self.config.sft.url_contains,
             "stages": self.stages,

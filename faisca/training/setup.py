@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from faisca.backend import Backend, Model, Runtime
-from faisca.config import Config, ModelConfig
+from faisca.config import Config, ModelConfig, adapter_of
 from faisca.data.prompts import Tasks, open_tasks
 from faisca.data.tokenizer import Tokenizer
 from faisca.rewards.judge import Judge
@@ -37,6 +37,10 @@ class Setup:
         return open_tasks(self.config.grpo.prompts, self.config.grpo.prompts_file)
 
     def make_model(self, parameters: Mapping[str, np.ndarray], *, frozen: bool = False) -> Model:
-        """A model with these weights on the setup's backend; one that nothing trains may keep them in bfloat16."""
+        """A model with these weights on the setup's backend; one that nothing trains may keep them in bfloat16.
+
+        Nor does anything train the base of an adapter.
+        """
+        frozen = frozen or adapter_of(self.model_config) is not None
         runtime = self.runtime if frozen else replace(self.runtime, weights="float32")
         return self.backend.make_model(config=self.model_config, parameters=parameters, runtime=runtime)

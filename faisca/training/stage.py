@@ -179,6 +179,7 @@ class Stage:
             stages=run.stages,
             best=run.best,
             hold_out_seed=run.hold_out_seed,
+            base_sha256=run.base_sha256,
             metrics_bytes=run.log.flush(),
             metrics_sha256=run.log.metrics_sha256,
             completions_bytes=run.log.completions_bytes,

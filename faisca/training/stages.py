@@ -2,21 +2,25 @@
 
 import shlex
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from faisca.backend import Model
 from faisca.config import Config
 from faisca.errors import FaiscaError
+from faisca.lora import merged
 from faisca.parameters import initial_parameters
 from faisca.runs.changes import change_words, check_changes, stages_to_do, with_finished_stages
-from faisca.runs.checkpoint import Arrays, Checkpoint, find_checkpoint, load_checkpoint, read_state
+from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.runs.checks import check_resumable
 from faisca.runs.folder import hold_folder
 from faisca.runs.plots import draw_charts
 from faisca.runs.pointers import write_pointers
 from faisca.runs.state import Progress, State
 from faisca.runs.summary import show_summary, write_summary
+from faisca.system.tensors import Tensors
+from faisca.training import adapters
 from faisca.training.grpo import reinforce
 from faisca.training.preflight import preflight
 from faisca.training.run import Run, open_run
@@ -30,18 +34,20 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
     if start_from is None and first != "pretrain":
         raise FaiscaError(f"{first} starts from a trained model: name a checkpoint with --from")
     checkpoint = None if start_from is None else load_checkpoint(start_from)
-    words: list[str] = []
+    words, parameters = list[str](), None
     if checkpoint is not None:
         config = check_start(config, checkpoint)
         words = start_words(config, checkpoint)
+        parameters = merged(checkpoint.parameters, checkpoint.state.model)
+        checkpoint = replace(checkpoint, parameters={}, optimizer={}, reference=None)  # not kept while it trains
     with open_run(config, folder, checkpoint=checkpoint) as opened:
         for line in words:
             opened.log.say(line)
-        if checkpoint is None:
-            parameters: Arrays = initial_parameters(opened.setup.model_config, config.run.seed)
-        else:
-            parameters = checkpoint.parameters
-        return _run_stages(opened, opened.setup.make_model(parameters), list(config.run.stages), None)
+        if parameters is None:
+            parameters = Tensors.of(initial_parameters(opened.setup.model_config, config.run.seed))
+        model = adapters.begin(opened, first, parameters)
+        del parameters
+        return _run_stages(opened, model, list(config.run.stages), None)
 
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:
@@ -57,6 +63,7 @@ def resume(folder: Path, config: Config) -> dict[str, Any]:
             for line in change_words(config, state):
                 opened.log.say(line)
             _note_change(opened, checkpoint)
+            opened.set_model(state.model, state.base_sha256)
             model = opened.setup.make_model(checkpoint.parameters)
             _catch_up(opened, checkpoint)
             return _run_stages(opened, model, stages_to_do(config, state), None if state.finished else checkpoint)
@@ -90,6 +97,8 @@ def _note_change(run: Run, checkpoint: Checkpoint) -> None:
 def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoint | None) -> dict[str, Any]:
     for stage in stages:
         progress = Progress(stage) if checkpoint is None else deepcopy(checkpoint.state.progress)
+        if checkpoint is None and run.stages and adapters.changes(run, stage):
+            model = adapters.begin(run, stage, adapters.end(run, model))
         model = preflight(run, progress, model)
         perform = reinforce if stage == "grpo" else train
         with run.setup.backend.training_memory(runtime=run.setup.runtime):

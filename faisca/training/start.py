@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, TokenizerConfig
+from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, TokenizerConfig, plain
 from faisca.config.files import Sections, sections_of
 from faisca.data.chat import ChatTemplate
 from faisca.data.conversations import ConversationSplits, encode_rows, read_rows
@@ -37,7 +37,7 @@ def inherit(sections: Sections, state: State) -> Sections:
     data = sections["data"]
     if state.hold_out_seed is not None:
         data = dataclasses.replace(data, validation_share=state.config.data.validation_share)
-    model = dataclasses.replace(state.model, vocabulary_size=state.config.model.vocabulary_size)
+    model = dataclasses.replace(plain(state.model), vocabulary_size=state.config.model.vocabulary_size)
     return sections | {"model": model, "tokenizer": _tokenizer(state), "data": data}
 
 

@@ -302,8 +302,8 @@ BUGS = (
     Mutation(
         "a run from a checkpoint begins anew",
         STAGES,
-        "            parameters = checkpoint.parameters\n        return",
-        "            parameters = initial_parameters(opened.setup.model_config, config.run.seed)\n        return",
+        "        parameters = merged(checkpoint.parameters, checkpoint.state.model)\n",
+        "        parameters = None\n",
         BOUNDARY,
     ),
     Mutation(

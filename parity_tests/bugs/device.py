@@ -30,8 +30,9 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "the fused loss forgets that chunks wait",
         M + "losses.py",
-        "            hidden = mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]\n",
-        "            hidden = hidden if fused else mx.depends([hidden], [d_head_VD, d_hidden[-1], losses[-1]])[0]\n",
+        "            hidden = mx.depends([hidden], [d_hidden[-1], losses[-1], *_given(d_head_VD)])[0]\n",
+        "            waited = mx.depends([hidden], [d_hidden[-1], losses[-1], *_given(d_head_VD)])[0]\n"
+        "            hidden = hidden if fused else waited\n",
         MEMORY + "::test_one_chunk_of_logits_is_alive_at_a_time",
     ),
     Mutation(

@@ -89,8 +89,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "routers kept in bfloat16",
         "faisca/parameters.py",
-        ' and not name.endswith("router.weight")',
-        "",
+        'outside = name.endswith("router.weight") or in_adapter(name)',
+        "outside = in_adapter(name)",
         "18",
     ),
 )

@@ -44,12 +44,12 @@ BUGS: tuple[Mutation, ...] = (
     Mutation("gradients kept for the next step", T + "optimizer.py", "    learner.model.zero_grad()\n", "", "05"),
     Mutation(
         "moments swapped in a checkpoint",
-        M + "weights.py",
+        M + "device.py",
         '{"first_moment": "m", "second_moment": "v"}',
         '{"first_moment": "v", "second_moment": "m"}',
         "05",
     ),
     Mutation(
-        "step count lost on resuming", T + "weights.py", 'torch.tensor(float(state["step"])', "torch.tensor(0.0", "05"
+        "step count lost on resuming", T + "device.py", 'torch.tensor(float(state["step"])', "torch.tensor(0.0", "05"
     ),
 )

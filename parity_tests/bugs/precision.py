@@ -15,15 +15,15 @@ BUGS = (
     Mutation(
         "torch: the head's gradient added up in bfloat16",
         T + "losses.py",
-        "d_head_VD = torch.zeros_like(head_VD) if with_gradients else None",
-        "d_head_VD = torch.zeros_like(narrow_head_VD) if with_gradients else None",
+        "d_head_VD = torch.zeros_like(head_VD) if wanted else None",
+        "d_head_VD = torch.zeros_like(narrow_head_VD) if wanted else None",
         "10",
     ),
     Mutation(
         "torch: the head's policy gradient added up in bfloat16",
         T + "log_probs.py",
-        "torch.empty_like(hidden_ND), torch.zeros_like(head_VD)",
-        "torch.empty_like(hidden_ND), torch.zeros_like(narrow_head_VD)",
+        "torch.zeros_like(head_VD) if ctx.needs_input_grad[1]",
+        "torch.zeros_like(narrow_head_VD) if ctx.needs_input_grad[1]",
         "10",
     ),
     Mutation(
