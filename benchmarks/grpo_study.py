@@ -25,7 +25,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 BASE = "--preset modern --stages pretrain,sft --pretrain.epochs 2 --pretrain.learning-rate 4e-3 "
-BASE += "--pretrain.max-validation-titles 2000 --sft.max-validation-titles 1000 --pretrain.evaluate-every 0 --sft.evaluate-every 0"
+BASE += "--pretrain.max-validation-titles 2000 --sft.max-validation-titles 1000 "
+BASE += "--pretrain.evaluate-every 0 --sft.evaluate-every 0"
 STEPS = "--grpo.steps 90 --grpo.prompts-per-step 4 --grpo.minibatch-size 24 --grpo.learning-rate 1.5e-4 "
 STEPS += "--grpo.schedule cosine --grpo.min-learning-rate-share 0 --grpo.kl-weight 0.2 "
 STEPS += "--sample.counted 400 --sft.max-validation-titles 500"
