@@ -115,10 +115,12 @@ def draw(runs: dict[tuple[str, int], Path], path: Path) -> None:
             label = backend if seed == SEEDS[0] else None
             panel.plot(*zip(*points, strict=True), color=COLORS[backend], alpha=0.75, linewidth=1.4, label=label)
         panel.set(title=title, xlabel="step")
+        if measure in ("football_share", "distinct_share"):
+            panel.set_ylim(0, 1.03)
         panel.grid(alpha=0.25)
     panels.flat[0].legend(frameon=False)
     figure.suptitle("GRPO towards football on real headlines: three seeds on each backend, one model before")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def test_the_ladder_catches(mutation: Mutation):
 
 
 def test_another_commit_applies_others():
-    samples = [sample(MUTATIONS, f"{number:040x}") for number in range(1000)]
+    samples = [sample(MUTATIONS, f"{number:040x}") for number in range(3000)]
     assert {mutation for chosen in samples for mutation in chosen} == set(MUTATIONS)
     assert samples[0] == sample(MUTATIONS, f"{0:040x}") != samples[1] and len(set(samples[0])) == len(SAMPLE)
     assert choose([], sampled=True) == SAMPLE

@@ -312,14 +312,14 @@ def test_what_is_no_hub_id_is_not_asked_of_the_hub(tmp_path, monkeypatch, capsys
         assert "hf download" not in complaint(capsys, no_id, "run", "--to", "faisca")
 
 
-@pytest.mark.parametrize(("weights", "way"), [("adapter_model", "merge_and_unload"), ("adapters", "mlx_lm fuse")])
-def test_an_adapter_is_no_model_and_the_merge_is_named(tmp_path, capsys, weights, way):
+@pytest.mark.parametrize("weights", ["adapter_model", "adapters"])
+def test_an_adapter_is_no_model_and_its_base_is_asked_for(tmp_path, capsys, weights):
     folder = tmp_path / "lora"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     (folder / f"{weights}.safetensors").touch()
     line = complaint(capsys, folder, tmp_path / "run", "--to", "faisca")
-    assert "LoRA weights" in line and way in line
+    assert "an adapter is nothing without the model" in line and "--base" in line
 
 
 def test_a_source_beside_runs_names_them(sources, tmp_path, capsys):

@@ -8,6 +8,7 @@ other ranks for some matrices, DoRA, biases or whole modules that are trained to
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,7 +129,7 @@ FORMATS = {
 
 def format_of(folder: Path) -> str:
     """Which of FORMATS a folder has; empty where it holds no adapter."""
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):  # a name too long is no folder
         return ""
     return "peft" if "peft_type" in read_json(folder / CONFIG) else "mlx-lm"
 

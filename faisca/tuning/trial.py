@@ -40,10 +40,12 @@ class Trial:
         """A twin with this configuration, whose training step has so many windows."""
         train = self._train
         micro = min(self.micro, windows)
-        smaller = dataclasses.replace(train, batch_size=windows, micro_batch_size=micro)
+        pretrain, sft = (
+            dataclasses.replace(stage, batch_size=windows, micro_batch_size=micro) for stage in (train, self.config.sft)
+        )
         most = min(self.config.grpo.max_new_tokens, MOST_NEW_TOKENS, self.opened.model.context - PROMPT_TOKENS)
         grpo = dataclasses.replace(self.config.grpo, max_new_tokens=most)
-        config = dataclasses.replace(self.config, pretrain=smaller, sft=smaller, grpo=grpo)
+        config = dataclasses.replace(self.config, pretrain=pretrain, sft=sft, grpo=grpo)
         work = Work(config, dataclasses.replace(self.opened.model, **model), quick=False)
         return TwinSubject(self.opened.runtime.backend, work, self.config.run)
 
