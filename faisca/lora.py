@@ -6,7 +6,6 @@ base's and stays as it is, so an adapter belongs to one base, which is known by 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import fields
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def adapted(model: ModelConfig, stage: object) -> ModelConfig:
 
 def with_adapter(model: ModelConfig, adapter: Adapter) -> AdaptedModel:
     """The model with another adapter, or with its first."""
-    return AdaptedModel(**{option.name: getattr(model, option.name) for option in fields(ModelConfig)}, adapter=adapter)
+    return AdaptedModel(**vars(plain(model)), adapter=adapter)
 
 
 def split(parameters: Arrays) -> tuple[Tensors, Tensors]:

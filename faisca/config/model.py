@@ -122,7 +122,7 @@ class Adapter:
     dropout: float
     """share of the numbers that A reads, dropped in training"""
     targets: tuple[str, ...]
-    """of `faisca.lora.TARGETS`, in that order"""
+    """of `faisca.config.rules.TARGETS`, in that order"""
 
     @property
     def scale(self) -> float:

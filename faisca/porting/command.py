@@ -105,8 +105,7 @@ def port(argv: list[str]) -> int:
         num_heads=options.num_heads,
         tokenizer=options.tokenizer,
     )
-    if options.no_verify:
-        print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
+    _say_unverified(options)
     address = hub.push(options.target, options.push_to_hub) if options.push_to_hub else None
     if options.json:
         print_json(_as_dict(options, done) | {"pushed_to": address})
@@ -127,8 +126,7 @@ def _port_adapter(options: PortOptions) -> int:
     if options.dtype not in ("auto", "float32"):
         raise FaiscaError(f"--dtype {options.dtype} does not go with an adapter, which is float32: leave it out")
     done = port_adapter(options.source, options.target, options.to, options.base, verify=not options.no_verify)
-    if options.no_verify:
-        print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
+    _say_unverified(options)
     if options.json:
         print_json(
             {
@@ -149,6 +147,11 @@ def _port_adapter(options: PortOptions) -> int:
     return 0
 
 
+def _say_unverified(options: PortOptions) -> None:
+    if options.no_verify:
+        print("faisca: NOT VERIFIED: nobody compared this target with its source (--no-verify)", file=sys.stderr)
+
+
 def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
     from faisca.parameters import count_parameters
 
@@ -164,7 +167,6 @@ def _as_dict(options: PortOptions, done: Any) -> dict[str, Any]:
 
 
 def _show(options: PortOptions, done: Any) -> None:
-
     from faisca.system.tables import PlainConsole
 
     console = PlainConsole()
