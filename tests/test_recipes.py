@@ -288,7 +288,7 @@ def test_rows_of_ablations_can_be_opened_or_are_named(capsys):
     options = ablations.Options(out=Path("x"), data="sample")
     base, rows = ablations.read_rows(options)
     left_out = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
-    assert base.name == "candidate" and len(rows) >= 20 and len({row.name for row in rows}) == len(rows)
+    assert base.name == "modern" and len(rows) >= 20 and len({row.name for row in rows}) == len(rows)
     assert all("unknown" in line for line in left_out), left_out  # options of another version, and nothing else
     cost = flops_per_token(sized(base), 64)
     for row in rows:
