@@ -18,6 +18,7 @@ import numpy as np
 from faisca.backends import BACKENDS
 from faisca.config import COLDEST, GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.errors import FaiscaError
+from faisca.processes.group import ALONE, Engine, Processes
 
 ROWS_AT_A_TIME = 64
 """completions sampled together, where nobody says otherwise: bounds the key-value cache"""
@@ -150,8 +151,14 @@ class Backend(Protocol):
     def get_parameters(self, *, model: Model) -> dict[str, np.ndarray]:
         """Weights that are trained, by canonical name: float32 copies. Of a model with an adapter, the adapter's."""
 
-    def make_learner(self, *, model: Model, config: OptimizerConfig) -> Learner:
-        """An optimiser for this model, its moments zero, with a compiled step where the runtime says so."""
+    def join(self, *, rank: int, size: int) -> Engine:
+        """Meet the other processes of a launch, this being number `rank`; FaiscaError where that cannot be."""
+
+    def make_learner(self, *, model: Model, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
+        """An optimiser for this model, its moments zero, with a compiled step where the runtime says so.
+
+        Of several processes each learns from its own rows, and takes the step of all: gradients are averaged.
+        """
 
     def get_optimizer_state(self, *, learner: Learner) -> dict[str, np.ndarray]:
         """`first_moment.NAME`, `second_moment.NAME` (float32; `faisca.muon` says which), and `step` (int64 scalar)."""
@@ -168,10 +175,12 @@ class Backend(Protocol):
         learning_rate: float,
         micro_batch_size: int,
         dropout_seed: int,
+        counted: float | None = None,
     ) -> Metrics:
         """One optimiser step on [B, T] token ids: `loss` (nats), `grad_norm` (before clipping) and `skipped`.
 
-        The loss is the mean over all targets of the batch that are not negative, whatever the micro-batches.
+        The loss is the mean over all targets of the batch that are not negative, whatever the micro-batches; where
+        processes share a batch, `counted` is how many such targets a process has in the mean.
 
         `skipped` is 1 where loss or norm was not finite, and weights and moments stayed as they were.
         """

@@ -8,6 +8,7 @@ import importlib
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable
 
 from faisca.errors import FaiscaError, VerificationError
@@ -34,6 +35,11 @@ COMMANDS = {
     "inspect": ("faisca.commands.runs:inspect", "show what is inside a checkpoint, and verify it"),
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""
+
+TOGETHER = ("run", "pretrain", "sft", "grpo")
+"""commands that several processes can do together"""
+PATIENCE = 3.0
+"""seconds in which a launcher ends the other processes where the first one fails: an error of all is said once"""
 
 HELP = """usage: faisca COMMAND [OPTIONS]
 
@@ -97,6 +103,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise FaiscaError(_unknown_command(argv[0]))
+    _refuse_launcher(argv[0])
     try:
         return command_function(argv[0])(argv[1:])
     except SystemExit as stop:  # tyro's, after it printed a help text
@@ -111,6 +118,10 @@ def command_function(name: str) -> Callable[[list[str]], int]:
 
 
 def _fail(message: str, status: int) -> int:
+    from faisca.processes.launched import first_process
+
+    if not first_process():
+        time.sleep(PATIENCE)
     with contextlib.suppress(OSError):  # a terminal that was closed: the status still says it
         print("faisca:", printable(" ".join(message.splitlines())), file=sys.stderr)
     return status
@@ -123,6 +134,15 @@ def _version() -> str:
     versions = {package: version_of(package) for package in ("torch", "mlx")}
     words = [f"{package} {version}" if version else f"no {package}" for package, version in versions.items()]
     return f"faisca {version_of('faisca-mlx')} (Python {platform.python_version()}, {', '.join(words)})"
+
+
+def _refuse_launcher(name: str) -> None:
+    """FaiscaError where several processes were started for what one does."""
+    from faisca.processes.launched import launched
+
+    if (found := launched()) and name not in TOGETHER:
+        commands = ", ".join(TOGETHER)
+        raise FaiscaError(f"faisca {name} is done by one process: start it without {found.launcher} (it is for {commands})")
 
 
 def _unknown_command(name: str) -> str:

@@ -19,6 +19,7 @@ from faisca_mlx.log_probs import token_log_probs  # noqa: E402
 from faisca_mlx.lora import base_of  # noqa: E402
 from faisca_mlx.model import make_model  # noqa: E402
 from faisca_mlx.optimizer import make_learner  # noqa: E402
+from faisca_mlx.processes import join
 from faisca_mlx.train import evaluate, logits, read_metrics, train_step  # noqa: E402
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "get_optimizer_state",
     "get_parameters",
     "grpo_step",
+    "join",
     "logits",
     "make_learner",
     "make_model",

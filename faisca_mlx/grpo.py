@@ -138,4 +138,5 @@ def _step(
         watched.append(seen)
     step = {name: mx.stack([seen[name] for seen in watched]) for name in watched[0]}
     numbers = {name: values.max() if name.endswith("max") else values.sum() for name, values in step.items()}
-    return numbers | update(learner=learner, loss=mx.stack(losses).sum(), learning_rate=rate, gradients=gradients)
+    numbers["loss"] = mx.stack(losses).sum()
+    return update(learner=learner, numbers=numbers, learning_rate=rate, gradients=gradients)

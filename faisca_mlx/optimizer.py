@@ -12,9 +12,11 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
+from faisca.processes.group import ALONE, Processes
 from faisca_mlx.device import compile_step
 from faisca_mlx.model import GPT
 from faisca_mlx.muon import MOMENTS, move_matrices, split
+from faisca_mlx.processes import Averaging
 from faisca_mlx.sums import total
 
 Metrics = dict[str, mx.array]
@@ -27,6 +29,8 @@ class Learner:
     model: GPT
     optimizer: optim.Adam
     config: OptimizerConfig
+    averaging: Averaging
+    """over the processes that train it"""
     made: dict[Any, Callable[..., Any]] = field(default_factory=dict)
     """what `compiled` made"""
     cleared: int = 0
@@ -45,27 +49,29 @@ class Learner:
         return self.made[key]
 
 
-def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
+def make_learner(*, model: GPT, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
     matrices, weights = split(model.trainable_parameters(), config.optimizer)
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(weights)
     optimizer.state["finite"] = mx.array(True)
     optimizer.state[MOMENTS] = {name: mx.zeros_like(weight) for name, weight in matrices.items()}
-    return Learner(model, optimizer, config)
+    return Learner(model, optimizer, config, Averaging(model, processes))
 
 
-def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradients: Any) -> Metrics:
+def update(*, learner: Learner, numbers: Metrics, learning_rate: mx.array, gradients: Any) -> Metrics:
     """Clip the gradients, and take the optimiser's step unless something is not finite.
 
-    Returns `loss`, `grad_norm` (before clipping) and `skipped`, still lazy.
+    Returns the step's `numbers`, `loss` among them, `grad_norm` (before clipping) and `skipped`, still lazy; of all
+    processes where there are several.
     """
     model, optimizer, config = learner.model, learner.optimizer, learner.config
+    gradients, numbers = learner.averaging.arrays(gradients), learner.averaging.numbers(numbers)
     # Clip: all gradients together have a norm of at most `clip_norm`.
     clipped, grad_norm = _clip(gradients, config.clip_norm)
     # Step, unless loss or gradient is not finite: then with gradient 0 and rate 0, without decay of weights or moments,
     # which changes nothing. The choice is made on the device, so nothing waits for the host.
-    finite = mx.isfinite(loss) & mx.isfinite(grad_norm)
+    finite = mx.isfinite(numbers["loss"]) & mx.isfinite(grad_norm)
     usable = tree_map(lambda gradient: mx.where(finite, gradient, 0.0), clipped)
     rate, steps = mx.where(finite, learning_rate, 0.0), optimizer.step + finite
     optimizer.state.update(learning_rate=rate, finite=finite)
@@ -76,7 +82,7 @@ def update(*, learner: Learner, loss: mx.array, learning_rate: mx.array, gradien
         )
     model.update(optimizer.apply_gradients(usable, _decayed(model.trainable_parameters(), config, rate)))
     optimizer.state["step"] = steps
-    return {"loss": loss, "grad_norm": grad_norm, "skipped": 1 - finite.astype(mx.float32)}
+    return numbers | {"grad_norm": grad_norm, "skipped": 1 - finite.astype(mx.float32)}
 
 
 def _clip(gradients: Any, largest: float) -> tuple[Any, mx.array]:

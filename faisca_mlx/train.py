@@ -20,6 +20,7 @@ def train_step(
     learning_rate: float,
     micro_batch_size: int,
     dropout_seed: int,
+    counted: float | None = None,
 ) -> Metrics:
     """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     learner.model.train()
@@ -29,7 +30,10 @@ def train_step(
         to_device(learner.model, tokens).reshape(-1, micro_batch_size or len(inputs), inputs.shape[1])
         for tokens in (inputs, targets)
     ]
-    metrics: Metrics = learner.compiled(_step)(*parts, mx.array(learning_rate))  # a number would be compiled in
+    # Of the whole batch, however micro-batches share them; where processes do, the mean of theirs.
+    counted = max(1, counted or int((targets >= 0).sum()))
+    # Arrays, for a number would be compiled in.
+    metrics: Metrics = learner.compiled(_step)(*parts, mx.array(learning_rate), mx.array(float(counted)))
     # Until here nothing has been computed. One evaluation of all that the step changed, or its graph stays alive.
     mx.eval(learner.model.state, learner.optimizer.state, metrics)
     return metrics
@@ -56,11 +60,10 @@ def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     return np.array(project(model(to_device(model, tokens)), model.head))
 
 
-def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learning_rate: mx.array) -> Metrics:
+def _step(
+    learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learning_rate: mx.array, counted: mx.array
+) -> Metrics:
     """The whole step over M micro-batches of R rows; each waits for the gradients of the one before."""
-
-    # The mean over all counted tokens, whatever the micro-batches are.
-    counted = mx.maximum((targets_MRT >= 0).sum(), 1).astype(mx.float32)
 
     def loss_of(inputs: mx.array, targets: mx.array) -> tuple[mx.array, Metrics]:
         # Forward: hidden states, then the loss straight from them, never all logits.
@@ -79,5 +82,4 @@ def _step(learner: Learner, inputs_MRT: mx.array, targets_MRT: mx.array, learnin
         (_, seen), more = loss_and_grad(inputs, targets)
         metrics = {name: value + metrics.get(name, 0) for name, value in seen.items()}
         gradients = more if gradients is None else tree_map(mx.add, gradients, more)
-    loss = metrics["loss"]
-    return metrics | update(learner=learner, loss=loss, learning_rate=learning_rate, gradients=gradients)
+    return update(learner=learner, numbers=metrics, learning_rate=learning_rate, gradients=gradients)

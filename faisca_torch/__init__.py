@@ -15,6 +15,7 @@ from faisca_torch.log_probs import token_log_probs
 from faisca_torch.lora import base_of
 from faisca_torch.model import make_model
 from faisca_torch.optimizer import make_learner
+from faisca_torch.processes import join
 from faisca_torch.train import evaluate, logits, read_metrics, train_step
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "get_optimizer_state",
     "get_parameters",
     "grpo_step",
+    "join",
     "logits",
     "make_learner",
     "make_model",

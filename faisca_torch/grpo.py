@@ -30,18 +30,21 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOC
     model = learner.model.eval()
     parts, places_MN = rollouts.micro_batches(config.micro_batch_size)
     losses, watched = [], []
-    for part, places_N in zip(parts, to_device(model, places_MN), strict=True):
-        here = _bring(model, part)
-        # What the policy thinks of the completions now, at the temperature that sampled them.
-        scored = shifted_log_probs(model, here.tokens, places_N, config.temperature, 2 if config.entropy_weight else 1)
-        loss, seen = policy_loss(*scored, here, config)
-        # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
-        loss.backward()  # type: ignore[no-untyped-call]
+    for i, (part, places_N) in enumerate(zip(parts, to_device(model, places_MN), strict=True)):
+        here, entropies = _bring(model, part), 2 if config.entropy_weight else 1
+        with learner.averaging.micro_batch(last=i == len(parts) - 1):
+            # What the policy thinks of the completions now, at the temperature that sampled them.
+            scored = learner.averaging.forward(
+                shifted_log_probs, model, here.tokens, places_N, config.temperature, entropies
+            )
+            loss, seen = policy_loss(*scored, here, config)
+            # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
+            loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         watched.append(seen)
     step = {name: torch.stack([seen[name] for seen in watched]) for name in watched[0]}
     numbers = {name: values.amax() if name.endswith("max") else values.sum() for name, values in step.items()}
-    return numbers | update(learner=learner, loss=torch.stack(losses).sum(), learning_rate=learning_rate)
+    return update(learner=learner, numbers=numbers | {"loss": torch.stack(losses).sum()}, learning_rate=learning_rate)
 
 
 def policy_loss(

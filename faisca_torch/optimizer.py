@@ -10,9 +10,11 @@ from torch import Tensor
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
+from faisca.processes.group import ALONE, Processes
 from faisca_torch.device import compile_step
 from faisca_torch.model import GPT
 from faisca_torch.muon import move_matrices, split
+from faisca_torch.processes import Averaging
 from faisca_torch.sums import total
 
 Metrics = dict[str, Tensor]
@@ -25,6 +27,8 @@ class Learner:
     model: GPT
     optimizer: torch.optim.AdamW
     config: OptimizerConfig
+    averaging: Averaging
+    """over the processes that train it"""
     made: dict[Any, Callable[..., Any]] = field(default_factory=dict)
     """what `compiled` made"""
 
@@ -37,7 +41,7 @@ class Learner:
         return self.made[key]
 
 
-def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
+def make_learner(*, model: GPT, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
     trained: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     _, weights = split(trained, config.optimizer)
@@ -55,14 +59,17 @@ def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
         eps=config.epsilon,
         fused=True,
     )
-    return Learner(model, optimizer, config)
+    return Learner(model, optimizer, config, Averaging(model, processes))
 
 
-def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
+def update(*, learner: Learner, numbers: Metrics, learning_rate: float) -> Metrics:
     """Clip the gradients, take the optimiser's step unless something is not finite, and clear the gradients.
 
-    Returns `loss`, `grad_norm` (before clipping) and `skipped`, still on the device.
+    Returns the step's `numbers`, `loss` among them, `grad_norm` (before clipping) and `skipped`, still on the device;
+    of all processes where there are several.
     """
+    learner.averaging.arrays()
+    numbers = learner.averaging.numbers(numbers)
     # Clip: all gradients together have a norm of at most `clip_norm`.
     parameters = list(learner.model.parameters())
     grad_norm = _norm([p.grad for p in parameters if p.grad is not None])
@@ -71,7 +78,7 @@ def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate
     # Step, unless loss or gradient is not finite: the fused kernel skips on the device, so nothing waits for it.
-    finite = loss.isfinite() & grad_norm.isfinite()
+    finite = numbers["loss"].isfinite() & grad_norm.isfinite()
     skipped = (~finite).float()
     learner.optimizer.found_inf = skipped  # type: ignore[attr-defined]
     learner.optimizer.step()
@@ -85,7 +92,7 @@ def update(*, learner: Learner, loss: Tensor, learning_rate: float) -> Metrics:
         )
     # Gradients add up where they are not cleared.
     learner.model.zero_grad()
-    return {"loss": loss.detach(), "grad_norm": grad_norm, "skipped": skipped}
+    return numbers | {"grad_norm": grad_norm, "skipped": skipped}
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

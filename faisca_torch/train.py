@@ -18,26 +18,28 @@ def train_step(
     learning_rate: float,
     micro_batch_size: int,
     dropout_seed: int,
+    counted: float | None = None,
 ) -> Metrics:
     """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     model = learner.model.train()
     forward = learner.compiled(model.hidden_and_routed)
     # Dropout draws from the framework's own generator: a seed of its own for each step makes it repeatable.
     torch.manual_seed(dropout_seed)
-    counted = max(1, int((targets >= 0).sum()))  # of the whole batch, however micro-batches share them
-    loss, watched = torch.zeros((), device=model.runtime.device), Metrics()
-    for rows in range(0, len(inputs), micro_batch_size or len(inputs)):
-        part = slice(rows, rows + (micro_batch_size or len(inputs)))
-        # Forward: hidden states, then the loss straight from them, never all logits.
-        hidden_BTD, routed = forward(to_device(model, inputs[part]))
-        part_loss = summed_loss(model, hidden_BTD.flatten(0, 1), to_device(model, targets[part]), True) / counted
-        # If there are experts, what keeps them evenly busy: the mean over the micro-batches.
-        balance, seen = router_loss(routed, model.config, len(hidden_BTD) / len(inputs))
-        # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
-        (part_loss + balance).backward()
-        loss += part_loss.detach()
-        watched = {name: value + watched.get(name, 0) for name, value in seen.items()}
-    return watched | update(learner=learner, loss=loss, learning_rate=learning_rate)
+    # Of the whole batch, however micro-batches share them; where processes do, the mean of theirs.
+    counted = max(1, counted or int((targets >= 0).sum()))
+    numbers, size = Metrics(), micro_batch_size or len(inputs)
+    for rows in range(0, len(inputs), size):
+        part = slice(rows, rows + size)
+        with learner.averaging.micro_batch(last=part.stop >= len(inputs)):
+            # Forward: hidden states, then the loss straight from them, never all logits.
+            hidden_BTD, routed = learner.averaging.forward(forward, to_device(model, inputs[part]))
+            loss = summed_loss(model, hidden_BTD.flatten(0, 1), to_device(model, targets[part]), True) / counted
+            # If there are experts, what keeps them evenly busy: the mean over the micro-batches.
+            balance, watched = router_loss(routed, model.config, len(hidden_BTD) / len(inputs))
+            # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
+            (loss + balance).backward()
+        numbers = {name: value + numbers.get(name, 0) for name, value in (watched | {"loss": loss.detach()}).items()}
+    return update(learner=learner, numbers=numbers, learning_rate=learning_rate)
 
 
 def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:

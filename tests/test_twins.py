@@ -124,7 +124,7 @@ def test_the_twins_offer_the_same_names():
 
 BREAKS = {
     "renamed function": ("train.py", "def train_step(", "def training_step("),
-    "renamed method": ("cache.py", "def keep(", "def select("),
+    "renamed method": ("generate.py", "def keep(", "def select("),
     "renamed method of a dataclass": ("optimizer.py", "def compiled(", "def traced("),
     "renamed class": ("model.py", "class FeedForward", "class MLP"),
     "renamed parameter": ("generate.py", "top_p: float) ->", "nucleus: float) ->"),

@@ -23,6 +23,7 @@ from faisca.commands.configuration import (
 from faisca.commands.parse import parse, parse_known
 from faisca.config.files import Sections, sections_of
 from faisca.errors import FaiscaError
+from faisca.processes.launched import first_process
 from faisca.runs.nearby import runs_nearby
 
 LOCK = {".lock"}
@@ -115,13 +116,15 @@ def _train(command: str, argv: list[str], help: str | None) -> int:
         from faisca.training.stages import resume
 
         resume(options.resume, config)
-        report_after_run(options.resume)
+        if first_process():
+            report_after_run(options.resume)
         return 0
     folder = _new_folder(options.out, config.preset)
     from faisca.training.stages import run
 
     run(config, folder, options.start_from)
-    report_after_run(folder)
+    if first_process():
+        report_after_run(folder)
     return 0
 
 
@@ -149,6 +152,8 @@ def _resumed_sections(run: Path, start: StartOptions) -> Sections:
 
 def _new_folder(out: Path | None, preset: str) -> Path:
     folder = out or Path("runs") / preset
+    if not first_process():  # writes elsewhere
+        return folder
     if os.path.isfile(folder):  # os.path: False, not an error, where a name is impossible
         raise FaiscaError(f"--out {folder} is a file: name a new folder")
     try:

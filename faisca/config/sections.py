@@ -238,5 +238,9 @@ class RunConfig:
     """checkpoints kept along the way, newest first; ends of stages always stay"""
     max_bad_steps: Count = 10
     """stop after this many steps in a row whose loss or gradient is not finite"""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """what gradients travel in between processes: bfloat16 halves the bytes, and rounds"""
+    shard: bool = False
+    """of several processes, each keeps a part of weights, gradients and moments: for models that do not fit (torch)"""
     tracker: Literal["none", "trackio", "wandb", "tensorboard", "mlflow"] = "none"
     """where else metrics, samples and charts go, see docs/trackers.md; its library is installed apart"""

@@ -67,12 +67,12 @@ def steps_per_epoch(windows: Rows, batch_size: int) -> int:
 
 
 def training_batch(
-    windows: Rows, *, batch_size: int, seed: int, stage: str, step: int
+    windows: Rows, *, batch_size: int, seed: int, stage: str, step: int, rows: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of a step (from 0): int32 [B, T]. Each epoch has an order of its own."""
+    """Inputs and targets of a step (from 0), or of these `rows` of it: int32 [B, T]. Each epoch has its own order."""
     epoch, batch = divmod(step, steps_per_epoch(windows, batch_size))
     order = _window_order(seed, stage, len(windows), epoch)
-    return windows.batch(order[batch * batch_size : (batch + 1) * batch_size])
+    return windows.batch(order[batch * batch_size : (batch + 1) * batch_size][rows])
 
 
 def evaluation_batches(

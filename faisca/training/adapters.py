@@ -21,13 +21,19 @@ def begin(run: Run, stage: str, parameters: Arrays) -> Model:
     run.set_model(model, save_base(run.folder, parameters, model) if adapter_of(model) else None)
     if run.base_sha256 is None:
         return run.setup.make_model(parameters)
-    adapter = initial_adapter(model, run.setup.seed)
+    adapter = run.setup.processes.first(lambda: initial_adapter(model, run.setup.seed))
     numbers, all_numbers = sum(math.prod(a.shape) for a in adapter.values()), count_parameters(plain(model))
     run.log.say(
         f"{stage} trains an adapter of {numbers:,} numbers, {numbers / all_numbers:.2%} of the model's; "
         f"its base stays as it is, in {base_path(run.folder, run.base_sha256).name}"
     )
     return run.setup.make_model(_with_base(run, adapter))
+
+
+def keep_base(run: Run, parameters: Arrays) -> None:
+    """The base of a resumed adapter, in the folder of a process that has one of its own."""
+    if run.base_sha256 is not None:
+        save_base(run.folder, parameters, run.setup.model_config)
 
 
 def changes(run: Run, stage: str) -> bool:

@@ -26,7 +26,7 @@ from faisca.rewards.samples import Samples
 from faisca.runs.measures import Measures
 from faisca.streams import uniforms
 from faisca.text import titles_name
-from faisca.training.generate import complete, encode_prompt, headline, rollout_sampling
+from faisca.training.generate import complete, complete_together, encode_prompt, headline, rollout_sampling
 from faisca.training.setup import Setup
 
 
@@ -66,12 +66,14 @@ def measure_loss(setup: Setup, model: Model, yardstick: Yardstick, most: int | N
     line break that it stands for.
     """
     # Sums, not means of means: the last batch is smaller, and its tokens count no more than others.
-    sizes = setup.tokenizer.bytes_per_token()
-    total, tokens, size = 0.0, 0, 0
-    for inputs, targets in yardstick.batches(most):
-        total += setup.backend.evaluate(model=model, inputs=inputs, targets=targets)
+    sizes, sums, processes = setup.tokenizer.bytes_per_token(), list[float](), setup.processes
+    tokens, size = 0, 0
+    for i, (inputs, targets) in enumerate(yardstick.batches(most)):
+        if i % processes.size == processes.rank:  # processes take turns
+            sums.append(setup.backend.evaluate(model=model, inputs=inputs, targets=targets))
         tokens += int((targets >= 0).sum())
         size += target_bytes(targets, sizes)
+    total = sum(processes.in_turn(sums))
     return total / tokens, total / math.log(2) / size
 
 
@@ -93,7 +95,7 @@ def count_completions(setup: Setup, model: Model) -> tuple[list[list[int]], list
     prompts = [encode_prompt(setup.tokenizer, task.prompt, setup.model_config.context) for task in tasks]
     # Always step 0: two models are compared on the same draws.
     draws = uniforms(setup.seed, "completions counted", step=0, rows=rows, columns=grpo.max_new_tokens)
-    return prompts, list(complete(setup, model, prompts, rollout_sampling(grpo), draws))
+    return prompts, complete_together(setup, model, prompts, rollout_sampling(grpo), draws)
 
 
 def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> Measures:
@@ -107,7 +109,7 @@ def measure(setup: Setup, model: Model, yardsticks: Mapping[str, Yardstick]) -> 
     mean, deviation = None, None
     if setup.reward is not None:
         given = Samples.of_tasks(setup.tasks.in_turn(len(texts)), texts, completions)
-        mean, deviation = mean_and_deviation(setup.reward.score(given).total)
+        mean, deviation = mean_and_deviation(setup.score(given).total)
     return Measures(
         validation_loss=loss,
         bits_per_byte=bits,

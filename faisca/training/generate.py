@@ -87,6 +87,24 @@ def complete(
         yield from ([int(token) for token in row if token >= 0] for row in table)
 
 
+def complete_together(
+    setup: Setup,
+    model: Model,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    uniforms: np.ndarray,
+    log_probs: np.ndarray | None = None,
+) -> list[list[int]]:
+    """As `complete`, neighbouring rows by each process; all of them get all rows."""
+    rows = setup.processes.part(len(prompts))
+    noted = None if log_probs is None else log_probs[rows]
+    mine = list(complete(setup, model, prompts[rows], sampling, uniforms[rows], noted))
+    found = setup.processes.gather((mine, noted))
+    if log_probs is not None:
+        log_probs[:] = np.concatenate([noted for _, noted in found])
+    return [completion for completions, _ in found for completion in completions]
+
+
 def headline(tokenizer: Tokenizer, prompt: str, completion: list[int]) -> str:
     """The text that a reader sees: the prompt and what the model added, on one line."""
     return " ".join((clean(prompt) + tokenizer.decode(completion, tokenizer.encode(clean(prompt)))).split())

@@ -19,7 +19,7 @@ from faisca.runs.checkpoint import Checkpoint
 from faisca.runs.state import Progress
 from faisca.streams import uniforms
 from faisca.training.evaluate import count_completions, kl_divergence
-from faisca.training.generate import complete, encode_prompt, rollout_sampling
+from faisca.training.generate import complete_together, encode_prompt, rollout_sampling
 from faisca.training.grpo_update import (
     advantages_of,
     correction_of,
@@ -63,7 +63,8 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
         assert frozen is not None, "a checkpoint of GRPO has its reference"
         reference = setup.make_model(frozen, frozen=True)
     progress.total_steps = config.steps
-    stage = Stage(run, progress, model, backend.make_learner(model=model, config=config), frozen)
+    learner = backend.make_learner(model=model, config=config, processes=setup.processes)
+    stage = Stage(run, progress, model, learner, frozen)
     stage.begin(checkpoint)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")
@@ -79,7 +80,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             laps.end("rollout")
             # Judge: a completion's advantage is its reward against those of its group.
             with stage.nothing_lost():
-                scores = setup.reward.score(Samples.of_tasks(written.tasks, answers, written.completions))
+                scores = setup.score(Samples.of_tasks(written.tasks, answers, written.completions))
             advantages = advantages_of(scores.total, config)
             laps.end("scoring")
             # Remember what policy and reference think of the completions before any update changes the policy.
@@ -112,7 +113,7 @@ def roll_out(setup: Setup, model: Model, step: int) -> Completions:
     prompts = [ids for ids in encoded for _ in range(config.group_size)]
     draws = uniforms(setup.seed, "grpo rollout", step=step, rows=len(prompts), columns=config.max_new_tokens)
     log_probs = np.zeros_like(draws)
-    completions = list(complete(setup, model, prompts, rollout_sampling(config), draws, log_probs))
+    completions = complete_together(setup, model, prompts, rollout_sampling(config), draws, log_probs)
     return Completions(tasks, prompts, completions, log_probs)
 
 

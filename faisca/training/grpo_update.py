@@ -11,6 +11,7 @@ import numpy as np
 
 from faisca.backend import Learner, Metrics, Model, Rollouts
 from faisca.config import GRPOConfig
+from faisca.processes.group import Processes
 from faisca.rewards.advantages import group_advantages
 from faisca.streams import permutation
 from faisca.training.setup import Setup
@@ -51,13 +52,11 @@ def with_log_probs(
     Old ones that the sampler noted stay where they are the trainer's; else they weigh the advantages.
     """
     config, sampled = setup.config.grpo, rollouts.old_log_probs
-    # In micro-batches, as in the updates: memory stays bounded.
-    parts, _ = rollouts.micro_batches(config.micro_batch_size or config.minibatch_size)
-    ref = np.concatenate([log_probs(setup, reference, part) for part in parts])
+    ref = log_probs_of_all(setup, reference, rollouts)
     rollouts, (correction, _) = dataclasses.replace(rollouts, reference_log_probs=ref), correction_of(setup)
     if sampled.any() and correction == "off" and setup.runtime.dtype == "float32":
         return rollouts
-    old = np.concatenate([log_probs(setup, model, part) for part in parts])
+    old = log_probs_of_all(setup, model, rollouts)
     rollouts = dataclasses.replace(rollouts, old_log_probs=old)
     return rollouts if correction == "off" or not sampled.any() else corrected(rollouts, sampled, correction, config)
 
@@ -91,6 +90,16 @@ def rollout_mismatch(
     return {"rollout_mismatch_mean": mean, "rollout_mismatch_max": largest}
 
 
+def log_probs_of_all(setup: Setup, scorer: Model, rollouts: Rollouts[np.ndarray]) -> np.ndarray:
+    """As `log_probs`, of neighbouring rows by each process; all of them get all rows."""
+    config, processes = setup.config.grpo, setup.processes
+    mine = select_rows(rollouts, np.arange(len(rollouts.tokens))[processes.part(len(rollouts.tokens))])
+    # In micro-batches, as in the updates: memory stays bounded.
+    parts, _ = mine.micro_batches(config.micro_batch_size or config.minibatch_size)
+    found = np.concatenate([log_probs(setup, scorer, part) for part in parts])
+    return np.concatenate(processes.gather(found))
+
+
 def log_probs(setup: Setup, scorer: Model, rollouts: Rollouts[np.ndarray]) -> np.ndarray:
     """What a model thinks of the completions: float32 [B, T-1]; what the mask leaves out does not count."""
     return setup.backend.token_log_probs(
@@ -111,8 +120,15 @@ def update_policy(
         for rows in order.reshape(-1, config.minibatch_size):
             part = select_rows(rollouts, rows)
             if has_signal(part, config, left or bool(metrics)):  # the first update leaves the reference
-                metrics.append(backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=rate))
+                mine = share_of(part, setup.processes)
+                metrics.append(backend.grpo_step(learner=learner, rollouts=mine, config=config, learning_rate=rate))
     return backend.read_metrics(metrics=metrics)
+
+
+def share_of(rollouts: Rollouts[np.ndarray], processes: Processes) -> Rollouts[np.ndarray]:
+    """A process's rows of a minibatch. Losses are means over the step's tokens: of the processes' mean, it is a share."""
+    rows = np.arange(len(rollouts.tokens))[processes.part(len(rollouts.tokens))]
+    return dataclasses.replace(select_rows(rollouts, rows), step_tokens=rollouts.step_tokens / processes.size)
 
 
 def has_signal(rollouts: Rollouts[np.ndarray], config: GRPOConfig, left_reference: bool) -> bool:

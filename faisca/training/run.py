@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from faisca.backend import load_backend
-from faisca.backends import choose_backend
 from faisca.config import Config, ModelConfig, plain
 from faisca.config.files import config_text, config_to_dict
 from faisca.data.conversations import ConversationSplits
@@ -23,6 +22,8 @@ from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Rows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
+from faisca.processes.group import ALONE, Processes
+from faisca.processes.join import backend_here, check_same
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
 from faisca.runs.log import RunLog
@@ -38,6 +39,7 @@ from faisca.training.generate import encode_prompt
 from faisca.training.setup import Setup
 from faisca.training.start import (
     check_tasks,
+    facts_of,
     held_out_by,
     open_conversations,
     open_judge,
@@ -86,6 +88,10 @@ class Run:
         """From here on the run's model has this configuration, and its adapter belongs to this base."""
         self.setup, self.base_sha256 = dataclasses.replace(self.setup, model_config=model), base_sha256
 
+    def asked_to_stop(self) -> bool:
+        """Whether any process was asked to, or nobody can read what it prints."""
+        return self.setup.processes.any(bool(self.stop or self.log.output.lost))
+
     @property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds."""
@@ -131,7 +137,12 @@ class Run:
 
 @contextmanager
 def open_run(
-    config: Config, folder: Path, *, checkpoint: Checkpoint | None = None, resuming: bool = False
+    config: Config,
+    folder: Path,
+    *,
+    checkpoint: Checkpoint | None = None,
+    resuming: bool = False,
+    processes: Processes = ALONE,
 ) -> Iterator[Run]:
     """Open a run in `folder`, new or resumed; a checkpoint brings its tokenizer and model configuration.
 
@@ -145,7 +156,7 @@ def open_run(
     seen = NOTHING_SEEN if checkpoint is None else checkpoint.seen
     headlines = load_headlines(config.data, hold_out_seed, address_filters(config), seen)
     titles = select_titles(headlines, config)
-    setup, reason = _open_setup(config, titles, checkpoint)
+    setup, reason = _open_setup(config, titles, checkpoint, processes)
     judge = setup.reward
     assert judge is not None, "a run that trains has its rewards"
     chats = open_conversations(setup, hold_out_seed)
@@ -160,10 +171,13 @@ def open_run(
             closing(judge),
         ):
             judge.say = log.say
-            log.following = follow(config.run.tracker, folder, config_to_dict(setup.config), resuming, log.say)
+            tracker = config.run.tracker if processes.writes else "none"
+            log.following = follow(tracker, folder, config_to_dict(setup.config), resuming, log.say)
             for line in (reason, *opening_words(setup, headlines)):
                 log.say(line)
             windows, yardsticks = _tokenised(setup, titles, log, chats)
+            if processes.size > 1:
+                check_same(processes, facts_of(setup, windows, checkpoint))
             yield Run(
                 setup=setup,
                 folder=folder,
@@ -180,9 +194,11 @@ def open_run(
             )
 
 
-def _open_setup(config: Config, titles: Titles, checkpoint: Checkpoint | None) -> tuple[Setup, str]:
+def _open_setup(
+    config: Config, titles: Titles, checkpoint: Checkpoint | None, processes: Processes
+) -> tuple[Setup, str]:
     """The setup of a run, and the reason for its backend; FaiscaError where something cannot be had or does not fit."""
-    name, reason = choose_backend(config.run.backend)
+    name, reason = backend_here(config.run.backend)
     backend = load_backend(name)
     runtime = backend.open_runtime(config=config.run)
     if checkpoint is not None:
@@ -192,7 +208,7 @@ def _open_setup(config: Config, titles: Titles, checkpoint: Checkpoint | None) -
     model_config = _model_config(config, tokenizer, checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
     encode_prompt(tokenizer, config.sample.prompt, config.model.context)  # refuses one that does not fit
-    setup = Setup(config, backend, runtime, tokenizer, model_config, open_judge(config.grpo))
+    setup = Setup(config, backend, runtime, tokenizer, model_config, open_judge(config.grpo), processes)
     check_tasks(setup)
     return setup, f"backend {name}: {reason}"
 

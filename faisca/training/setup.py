@@ -10,7 +10,9 @@ from faisca.backend import Backend, Model, Runtime
 from faisca.config import Config, ModelConfig, adapter_of
 from faisca.data.prompts import Tasks, open_tasks
 from faisca.data.tokenizer import Tokenizer
-from faisca.rewards.judge import Judge
+from faisca.processes.group import ALONE, Processes
+from faisca.rewards.judge import Judge, Scores
+from faisca.rewards.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Setup:
     """the model's, with its real vocabulary size"""
     reward: Judge | None = None
     """that of `grpo.reward`; None measures no reward"""
+    processes: Processes = ALONE
+    """those that train the model together"""
 
     @property
     def seed(self) -> int:
@@ -35,6 +39,12 @@ class Setup:
     def tasks(self) -> Tasks:
         """What GRPO asks, read once."""
         return open_tasks(self.config.grpo.prompts, self.config.grpo.prompts_file)
+
+    def score(self, samples: Samples) -> Scores:
+        """What completions are worth. Of several processes the first asks the rewards, which may be slow or random."""
+        judge = self.reward
+        assert judge is not None, "a run that trains has its rewards"
+        return self.processes.first(lambda: judge.score(samples))
 
     def make_model(self, parameters: Mapping[str, np.ndarray], *, frozen: bool = False) -> Model:
         """A model with these weights on the setup's backend; one that nothing trains may keep them in bfloat16.

@@ -127,7 +127,7 @@ class Stage:
 
     def checkpoint_or_stop(self) -> None:
         """Save where a checkpoint is due or the run has to stop, and then stop: steps keep failing, or Ctrl-C."""
-        reason = self._reason_to_stop()
+        reason = self._reason_to_stop(self.run.asked_to_stop())
         if reason or due(self.step, self.run.config.run.checkpoint_every):
             with self._clock_stopped():
                 self.save(finished=False)
@@ -192,6 +192,8 @@ class Stage:
             **({} if self.reference is None else {"reference": self.reference}),
             "seen": {"titles": run.seen},
         }
+        if not run.setup.processes.writes:
+            return
         files = setup.tokenizer.files()
         run.tidy(save_checkpoint(run.folder, state, arrays, tokenizer_files=files, best=run.best_name))
 
@@ -232,7 +234,7 @@ class Stage:
         if skipped:
             self.run.log.say(f"{self.progress.stage} step {step}: loss or gradient not finite, step skipped")
 
-    def _reason_to_stop(self) -> BaseException | None:
+    def _reason_to_stop(self, asked: bool) -> BaseException | None:
         """What to raise once the step has been saved; None to go on."""
         run, progress = self.run, self.progress
         if progress.skipped_in_a_row >= run.config.run.max_bad_steps:
@@ -243,7 +245,7 @@ class Stage:
             )
         if run.log.output.lost:
             return KeyboardInterrupt(f"the output cannot be written ({run.log.output.lost}); {self._stopped()}")
-        return KeyboardInterrupt(self._stopped()) if run.stop else None
+        return KeyboardInterrupt(self._stopped()) if asked else None
 
     def _stopped(self) -> str:
         """How to go on from the step that has just been saved, in words."""

@@ -1,8 +1,10 @@
 """The recipe: pre-training, SFT and GRPO, one after the other on one model, from the start or from a checkpoint."""
 
 import shlex
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.lora import merged
 from faisca.parameters import initial_parameters
+from faisca.processes.join import processes_of
+from faisca.processes.launched import first_process
 from faisca.runs.changes import change_words, check_changes, stages_to_do, with_finished_stages
 from faisca.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, read_state
 from faisca.runs.checks import check_resumable
@@ -40,11 +44,16 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
         words = start_words(config, checkpoint)
         parameters = merged(checkpoint.parameters, checkpoint.state.model)
         checkpoint = replace(checkpoint, parameters={}, optimizer={}, reference=None)  # not kept while it trains
-    with open_run(config, folder, checkpoint=checkpoint) as opened:
+    with (
+        processes_of(config, folder) as (processes, own),
+        open_run(config, own, checkpoint=checkpoint, processes=processes) as opened,
+    ):
         for line in words:
             opened.log.say(line)
         if parameters is None:
-            parameters = Tensors.of(initial_parameters(opened.setup.model_config, config.run.seed))
+            # Of process 0, for another processor may round the logarithm of a draw differently.
+            initial = partial(initial_parameters, opened.setup.model_config, config.run.seed)
+            parameters = Tensors.of(processes.first(lambda: dict(initial())))
         model = adapters.begin(opened, first, parameters)
         del parameters
         return _run_stages(opened, model, list(config.run.stages), None)
@@ -52,13 +61,16 @@ def run(config: Config, folder: Path, start_from: Path | None = None) -> dict[st
 
 def resume(folder: Path, config: Config) -> dict[str, Any]:
     """Continue a run from its newest good checkpoint, as if it had never stopped; returns the summary."""
-    with hold_folder(folder):
+    with hold_folder(folder) if first_process() else nullcontext():
         checkpoint = load_checkpoint(folder)
         state = checkpoint.state
         check_resumable(checkpoint.folder, state, checkpoint.optimizer, checkpoint.reference)
         check_changes(config, state, folder)
         config = with_finished_stages(config, state)
-        with open_run(config, folder, checkpoint=checkpoint, resuming=True) as opened:
+        with (
+            processes_of(config, folder) as (processes, own),
+            open_run(config, own, checkpoint=checkpoint, resuming=True, processes=processes) as opened,
+        ):
             opened.log.say(f"resuming after step {state.step} of {state.stage}")
             for line in change_words(config, state):
                 opened.log.say(line)
@@ -76,6 +88,9 @@ def saved_state(folder: Path) -> State:
 
 def _catch_up(run: Run, checkpoint: Checkpoint) -> None:
     """Do what follows the writing of a checkpoint, for the run may have died right after that."""
+    if not run.setup.processes.writes:
+        adapters.keep_base(run, checkpoint.parameters)
+        return
     newest = run.folder / "checkpoints" / checkpoint.state.progress.name
     write_pointers(run.folder, newest.name, run.best_name)
     run.tidy(newest)
@@ -105,7 +120,7 @@ def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoin
             perform(run, progress, model, checkpoint)
         checkpoint = None
         _show_stages(run)
-        if run.stop and stage != stages[-1]:
+        if stage != stages[-1] and run.asked_to_stop():
             folder = shlex.quote(str(run.folder))  # the stage's end has been saved
             raise KeyboardInterrupt(f"stopped after {stage}; continue with --resume {folder}")
     show_summary(run.summary, run.log.console)
@@ -117,6 +132,6 @@ def _run_stages(run: Run, model: Model, stages: list[str], checkpoint: Checkpoin
 
 def _show_stages(run: Run) -> None:
     """Write the summary of the finished stages, and draw all charts."""
-    if run.stages:
+    if run.stages and run.setup.processes.writes:
         write_summary(run.folder, run.summary)
         draw_charts(run.folder)

@@ -2,21 +2,23 @@
 what GRPO asks, and how it judges."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, TokenizerConfig, plain
-from faisca.config.files import Sections, sections_of
+from faisca.config.files import Sections, config_text, sections_of
 from faisca.data.chat import ChatTemplate
 from faisca.data.conversations import ConversationSplits, encode_rows, read_rows
 from faisca.data.headlines import Headlines
 from faisca.data.sources import is_path
-from faisca.data.windows import steps_per_epoch
+from faisca.data.windows import Rows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
 from faisca.planning.fit import usable_memory, warnings
+from faisca.processes.join import code_sha256
 from faisca.rewards.judge import Judge
 from faisca.runs.checkpoint import Checkpoint
+from faisca.runs.manifest import MANIFEST, sha256
 from faisca.runs.state import IMPORTED, Progress, State
 from faisca.system.progress_bar import track_if_long
 from faisca.system.tables import PlainConsole
@@ -181,6 +183,21 @@ def _task_words(setup: Setup) -> Iterator[str]:
         yield f"grpo asks {len(setup.tasks.all):,} prompts from {grpo.prompts_file}{columns}; grpo.prompts are left out"
     if grpo.reward_timeout and not grpo.reward_workers:
         yield "grpo.reward_timeout needs a process that can be ended: one computes the rewards"
+
+
+OWN = ("backend", "device", "dtype", "compile", "loss_chunk", "attention", "cache_limit_gb", "tracker", "preflight")
+"""of `run`: how a process computes, which may differ from another's"""
+
+
+def facts_of(setup: Setup, windows: Mapping[str, Rows], checkpoint: Checkpoint | None) -> dict[str, str]:
+    """What all processes of a run must agree on, most as checksums."""
+    usual, run = RunConfig(), setup.config.run
+    same = dataclasses.replace(setup.config, run=dataclasses.replace(run, **{name: getattr(usual, name) for name in OWN}))
+    facts = {"code": code_sha256(), "options": sha256(config_text(same).encode())}
+    facts |= {f"training data of {stage}": sha256(rows.tokens.tobytes()) for stage, rows in windows.items()}
+    if checkpoint is not None:
+        facts["checkpoint"] = sha256((checkpoint.folder / MANIFEST).read_bytes())
+    return facts | {f"version of {setup.runtime.backend}": setup.runtime.details[setup.runtime.backend]}
 
 
 def opening_words(setup: Setup, headlines: Headlines) -> Iterator[str]:

@@ -22,7 +22,8 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     # Epochs say how long, unless max_steps ends it earlier.
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
     _note_changes(run, progress, windows, total, an_epoch)
-    learner = backend.make_learner(model=model, config=config)
+    processes = run.setup.processes
+    learner = backend.make_learner(model=model, config=config, processes=processes)
     stage = Stage(run, progress, model, learner)
     stage.begin(checkpoint)
     # A curve begins before the first step; a resumed stage has that point already.
@@ -31,11 +32,15 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     with stage.under_way():
         while stage.step < total:
             # Which windows a step sees is a pure function of the seed and the step: resuming needs no more.
+            rows = batch_rows(config, stage.step)  # of which a process takes its part
             inputs, targets = training_batch(
-                windows, batch_size=config.batch_size, seed=seed, stage=name, step=stage.step
+                windows,
+                batch_size=config.batch_size,
+                seed=seed,
+                stage=name,
+                step=stage.step,
+                rows=processes.part(rows),
             )
-            rows = batch_rows(config, stage.step)
-            inputs, targets = inputs[:rows], targets[:rows]
             # Forward, backward, clip and the optimiser: one call, in which nothing waits for the device.
             rate = learning_rate(config, stage.step, total)
             metrics = backend.train_step(
@@ -44,9 +49,10 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
                 targets=targets,
                 learning_rate=rate,
                 micro_batch_size=config.micro_batch_size,
-                dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step),
+                dropout_seed=integer_seed(seed, processes.purpose(f"dropout in {name}"), stage.step),
+                counted=processes.total(int((targets >= 0).sum())) / processes.size,
             )
-            stage.note(metrics, tokens=inputs.size, learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
+            stage.note(metrics, tokens=rows * inputs.shape[1], learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
             # Look at the model now and then, and always before a checkpoint: the best one is kept.
             saving = due(stage.step, run.config.run.checkpoint_every)
             if saving or due(stage.step, config.evaluate_every) or stage.step == total:

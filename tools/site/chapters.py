@@ -40,7 +40,7 @@ CHAPTERS = (
         "The model",
         "From token ids to hidden states, in the order of the forward pass; with the cache of keys and values, and the "
         "mixture of experts.",
-        ("model", "cache", "experts"),
+        ("model", "experts"),
         before=("faisca/rotation.py",),
     ),
     Chapter(

@@ -1,0 +1,118 @@
+"""Processes that train one model together, by torch.distributed: DDP averages their gradients while it computes them.
+
+Bytes of the host travel over gloo, gradients on a GPU over NCCL.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from faisca.errors import FaiscaError
+from faisca.processes.group import Processes
+from faisca_torch.model import GPT
+
+FOREVER = timedelta(days=30)
+"""an exchange waits as long as its partner lives: `faisca.processes.watch` sees whether it does"""
+
+
+class Engine:
+    """Bytes and sums of all processes; see `faisca.processes.group.Engine`."""
+
+    def gather(self, data: np.ndarray) -> np.ndarray:
+        return _gather(torch.tensor(data)).numpy()
+
+    def first(self, data: np.ndarray) -> np.ndarray:
+        tensor = torch.tensor(data)
+        dist.broadcast(tensor, src=0)
+        return tensor.numpy()
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        tensor = torch.tensor(values)
+        dist.all_reduce(tensor)
+        return tensor.numpy()
+
+    def leave(self) -> None:
+        """The end of all exchanges."""
+        dist.destroy_process_group()
+
+
+def join(*, rank: int, size: int) -> Engine:
+    """Meet the other processes; FaiscaError where that cannot be."""
+    kinds = "cpu:gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+        kinds += ",cuda:nccl"
+    try:
+        dist.init_process_group(kinds, rank=rank, world_size=size, timeout=FOREVER)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FaiscaError(f"process {rank} cannot join the others ({reason}): start all of them anew") from error
+    return Engine()
+
+
+def _gather(mine_K: Tensor) -> Tensor:
+    """The numbers [K] of all processes: [size, K]."""
+    flat = mine_K.new_empty(dist.get_world_size() * len(mine_K))
+    dist.all_gather_single(flat, mine_K)
+    return flat.view(-1, len(mine_K))
+
+
+class _Through(nn.Module):
+    """Any function of a model, as the forward pass that DDP wants."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class Averaging:
+    """Averages over processes: of gradients, and of a step's numbers."""
+
+    def __init__(self, model: GPT, processes: Processes) -> None:
+        self.model, self.processes = model, processes
+        self.replica: DistributedDataParallel | None = None
+        if processes.size > 1 and not processes.mixed:
+            self.replica = DistributedDataParallel(_Through(model), broadcast_buffers=False, gradient_as_bucket_view=True)
+            if processes.reduce_dtype == "bfloat16":
+                self.replica.register_comm_hook(None, bf16_compress_hook)
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A forward pass; where DDP is, it is told, so that it averages in the backward pass."""
+        return function(*arguments) if self.replica is None else self.replica(function, *arguments)
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward: gradients add up here, and are averaged with the last micro-batch."""
+        return nullcontext() if last or self.replica is None else self.replica.no_sync()
+
+    def arrays(self) -> None:
+        """Average the gradients as arrays of the host, for processes whose frameworks differ."""
+        if not self.processes.mixed:
+            return
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.grad is not None}
+        means = self.processes.average({name: weight.grad.cpu().numpy() for name, weight in weights.items()})
+        for name, weight in weights.items():
+            weight.grad.copy_(torch.from_numpy(means[name]))
+
+    def numbers(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A step's numbers, of all processes: the mean, or of a ratio's `_max` the largest."""
+        if self.processes.size == 1:
+            return numbers
+        mine = torch.stack([value.float() for value in numbers.values()])
+        if self.processes.mixed:
+            all_NK = torch.from_numpy(np.stack(self.processes.gather(mine.cpu().numpy()))).to(mine.device)
+        else:
+            all_NK = _gather(mine)
+        means, largest = all_NK.mean(0), all_NK.amax(0)
+        return {n: largest[k] if n.endswith("ratio_max") else means[k] for k, n in enumerate(numbers)}
