@@ -5,6 +5,7 @@ A command is imported only when it is called, so that `faisca --help` starts at 
 
 import contextlib
 import importlib
+import os
 import platform
 import shutil
 import sys
@@ -24,6 +25,7 @@ COMMANDS = {
     "plan": ("faisca.tuning.plan_command:plan", "what a run will take: memory by formula, and time"),
     "tune": ("faisca.tuning.command:tune", "measure which settings are fastest here, and write them to a file"),
     "parity": ("faisca.parity.command:parity", "prove that both backends compute the same on this machine"),
+    "launch": ("faisca.commands.launch:launch", "train in several processes, which come to the same model"),
     "merge": ("faisca.commands.merge:merge", "add a run's adapter to the weights that it belongs to"),
     "port": ("faisca.porting.command:port", "bring a model to another format, or in from one: compared at once"),
     "bench": ("faisca.bench.command:bench", "measure speed and memory of both backends on this machine"),
@@ -62,7 +64,9 @@ a first session:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command in `argv` (default: that of the process); returns the exit status."""
-    return exit_status(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+    status = exit_status(lambda: _dispatch(sys.argv[1:] if argv is None else argv))
+    _leave(status)
+    return status
 
 
 def exit_status(program: Callable[[], int]) -> int:
@@ -136,13 +140,23 @@ def _version() -> str:
     return f"faisca {version_of('faisca-mlx')} (Python {platform.python_version()}, {', '.join(words)})"
 
 
+def _leave(status: int) -> None:
+    """Tell `faisca launch` how this process ended, for not every launcher does."""
+    if "FAISCA_STATUSES" in os.environ:
+        from faisca.processes.launched import leave_status
+
+        leave_status(status)
+
+
 def _refuse_launcher(name: str) -> None:
     """FaiscaError where several processes were started for what one does."""
     from faisca.processes.launched import launched
 
     if (found := launched()) and name not in TOGETHER:
         commands = ", ".join(TOGETHER)
-        raise FaiscaError(f"faisca {name} is done by one process: start it without {found.launcher} (it is for {commands})")
+        raise FaiscaError(
+            f"faisca {name} is done by one process: start it without {found.launcher} (it is for {commands})"
+        )
 
 
 def _unknown_command(name: str) -> str:

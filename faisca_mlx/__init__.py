@@ -19,7 +19,7 @@ from faisca_mlx.log_probs import token_log_probs  # noqa: E402
 from faisca_mlx.lora import base_of  # noqa: E402
 from faisca_mlx.model import make_model  # noqa: E402
 from faisca_mlx.optimizer import make_learner  # noqa: E402
-from faisca_mlx.processes import join
+from faisca_mlx.processes import join  # noqa: E402
 from faisca_mlx.train import evaluate, logits, read_metrics, train_step  # noqa: E402
 
 __all__ = [

@@ -16,7 +16,7 @@ from faisca.processes.group import ALONE, Processes
 from faisca_mlx.device import compile_step
 from faisca_mlx.model import GPT
 from faisca_mlx.muon import MOMENTS, move_matrices, split
-from faisca_mlx.processes import Averaging
+from faisca_mlx.processes import Averaging, share_model
 from faisca_mlx.sums import total
 
 Metrics = dict[str, mx.array]
@@ -51,6 +51,7 @@ class Learner:
 
 def make_learner(*, model: GPT, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
+    share_model(model, processes)
     matrices, weights = split(model.trainable_parameters(), config.optimizer)
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(weights)

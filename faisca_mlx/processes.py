@@ -46,6 +46,32 @@ def join(*, rank: int, size: int) -> Engine:
     return Engine()
 
 
+def share_model(model: GPT, processes: Processes) -> None:
+    """Refuse what MLX's engines cannot do: its `fully_shard` needs `sum_scatter`, which ring does not have (0.32)."""
+    if processes.shard:
+        raise FaiscaError("run.shard needs torch: MLX's ring cannot scatter sums; leave it out, or use --backend torch")
+
+
+def settle(model: GPT) -> GPT:
+    """The model, whose parameters are always whole."""
+    return model
+
+
+def whole(array: mx.array) -> mx.array:
+    """All of an array of which processes keep parts: here each keeps all."""
+    return array
+
+
+def part(array: mx.array) -> mx.array:
+    """What this process keeps of an array: all."""
+    return array
+
+
+def like(array: mx.array, weight: mx.array) -> mx.array:
+    """A whole array, kept as a weight is: as a whole."""
+    return array
+
+
 class Averaging:
     """Averages over processes: of gradients, and of a step's numbers."""
 
@@ -70,6 +96,10 @@ class Averaging:
         narrow = getattr(mx, self.processes.reduce_dtype)
         means = nn.average_gradients(tree_map(lambda gradient: gradient.astype(narrow), gradients))
         return tree_map(lambda mean: mean.astype(mx.float32), means)
+
+    def squares(self, squares: mx.array) -> mx.array:
+        """The sum over all weights of what each process has of its own: all have all."""
+        return squares
 
     def numbers(self, numbers: dict[str, mx.array]) -> dict[str, mx.array]:
         """A step's numbers, of all processes: the mean, or of a ratio's `_max` the largest."""

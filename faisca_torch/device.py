@@ -15,6 +15,7 @@ from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.muon import moments_of
 from faisca_torch.model import GPT
+from faisca_torch.processes import like, settle, whole
 
 if TYPE_CHECKING:
     from faisca_torch.optimizer import Learner
@@ -29,7 +30,7 @@ def open_runtime(*, config: RunConfig) -> Runtime:
     """Choose device, dtype and compilation; FaiscaError where what was asked for cannot be had."""
     device, device_reason = _choose_device(config.device)
     dtype, dtype_reason = _choose_dtype(config.dtype, device)
-    compiled, compile_reason = _choose_compile(config.compile, device)
+    compiled, compile_reason = _choose_compile(config.compile, device, config.shard)
     if compiled and device == "cpu":
         torch.use_deterministic_algorithms(True)  # else threads race to add to the embeddings' gradients
     if dtype == "bfloat16":  # else cuBLAS may add up the parts of one product in bfloat16
@@ -129,18 +130,20 @@ def set_optimizer_state(*, learner: "Learner", state: Mapping[str, np.ndarray]) 
     device = learner.model.runtime.device
     for name, parameter in _trained(learner.model).items():
         moments = moments_of(name, tuple(parameter.shape), learner.config.optimizer)
-        slot = {MOMENTS[ours]: torch.tensor(state[f"{ours}.{name}"], device=device) for ours in moments}
+        slot = {
+            MOMENTS[ours]: like(torch.tensor(state[f"{ours}.{name}"], device=device), parameter) for ours in moments
+        }
         if len(moments) == len(MOMENTS):  # AdamW's
             slot["step"] = torch.tensor(float(state["step"]), device=device)
         learner.optimizer.state[parameter] = slot
 
 
 def _trained(model: GPT) -> dict[str, Tensor]:
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in settle(model).named_parameters() if weight.requires_grad}
 
 
 def _copy(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().float().cpu().numpy().copy()
+    array: np.ndarray = whole(tensor.detach()).float().cpu().numpy().copy()
     return array
 
 
@@ -167,7 +170,11 @@ def _choose_dtype(wanted: str, device: str) -> tuple[str, str]:
     return "float32", f"dtype float32: bfloat16 is slower, or not safe, on {device}"
 
 
-def _choose_compile(wanted: str, device: str) -> tuple[bool, str]:
+def _choose_compile(wanted: str, device: str, shard: bool) -> tuple[bool, str]:
+    if shard:
+        if wanted == "on":
+            raise FaiscaError("run.compile on does not go with run.shard: leave it at auto")
+        return False, "compile off: run.shard gathers weights between the blocks"
     if wanted != "auto":
         return wanted == "on", f"compile {wanted}: asked for"
     if device == "cuda":

@@ -96,7 +96,7 @@ def _share(total_R1: Tensor, share: float) -> Tensor:
     return (total_R1 * int(whole) >> 24) + round(rest * UNIT / 2**24)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     *,
     model: GPT,

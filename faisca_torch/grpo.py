@@ -31,13 +31,13 @@ def grpo_step(*, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOC
     parts, places_MN = rollouts.micro_batches(config.micro_batch_size)
     losses, watched = [], []
     for i, (part, places_N) in enumerate(zip(parts, to_device(model, places_MN), strict=True)):
-        here, entropies = _bring(model, part), 2 if config.entropy_weight else 1
+        here = _bring(model, part)
         with learner.averaging.micro_batch(last=i == len(parts) - 1):
             # What the policy thinks of the completions now, at the temperature that sampled them.
-            scored = learner.averaging.forward(
-                shifted_log_probs, model, here.tokens, places_N, config.temperature, entropies
+            log_probs, entropies = learner.averaging.forward(
+                shifted_log_probs, model, here.tokens, places_N, config.temperature, 2 if config.entropy_weight else 1
             )
-            loss, seen = policy_loss(*scored, here, config)
+            loss, seen = policy_loss(log_probs, entropies, here, config)
             # Backward: gradients of the micro-batches add up in each parameter's `.grad`.
             loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())

@@ -23,7 +23,7 @@ def token_log_probs(*, model: GPT, tokens: np.ndarray, temperature: float, place
     if not places.size:
         return np.zeros(tokens[:, 1:].shape, np.float32)
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         log_probs, _ = shifted_log_probs(model, to_device(model, tokens), to_device(model, places), temperature, 0)
         return log_probs.cpu().numpy()
 

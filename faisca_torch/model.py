@@ -157,9 +157,7 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Rotation | None, cache: Cache
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: Cache) -> tuple[Tensor, list[Tensor]]:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
         added_BTD, routed = self.feed_forward(self.norm2(x_BTD))
         return x_BTD + self.dropout(added_BTD), routed
@@ -193,7 +191,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens_BT: Tensor, cache: Cache = None) -> Tensor:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
-        return self.hidden_and_routed(tokens_BT, cache)[0]
+        return GPT.hidden_and_routed(self, tokens_BT, cache)[0]  # not the instance's, which FSDP wraps for itself
 
     def hidden_and_routed(self, tokens_BT: Tensor, cache: Cache = None) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states, and the logits [B · T, E] of each layer's router, if it has one."""

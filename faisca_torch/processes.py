@@ -1,6 +1,7 @@
 """Processes that train one model together, by torch.distributed: DDP averages their gradients while it computes them.
 
-Bytes of the host travel over gloo, gradients on a GPU over NCCL.
+Where each is to keep a part of the model alone, FSDP2 brings a block's weights together when it is computed. Bytes of
+the host travel over gloo, gradients on a GPU over NCCL.
 """
 
 import os
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from faisca.errors import FaiscaError
@@ -77,14 +80,51 @@ class _Through(nn.Module):
         return function(*arguments)
 
 
+def share_model(model: GPT, processes: Processes) -> None:
+    """Keep a part of each weight alone where processes share them; blocks are gathered one by one."""
+    if not processes.shard or isinstance(model, FSDPModule):
+        return
+    precision = MixedPrecisionPolicy(reduce_dtype=getattr(torch, processes.reduce_dtype))
+    for block in model.transformer_blocks:
+        fully_shard(block, mp_policy=precision)
+    fully_shard(model, mp_policy=precision, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden_and_routed")
+
+
+def settle(model: GPT) -> GPT:
+    """The model with its own parts as its parameters: a forward pass leaves the embeddings gathered, for the head."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+    return model
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which processes keep parts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor, where processes keep parts: the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A whole tensor, kept as a weight is."""
+    if not isinstance(weight, DTensor):
+        return tensor
+    return distribute_tensor(tensor, weight.device_mesh, weight.placements)
+
+
 class Averaging:
     """Averages over processes: of gradients, and of a step's numbers."""
 
     def __init__(self, model: GPT, processes: Processes) -> None:
         self.model, self.processes = model, processes
         self.replica: DistributedDataParallel | None = None
-        if processes.size > 1 and not processes.mixed:
-            self.replica = DistributedDataParallel(_Through(model), broadcast_buffers=False, gradient_as_bucket_view=True)
+        if processes.size > 1 and not processes.mixed and not processes.shard:
+            self.replica = DistributedDataParallel(
+                _Through(model), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
             if processes.reduce_dtype == "bfloat16":
                 self.replica.register_comm_hook(None, bf16_compress_hook)
 
@@ -100,10 +140,14 @@ class Averaging:
         """Average the gradients as arrays of the host, for processes whose frameworks differ."""
         if not self.processes.mixed:
             return
-        weights = {name: weight for name, weight in self.model.named_parameters() if weight.grad is not None}
-        means = self.processes.average({name: weight.grad.cpu().numpy() for name, weight in weights.items()})
-        for name, weight in weights.items():
-            weight.grad.copy_(torch.from_numpy(means[name]))
+        grads = {name: weight.grad for name, weight in self.model.named_parameters() if weight.grad is not None}
+        means = self.processes.average({name: grad.cpu().numpy() for name, grad in grads.items()})
+        for name, grad in grads.items():
+            grad.copy_(torch.from_numpy(means[name]))
+
+    def squares(self, squares: Tensor) -> Tensor:
+        """The sum over all weights of what each process has of its own; where all have all, as it is."""
+        return _gather(squares.view(1)).sum() if self.processes.shard else squares
 
     def numbers(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
         """A step's numbers, of all processes: the mean, or of a ratio's `_max` the largest."""

@@ -53,7 +53,7 @@ def read_metrics(*, metrics: list[Metrics]) -> list[dict[str, float]]:
 def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
     """Summed negative log-likelihood (nats) of [B, T] targets; negative targets are left out."""
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         hidden_ND = model(to_device(model, inputs)).flatten(0, 1)
         return summed_loss(model, hidden_ND, to_device(model, targets), False).item()
 
@@ -61,6 +61,6 @@ def evaluate(*, model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
 def logits(*, model: GPT, tokens: np.ndarray) -> np.ndarray:
     """Token ids [B, T] -> logits, float32 [B, T, V]."""
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         hidden_ND = model(to_device(model, tokens)).flatten(0, 1)
         return project(hidden_ND, model.head).view(*tokens.shape, model.config.vocabulary_size).cpu().numpy()

@@ -20,6 +20,7 @@ OPTIONS = {
     "plan": "faisca.tuning.plan_command:PlanOptions",
     "tune": "faisca.tuning.command:TuneOptions",
     "parity": "faisca.parity.command:ParityOptions",
+    "launch": "faisca.commands.launch:LaunchOptions",
     "merge": "faisca.commands.merge:MergeOptions",
     "port": "faisca.porting.command:PortOptions",
     "bench": "faisca.bench.command:BenchOptions",

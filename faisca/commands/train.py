@@ -12,6 +12,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from faisca.backends import choose_backend
 from faisca.commands.configuration import (
     ConfigOptions,
     LayerOptions,
@@ -21,6 +22,7 @@ from faisca.commands.configuration import (
     with_presets,
 )
 from faisca.commands.parse import parse, parse_known
+from faisca.config import Config
 from faisca.config.files import Sections, sections_of
 from faisca.errors import FaiscaError
 from faisca.processes.launched import first_process
@@ -103,13 +105,26 @@ def grpo(argv: list[str]) -> int:
     return _train("grpo", argv, grpo.__doc__)
 
 
-def _train(command: str, argv: list[str], help: str | None) -> int:
+def prepared(command: str, argv: list[str]) -> tuple[Config, str]:
+    """The configuration that a command would train with, and its backend; FaiscaError for what it would refuse."""
+    options, config = _configured(command, argv, None)
+    if not options.resume:
+        _new_folder(options.out, config.preset)
+    return config, choose_backend(config.run.backend)[0]
+
+
+def _configured(command: str, argv: list[str], help: str | None) -> tuple[TrainOptions, Config]:
     start = parse_known(StartOptions, argv, command=command)
     default = default_options(TrainOptions, start, _starting_sections(start, command))
     options = parse(TrainOptions, argv, command=command, help=with_presets(help), default=default)
     config = chosen_config(options, default)
     if command != "run" and config.run.stages != (command,):
         raise FaiscaError(f"faisca {command} cannot run stages {','.join(config.run.stages)}: use faisca run")
+    return options, config
+
+
+def _train(command: str, argv: list[str], help: str | None) -> int:
+    options, config = _configured(command, argv, help)
     from faisca.report.write import report_after_run
 
     if options.resume:

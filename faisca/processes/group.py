@@ -7,7 +7,7 @@ Every process makes the same calls in the same order, and gets the same answer, 
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -28,6 +28,9 @@ class Engine(Protocol):
     def sum(self, values: np.ndarray) -> np.ndarray:
         """float32 [k] of each process -> their sum."""
 
+    def leave(self) -> None:
+        """The end of all exchanges."""
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -47,6 +50,11 @@ class Processes:
     def writes(self) -> bool:
         """Whether this process writes what a run leaves."""
         return self.rank == 0
+
+    @property
+    def apart(self) -> "Processes":
+        """Who computes a part of what needs no gradient: where weights are shared, each computes all of it."""
+        return ALONE if self.shard else self
 
     def part(self, rows: int) -> slice:
         """Which of so many rows are this process's: neighbours, as many for each as can be."""
@@ -101,9 +109,7 @@ class Processes:
         names = sorted(arrays)
         flat = self.engine.sum(np.concatenate([arrays[name].ravel() for name in names])) / np.float32(self.size)
         ends = np.cumsum([arrays[name].size for name in names])[:-1]
-        return {
-            name: part.reshape(arrays[name].shape) for name, part in zip(names, np.split(flat, ends), strict=True)
-        }
+        return {name: part.reshape(arrays[name].shape) for name, part in zip(names, np.split(flat, ends), strict=True)}
 
 
 ALONE = Processes()

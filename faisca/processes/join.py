@@ -17,6 +17,7 @@ from faisca.processes.group import ALONE, Processes
 from faisca.processes.launched import Launched, launched
 from faisca.processes.watch import Watch, accept, connect, listen
 
+
 @contextmanager
 def processes_of(config: Config, folder: Path) -> Iterator[tuple[Processes, Path]]:
     """The processes of this launch, and the folder that this one writes to: the run's, or one that is thrown away."""
@@ -56,7 +57,9 @@ def backend_here(wanted: str) -> tuple[str, str]:
 
 
 def check_divisible(config: Config, size: int) -> None:
-    """FaiscaError where so many processes cannot have equal parts of a step."""
+    """FaiscaError where so many processes cannot have equal parts of a step, or of the weights."""
+    if config.run.shard:
+        _check_shard(config)
     for stage in config.run.stages:
         section = getattr(config, stage)
         names = ("prompts_per_step", "minibatch_size") if stage == "grpo" else ("batch_size",)
@@ -69,6 +72,17 @@ def check_divisible(config: Config, size: int) -> None:
             raise FaiscaError(
                 f"{stage}.micro_batch_size {micro} does not divide a process's {part} rows of {names[-1]}: "
                 f"use a divisor of {part}"
+            )
+
+
+def _check_shard(config: Config) -> None:
+    """What shared weights do not go with: matrices that a step needs as a whole, and rows that end apart."""
+    for stage in config.run.stages:
+        if stage == "grpo":
+            raise FaiscaError("run.shard does not go with grpo, whose processes sample apart: leave one of them out")
+        if getattr(config, stage).optimizer == "muon":
+            raise FaiscaError(
+                f"run.shard does not go with {stage}.optimizer muon, which needs whole matrices: use adamw"
             )
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from faisca.errors import FaiscaError
 
+STATUSES = "FAISCA_STATUSES"
+"""names the folder in which processes of `faisca launch` leave their status"""
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -35,6 +38,13 @@ def first_process() -> bool:
     except FaiscaError:  # of an environment that cannot be read, which was said
         return True
     return found is None or found.rank == 0
+
+
+def leave_status(status: int) -> None:
+    """For `faisca launch`: how this process ended."""
+    folder, found = Path(os.environ[STATUSES]), launched()
+    if found is not None and folder.is_dir():
+        (folder / str(found.rank)).write_text(str(status))
 
 
 def _torchrun(environment: Mapping[str, str]) -> Launched | None:

@@ -66,7 +66,7 @@ def measure_loss(setup: Setup, model: Model, yardstick: Yardstick, most: int | N
     line break that it stands for.
     """
     # Sums, not means of means: the last batch is smaller, and its tokens count no more than others.
-    sizes, sums, processes = setup.tokenizer.bytes_per_token(), list[float](), setup.processes
+    sizes, sums, processes = setup.tokenizer.bytes_per_token(), list[float](), setup.processes.apart
     tokens, size = 0, 0
     for i, (inputs, targets) in enumerate(yardstick.batches(most)):
         if i % processes.size == processes.rank:  # processes take turns

@@ -96,10 +96,11 @@ def complete_together(
     log_probs: np.ndarray | None = None,
 ) -> list[list[int]]:
     """As `complete`, neighbouring rows by each process; all of them get all rows."""
-    rows = setup.processes.part(len(prompts))
+    processes = setup.processes.apart
+    rows = processes.part(len(prompts))
     noted = None if log_probs is None else log_probs[rows]
     mine = list(complete(setup, model, prompts[rows], sampling, uniforms[rows], noted))
-    found = setup.processes.gather((mine, noted))
+    found = processes.gather((mine, noted))
     if log_probs is not None:
         log_probs[:] = np.concatenate([noted for _, noted in found])
     return [completion for completions, _ in found for completion in completions]

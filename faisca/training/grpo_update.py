@@ -126,7 +126,7 @@ def update_policy(
 
 
 def share_of(rollouts: Rollouts[np.ndarray], processes: Processes) -> Rollouts[np.ndarray]:
-    """A process's rows of a minibatch. Losses are means over the step's tokens: of the processes' mean, it is a share."""
+    """A process's rows of a minibatch, and its share of the tokens that losses are means over."""
     rows = np.arange(len(rollouts.tokens))[processes.part(len(rollouts.tokens))]
     return dataclasses.replace(select_rows(rollouts, rows), step_tokens=rollouts.step_tokens / processes.size)
 

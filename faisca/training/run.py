@@ -47,6 +47,8 @@ from faisca.training.start import (
     without_filter,
 )
 
+PATIENCE = 2.0
+"""seconds in which the signals of a launcher and of the terminal are one"""
 KEPT = ("metrics_bytes", "metrics_sha256", "completions_bytes", "completions_sha256")
 """what a checkpoint says of the run's files"""
 
@@ -167,7 +169,7 @@ def open_run(
         kept = {name: getattr(begun, name) for name in KEPT} if begun else {}
         with (
             RunLog(folder, **kept, seconds_before=begun.seconds if begun else 0.0) as log,
-            stop_on_signals() as stop,
+            stop_on_signals(patience=PATIENCE if processes.size > 1 else 0) as stop,
             closing(judge),
         ):
             judge.say = log.say

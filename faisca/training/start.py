@@ -192,7 +192,9 @@ OWN = ("backend", "device", "dtype", "compile", "loss_chunk", "attention", "cach
 def facts_of(setup: Setup, windows: Mapping[str, Rows], checkpoint: Checkpoint | None) -> dict[str, str]:
     """What all processes of a run must agree on, most as checksums."""
     usual, run = RunConfig(), setup.config.run
-    same = dataclasses.replace(setup.config, run=dataclasses.replace(run, **{name: getattr(usual, name) for name in OWN}))
+    same = dataclasses.replace(
+        setup.config, run=dataclasses.replace(run, **{name: getattr(usual, name) for name in OWN})
+    )
     facts = {"code": code_sha256(), "options": sha256(config_text(same).encode())}
     facts |= {f"training data of {stage}": sha256(rows.tokens.tobytes()) for stage, rows in windows.items()}
     if checkpoint is not None:
