@@ -105,10 +105,11 @@ class Averaging:
         """A step's numbers, of all processes: the mean, or of a ratio's `_max` the largest."""
         if self.processes.size == 1:
             return numbers
-        mine = mx.stack([value.astype(mx.float32) for value in numbers.values()])
+        names = sorted(numbers)
+        mine = mx.stack([numbers[name].astype(mx.float32) for name in names])
         if self.processes.mixed:
             all_NK = mx.array(np.stack(self.processes.gather(np.array(mine))))
         else:
             all_NK = mx.distributed.all_gather(mine[None])
         means, largest = all_NK.mean(axis=0), all_NK.max(axis=0)
-        return {n: largest[k] if n.endswith("ratio_max") else means[k] for k, n in enumerate(numbers)}
+        return {n: largest[k] if n.endswith("ratio_max") else means[k] for k, n in enumerate(names)}

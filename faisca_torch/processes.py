@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -80,6 +79,12 @@ class _Through(nn.Module):
         return function(*arguments)
 
 
+def _in_bfloat16(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket of gradients, which travels in bfloat16: torch's own hook for that is NCCL's alone."""
+    future = dist.all_reduce(bucket.buffer().bfloat16().div_(size), async_op=True).get_future()
+    return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
+
+
 def share_model(model: GPT, processes: Processes) -> None:
     """Keep a part of each weight alone where processes share them; blocks are gathered one by one."""
     if not processes.shard or isinstance(model, FSDPModule):
@@ -122,11 +127,9 @@ class Averaging:
         self.model, self.processes = model, processes
         self.replica: DistributedDataParallel | None = None
         if processes.size > 1 and not processes.mixed and not processes.shard:
-            self.replica = DistributedDataParallel(
-                _Through(model), broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.replica = DistributedDataParallel(_Through(model), gradient_as_bucket_view=True)
             if processes.reduce_dtype == "bfloat16":
-                self.replica.register_comm_hook(None, bf16_compress_hook)
+                self.replica.register_comm_hook(processes.size, _in_bfloat16)
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """A forward pass; where DDP is, it is told, so that it averages in the backward pass."""
@@ -153,10 +156,11 @@ class Averaging:
         """A step's numbers, of all processes: the mean, or of a ratio's `_max` the largest."""
         if self.processes.size == 1:
             return numbers
-        mine = torch.stack([value.float() for value in numbers.values()])
+        names = sorted(numbers)
+        mine = torch.stack([numbers[name].float() for name in names])
         if self.processes.mixed:
             all_NK = torch.from_numpy(np.stack(self.processes.gather(mine.cpu().numpy()))).to(mine.device)
         else:
             all_NK = _gather(mine)
         means, largest = all_NK.mean(0), all_NK.amax(0)
-        return {n: largest[k] if n.endswith("ratio_max") else means[k] for k, n in enumerate(numbers)}
+        return {n: largest[k] if n.endswith("ratio_max") else means[k] for k, n in enumerate(names)}
