@@ -18,7 +18,7 @@ import numpy as np
 from faisca.backends import BACKENDS
 from faisca.config import COLDEST, GRPOConfig, ModelConfig, OptimizerConfig, RunConfig
 from faisca.errors import FaiscaError
-from faisca.processes.group import ALONE, Engine, Processes
+from faisca.group import ALONE, Engine, Processes
 
 ROWS_AT_A_TIME = 64
 """completions sampled together, where nobody says otherwise: bounds the key-value cache"""
@@ -68,6 +68,8 @@ class Runtime:
     """whether cross-entropy is the framework's fused kernel inside each chunk"""
     cache_threshold: int = 0
     """bytes of free buffers above which `tidy_memory` gives them back; 0: never"""
+    processes: Processes = ALONE
+    """those that train one model together"""
     reasons: tuple[str, ...] = ()
     """one line for each choice that the user left open"""
     details: Mapping[str, str] = field(default_factory=dict)
@@ -154,10 +156,10 @@ class Backend(Protocol):
     def join(self, *, rank: int, size: int) -> Engine:
         """Meet the other processes of a launch, this being number `rank`; FaiscaError where that cannot be."""
 
-    def make_learner(self, *, model: Model, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
+    def make_learner(self, *, model: Model, config: OptimizerConfig) -> Learner:
         """An optimiser for this model, its moments zero, with a compiled step where the runtime says so.
 
-        Of several processes each learns from its own rows, and takes the step of all: gradients are averaged.
+        Of several processes (`Runtime.processes`) each learns from its own rows, and takes the step of all.
         """
 
     def get_optimizer_state(self, *, learner: Learner) -> dict[str, np.ndarray]:
@@ -175,12 +177,11 @@ class Backend(Protocol):
         learning_rate: float,
         micro_batch_size: int,
         dropout_seed: int,
-        counted: float | None = None,
     ) -> Metrics:
         """One optimiser step on [B, T] token ids: `loss` (nats), `grad_norm` (before clipping) and `skipped`.
 
-        The loss is the mean over all targets of the batch that are not negative, whatever the micro-batches; where
-        processes share a batch, `counted` is how many such targets a process has in the mean.
+        The loss is the mean over all targets of the batch that are not negative, whatever the micro-batches, and
+        whichever processes have its rows.
 
         `skipped` is 1 where loss or norm was not finite, and weights and moments stayed as they were.
         """

@@ -38,8 +38,6 @@ COMMANDS = {
 }
 """Each command's function, as MODULE:NAME (argv -> exit status), and its line in the help."""
 
-TOGETHER = ("run", "pretrain", "sft", "grpo")
-"""commands that several processes can do together"""
 PATIENCE = 3.0
 """seconds in which a launcher ends the other processes where the first one fails: an error of all is said once"""
 
@@ -150,7 +148,7 @@ def _leave(status: int) -> None:
 
 def _refuse_launcher(name: str) -> None:
     """FaiscaError where several processes were started for what one does."""
-    from faisca.processes.launched import launched
+    from faisca.processes.launched import TOGETHER, launched
 
     if (found := launched()) and name not in TOGETHER:
         commands = ", ".join(TOGETHER)

@@ -7,8 +7,7 @@ Rows of different prompt lengths start together: the shorter ones sample while t
 still read their prompts, so every row is at the same position and nothing is padded. The next
 column is computed while the host reads the last one, so a row that ends costs one column more.
 
-Shapes: B rows, R rows still alive, V vocabulary, S candidates after filtering; G heads of keys and
-values, K head width.
+Shapes: B rows, R rows still alive, V vocabulary, S candidates after filtering.
 """
 
 from collections.abc import Iterator
@@ -17,37 +16,11 @@ import mlx.core as mx
 import numpy as np
 
 from faisca.backend import UNIT, Sampling
+from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.device import to_device
 from faisca_mlx.losses import project
 from faisca_mlx.model import GPT
 from faisca_mlx.sums import row_sums
-
-
-class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair of [B, G, length, K] arrays a block."""
-
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        self.length, self.capacity = 0, capacity
-        self.layers: list[tuple[mx.array, mx.array] | None] = [None] * num_layers
-
-    def append(self, layer: int, key_BGTK: mx.array, value_BGTK: mx.array) -> tuple[mx.array, mx.array]:
-        """Write new positions of a block, and return all of its positions so far."""
-        pair = self.layers[layer]
-        # All the room at once: growing would copy the cache at every token.
-        if pair is None:
-            B, G, _, K = key_BGTK.shape
-            pair = tuple(mx.zeros((B, G, self.capacity, K), key_BGTK.dtype) for _ in range(2))
-        end = self.length + key_BGTK.shape[2]
-        keys, values = pair
-        keys[:, :, self.length : end] = key_BGTK
-        values[:, :, self.length : end] = value_BGTK
-        self.layers[layer] = (keys, values)
-        return keys[:, :, :end], values[:, :, :end]
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Drop all rows but these: finished rows cost nothing."""
-        kept = mx.array(rows)
-        self.layers = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in self.layers]
 
 
 def filter_logits(logits_RV: mx.array, temperature: float, top_k: int, top_p: float) -> tuple[mx.array, mx.array]:

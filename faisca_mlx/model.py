@@ -9,7 +9,7 @@ J = K/2, V vocabulary. Modules are named so that `parameters()` has the names of
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,16 +20,14 @@ from faisca.backend import Runtime
 from faisca.config import ModelConfig, adapter_of
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
+from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.experts import Experts
 from faisca_mlx.lora import adapt
 from faisca_mlx.sums import scaled
 
-if TYPE_CHECKING:
-    from faisca_mlx.generate import KeyValueCache
-
 Rotation = tuple[mx.array, mx.array]  # cosine and sine of the positions' angles, [T, J] each
 RandomKey: TypeAlias = mx.array | None  # of dropout; None draws from MLX's own generator
-Cache: TypeAlias = "KeyValueCache | None"
+Cache: TypeAlias = KeyValueCache | None
 
 
 class Head(NamedTuple):

@@ -12,7 +12,6 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca.processes.group import ALONE, Processes
 from faisca_mlx.device import compile_step
 from faisca_mlx.model import GPT
 from faisca_mlx.muon import MOMENTS, move_matrices, split
@@ -49,15 +48,15 @@ class Learner:
         return self.made[key]
 
 
-def make_learner(*, model: GPT, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
+def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
-    share_model(model, processes)
+    share_model(model)
     matrices, weights = split(model.trainable_parameters(), config.optimizer)
     optimizer = _Adam(config.learning_rate, betas=[config.beta1, config.beta2], eps=config.epsilon)
     optimizer.init(weights)
     optimizer.state["finite"] = mx.array(True)
     optimizer.state[MOMENTS] = {name: mx.zeros_like(weight) for name, weight in matrices.items()}
-    return Learner(model, optimizer, config, Averaging(model, processes))
+    return Learner(model, optimizer, config, Averaging(model))
 
 
 def update(*, learner: Learner, numbers: Metrics, learning_rate: mx.array, gradients: Any) -> Metrics:

@@ -13,12 +13,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from faisca.errors import FaiscaError
-from faisca.processes.group import Processes
 from faisca_mlx.model import GPT
 
 
 class Engine:
-    """Bytes and sums of all processes; see `faisca.processes.group.Engine`."""
+    """Bytes and sums of all processes; see `faisca.group.Engine`."""
 
     def gather(self, data: np.ndarray) -> np.ndarray:
         return np.array(mx.distributed.all_gather(mx.array(data)[None]))
@@ -46,9 +45,9 @@ def join(*, rank: int, size: int) -> Engine:
     return Engine()
 
 
-def share_model(model: GPT, processes: Processes) -> None:
+def share_model(model: GPT) -> None:
     """Refuse what MLX's engines cannot do: its `fully_shard` needs `sum_scatter`, which ring does not have (0.32)."""
-    if processes.shard:
+    if model.runtime.processes.shard:
         raise FaiscaError("run.shard needs torch: MLX's ring cannot scatter sums; leave it out, or use --backend torch")
 
 
@@ -57,26 +56,26 @@ def settle(model: GPT) -> GPT:
     return model
 
 
-def whole(array: mx.array) -> mx.array:
+def whole(values: mx.array) -> mx.array:
     """All of an array of which processes keep parts: here each keeps all."""
-    return array
+    return values
 
 
-def part(array: mx.array) -> mx.array:
+def part(values: mx.array) -> mx.array:
     """What this process keeps of an array: all."""
-    return array
+    return values
 
 
-def like(array: mx.array, weight: mx.array) -> mx.array:
+def like(values: mx.array, weight: mx.array) -> mx.array:
     """A whole array, kept as a weight is: as a whole."""
-    return array
+    return values
 
 
 class Averaging:
     """Averages over processes: of gradients, and of a step's numbers."""
 
-    def __init__(self, model: GPT, processes: Processes) -> None:
-        self.model, self.processes = model, processes
+    def __init__(self, model: GPT) -> None:
+        self.model, self.processes = model, model.runtime.processes
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """A forward pass: nothing needs to be told of it."""

@@ -20,7 +20,6 @@ def train_step(
     learning_rate: float,
     micro_batch_size: int,
     dropout_seed: int,
-    counted: float | None = None,
 ) -> Metrics:
     """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     learner.model.train()
@@ -31,7 +30,7 @@ def train_step(
         for tokens in (inputs, targets)
     ]
     # Of the whole batch, however micro-batches share them; where processes do, the mean of theirs.
-    counted = max(1, counted or int((targets >= 0).sum()))
+    counted = max(1, learner.model.runtime.processes.mean(int((targets >= 0).sum())))
     # Arrays, for a number would be compiled in.
     metrics: Metrics = learner.compiled(_step)(*parts, mx.array(learning_rate), mx.array(float(counted)))
     # Until here nothing has been computed. One evaluation of all that the step changed, or its graph stays alive.

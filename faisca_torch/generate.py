@@ -6,8 +6,7 @@ Probabilities are integers, so that their sums are exact, in any order and on an
 Rows of different prompt lengths start together: the shorter ones sample while the longer ones
 still read their prompts, so every row is at the same position and nothing is padded.
 
-Shapes: B rows, R rows still alive, V vocabulary, S candidates after filtering; G heads of keys and
-values, K head width.
+Shapes: B rows, R rows still alive, V vocabulary, S candidates after filtering.
 """
 
 from collections.abc import Iterator
@@ -17,33 +16,10 @@ import torch
 from torch import Tensor
 
 from faisca.backend import UNIT, Sampling
+from faisca_torch.cache import KeyValueCache
 from faisca_torch.device import to_device
 from faisca_torch.losses import project
 from faisca_torch.model import GPT
-
-
-class KeyValueCache:
-    """Keys and values of the positions seen so far, one pair of [B, G, length, K] tensors a block."""
-
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        self.length, self.capacity = 0, capacity
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-
-    def append(self, layer: int, key_BGTK: Tensor, value_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new positions of a block, and return all of its positions so far."""
-        pair = self.layers[layer]
-        # All the room at once: growing would copy the cache at every token.
-        if pair is None:
-            B, G, _, K = key_BGTK.shape
-            pair = self.layers[layer] = tuple(key_BGTK.new_empty(2, B, G, self.capacity, K))
-        end = self.length + key_BGTK.shape[2]
-        pair[0][:, :, self.length : end] = key_BGTK
-        pair[1][:, :, self.length : end] = value_BGTK
-        return pair[0][:, :, :end], pair[1][:, :, :end]
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Drop all rows but these: finished rows cost nothing."""
-        self.layers = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.layers]
 
 
 def filter_logits(logits_RV: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ J = K/2, V vocabulary. Modules are named so that `state_dict()` has the names of
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,15 +20,12 @@ from faisca.backend import Runtime
 from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block, trained
 from faisca.rotation import rotation_table
+from faisca_torch.cache import KeyValueCache
 from faisca_torch.experts import Experts
 from faisca_torch.lora import LoRA, adapt
 from faisca_torch.sums import scaled
 
-if TYPE_CHECKING:
-    from faisca_torch.generate import KeyValueCache
-
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, [T, J] each
-Cache: TypeAlias = "KeyValueCache | None"
 
 
 class Head(NamedTuple):
@@ -80,7 +77,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.query_norm, self.key_norm = (Norm("rms", width, config, runtime) for width in config.qk_norm_widths)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: Cache) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None) -> Tensor:
         # One product for queries, keys and values, then heads as a dimension of the batch.
         product = self.in_proj(x_BTD)
         if self.config.qk_norm_over == "all":
@@ -157,7 +154,9 @@ class TransformerBlock(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: Cache) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation | None, cache: KeyValueCache | None
+    ) -> tuple[Tensor, list[Tensor]]:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm1(x_BTD), rotation, cache))
         added_BTD, routed = self.feed_forward(self.norm2(x_BTD))
         return x_BTD + self.dropout(added_BTD), routed
@@ -189,11 +188,11 @@ class GPT(nn.Module):
         weight_VD = self.token_embedding.weight if self.config.tie_embeddings else self.out_head.weight
         return Head(weight_VD, self.config.logit_soft_cap)
 
-    def forward(self, tokens_BT: Tensor, cache: Cache = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Final hidden states [B, T, D] (the runtime's dtype) of token ids [B, T] that follow what the cache holds."""
         return GPT.hidden_and_routed(self, tokens_BT, cache)[0]  # not the instance's, which FSDP wraps for itself
 
-    def hidden_and_routed(self, tokens_BT: Tensor, cache: Cache = None) -> tuple[Tensor, list[Tensor]]:
+    def hidden_and_routed(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states, and the logits [B · T, E] of each layer's router, if it has one."""
         end = (start := 0 if cache is None else cache.length) + tokens_BT.shape[1]
         if end > self.config.context:

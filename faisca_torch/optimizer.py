@@ -10,7 +10,6 @@ from torch import Tensor
 
 from faisca.config import OptimizerConfig
 from faisca.parameters import decays
-from faisca.processes.group import ALONE, Processes
 from faisca_torch.device import compile_step
 from faisca_torch.model import GPT
 from faisca_torch.muon import move_matrices, split
@@ -41,9 +40,9 @@ class Learner:
         return self.made[key]
 
 
-def make_learner(*, model: GPT, config: OptimizerConfig, processes: Processes = ALONE) -> Learner:
+def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
-    share_model(model, processes)
+    share_model(model)
     parameters = settle(model).named_parameters()
     trained: dict[str, Tensor] = {name: weight for name, weight in parameters if weight.requires_grad}
     _, weights = split(trained, config.optimizer)
@@ -61,7 +60,7 @@ def make_learner(*, model: GPT, config: OptimizerConfig, processes: Processes = 
         eps=config.epsilon,
         fused=True,
     )
-    return Learner(model, optimizer, config, Averaging(model, processes))
+    return Learner(model, optimizer, config, Averaging(model))
 
 
 def update(*, learner: Learner, numbers: Metrics, learning_rate: float) -> Metrics:

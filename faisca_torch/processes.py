@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from faisca.errors import FaiscaError
-from faisca.processes.group import Processes
 from faisca_torch.model import GPT
 
 FOREVER = timedelta(days=30)
@@ -27,7 +26,7 @@ FOREVER = timedelta(days=30)
 
 
 class Engine:
-    """Bytes and sums of all processes; see `faisca.processes.group.Engine`."""
+    """Bytes and sums of all processes; see `faisca.group.Engine`."""
 
     def gather(self, data: np.ndarray) -> np.ndarray:
         return _gather(torch.tensor(data)).numpy()
@@ -79,14 +78,15 @@ class _Through(nn.Module):
         return function(*arguments)
 
 
-def _in_bfloat16(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _in_bfloat16(size: int, bucket: Any) -> torch.futures.Future[Tensor]:
     """The mean of a bucket of gradients, which travels in bfloat16: torch's own hook for that is NCCL's alone."""
     future = dist.all_reduce(bucket.buffer().bfloat16().div_(size), async_op=True).get_future()
     return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
-def share_model(model: GPT, processes: Processes) -> None:
+def share_model(model: GPT) -> None:
     """Keep a part of each weight alone where processes share them; blocks are gathered one by one."""
+    processes = model.runtime.processes
     if not processes.shard or isinstance(model, FSDPModule):
         return
     precision = MixedPrecisionPolicy(reduce_dtype=getattr(torch, processes.reduce_dtype))
@@ -103,29 +103,30 @@ def settle(model: GPT) -> GPT:
     return model
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(values: Tensor) -> Tensor:
     """All of a tensor of which processes keep parts."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return values.full_tensor() if isinstance(values, DTensor) else values
 
 
-def part(tensor: Tensor) -> Tensor:
+def part(values: Tensor) -> Tensor:
     """What this process keeps of a tensor, where processes keep parts: the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return values.to_local() if isinstance(values, DTensor) else values
 
 
-def like(tensor: Tensor, weight: Tensor) -> Tensor:
+def like(values: Tensor, weight: Tensor) -> Tensor:
     """A whole tensor, kept as a weight is."""
     if not isinstance(weight, DTensor):
-        return tensor
-    return distribute_tensor(tensor, weight.device_mesh, weight.placements)
+        return values
+    return distribute_tensor(values, weight.device_mesh, weight.placements)
 
 
 class Averaging:
     """Averages over processes: of gradients, and of a step's numbers."""
 
-    def __init__(self, model: GPT, processes: Processes) -> None:
-        self.model, self.processes = model, processes
+    def __init__(self, model: GPT) -> None:
+        self.model, self.processes = model, model.runtime.processes
         self.replica: DistributedDataParallel | None = None
+        processes = self.processes
         if processes.size > 1 and not processes.mixed and not processes.shard:
             self.replica = DistributedDataParallel(_Through(model), gradient_as_bucket_view=True)
             if processes.reduce_dtype == "bfloat16":

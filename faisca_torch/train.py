@@ -18,7 +18,6 @@ def train_step(
     learning_rate: float,
     micro_batch_size: int,
     dropout_seed: int,
-    counted: float | None = None,
 ) -> Metrics:
     """One AdamW step on the mean cross-entropy of [B, T] targets that are >= 0, `micro_batch_size` rows at a time."""
     model = learner.model.train()
@@ -26,7 +25,7 @@ def train_step(
     # Dropout draws from the framework's own generator: a seed of its own for each step makes it repeatable.
     torch.manual_seed(dropout_seed)
     # Of the whole batch, however micro-batches share them; where processes do, the mean of theirs.
-    counted = max(1, counted or int((targets >= 0).sum()))
+    counted = max(1, model.runtime.processes.mean(int((targets >= 0).sum())))
     numbers, size = Metrics(), micro_batch_size or len(inputs)
     for rows in range(0, len(inputs), size):
         part = slice(rows, rows + size)

@@ -13,7 +13,7 @@ from faults import Fault, Patches
 from mlx.utils import tree_map
 
 from faisca_mlx import losses
-from faisca_mlx.generate import KeyValueCache
+from faisca_mlx.cache import KeyValueCache
 
 Wrong = Callable[..., Any]
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from faisca.backend import Rollouts, load_backend
 from faisca.config import Config, GRPOConfig, OptimizerConfig, RunConfig, TrainConfig, plain
+from faisca.group import ALONE, Processes
 from faisca.lora import adapted
 from faisca.parity.cases import Case, Side, completions, uneven_parameters
 from faisca.parity.rungs import learner_parameters
-from faisca.processes.group import ALONE, Processes
 from faisca.processes.join import processes_of
 from faisca.training.grpo_update import select_rows, share_of
 
@@ -88,7 +88,9 @@ def perform(work: Work, backend: str, processes: Processes) -> dict[str, np.ndar
         options |= {"minibatch_size": ROWS, "group_size": ROWS, "micro_batch_size": work.micro, "max_new_tokens": 20}
         options |= work.grpo or {}
     config = kind(**options)
-    learner = side.backend.make_learner(model=case.make_model(side), config=config, processes=processes)
+    runtime = dataclasses.replace(side.open(), processes=processes)
+    model = side.backend.make_model(config=case.model, parameters=case.parameters, runtime=runtime)
+    learner = side.backend.make_learner(model=model, config=config)
     step = grpo_steps if grpo else train_steps
     metrics = side.backend.read_metrics(metrics=list(step(work, case, side, learner, config, processes)))
     found = {name: np.array([one[name] for one in metrics]) for name in metrics[0]}
@@ -106,8 +108,7 @@ def train_steps(
         inputs, targets = case.batch(step)
         if work.uneven:
             targets = np.where(np.arange(case.length) < 2 + 2 * np.arange(ROWS)[:, None], targets, -1)
-        counted = processes.total(int((targets[rows] >= 0).sum())) / processes.size
-        common = {"learning_rate": 1e-3, "micro_batch_size": work.micro, "dropout_seed": 0, "counted": counted}
+        common = {"learning_rate": 1e-3, "micro_batch_size": work.micro, "dropout_seed": 0}
         yield side.backend.train_step(learner=learner, inputs=inputs[rows], targets=targets[rows], **common)
 
 

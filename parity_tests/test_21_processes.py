@@ -15,7 +15,7 @@ from cases import TWINS, installed
 from several import MICRO, ROWS, SHARDED, WORKS, perform
 
 from faisca.commands.launch import free_ports
-from faisca.processes.group import ALONE
+from faisca.group import ALONE
 
 Arrays = dict[str, np.ndarray]
 HERE = Path(__file__).parent

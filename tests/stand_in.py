@@ -122,6 +122,9 @@ class StandIn:
         shared = {name: value for name, value in model.parameters.items() if not in_adapter(name)}
         return self._note("base_of", model.updates, StandInModel(shared, plain(model.config)))
 
+    def join(self, *, rank: int, size: int) -> Any:
+        raise AssertionError("a stand-in is alone")
+
     def get_parameters(self, *, model: StandInModel) -> dict[str, np.ndarray]:
         own = {name: value for name, value in model.parameters.items() if trained(name, model.config)}
         copies = {name: value.copy() for name, value in own.items()}

@@ -274,6 +274,8 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     "run.log_every": (2, lambda ran: [len(call.answer) for call in ran.named("read_metrics")]),
     "run.checkpoint_every": (5, lambda ran: len(ran.named("get_optimizer_state"))),
     "run.keep": (1, kept),
+    "run.reduce_dtype": (None, in_config("open_runtime", "reduce_dtype")),  # test_21_processes.py has what it does
+    "run.shard": (True, lambda ran: [ran.ended]),  # which one process cannot: there too
     "run.tracker": (None, lambda ran: ran.ended or "no tracker"),
     "run.max_bad_steps": (2, lambda ran: (ran.ended[:16], len(ran.named("train_step")))),
 }

@@ -72,7 +72,7 @@ def test_every_private_definition_has_a_row_too_or_a_word_why():
 
 
 def test_the_chapters_stand_in_reading_order():
-    order = ["numbers", "model", "loss", "optimiser", "step", "sampling", "grpo", "adapters", "proof"]
+    order = ["numbers", "model", "loss", "optimiser", "step", "sampling", "grpo", "adapters", "processes", "proof"]
     assert [name for name in order if name in book()] == list(book())
     assert [chapter.name for chapter in CHAPTERS] == order
     assert set(order) - set(book()) <= {"adapters"}
@@ -80,7 +80,7 @@ def test_the_chapters_stand_in_reading_order():
 
 def test_rows_follow_the_files():
     rows = [row for row in book()["model"][1] if row.torch]
-    files = ("faisca_torch/model.py", "faisca_torch/experts.py")
+    files = ("faisca_torch/model.py", "faisca_torch/cache.py", "faisca_torch/experts.py")
     expected = [one.name for path in files for one in read(path).definitions]
     assert [row.title for row in rows] == expected
     assert merged(["a", "c"], ["x", "a", "b", "c", "d"]) == ["x", "a", "b", "c", "d"]

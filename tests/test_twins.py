@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 TORCH, MLX, CORE = ROOT / "faisca_torch", ROOT / "faisca_mlx", ROOT / "faisca"
 FRAMEWORKS = {"torch", "transformers", "mlx", "mlx_lm"}
 LESSON = ("model", "losses", "optimizer", "train", "log_probs", "generate", "grpo")
-HELPERS = ("lora", "experts", "muon", "cache", "sums", "device", "interop")
+HELPERS = ("lora", "experts", "muon", "cache", "sums", "processes", "device", "interop")
 FILES = LESSON + HELPERS
 """a twin's files, in the order of reading"""
 ONLY_IN_MLX = {"random_key", "gradients", "fused"}
@@ -124,7 +124,7 @@ def test_the_twins_offer_the_same_names():
 
 BREAKS = {
     "renamed function": ("train.py", "def train_step(", "def training_step("),
-    "renamed method": ("generate.py", "def keep(", "def select("),
+    "renamed method": ("cache.py", "def keep(", "def select("),
     "renamed method of a dataclass": ("optimizer.py", "def compiled(", "def traced("),
     "renamed class": ("model.py", "class FeedForward", "class MLP"),
     "renamed parameter": ("generate.py", "top_p: float) ->", "nucleus: float) ->"),

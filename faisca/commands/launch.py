@@ -15,12 +15,11 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from faisca.cli import TOGETHER
 from faisca.commands.parse import parse
 from faisca.commands.train import prepared
 from faisca.errors import FaiscaError
 from faisca.processes.join import check_divisible
-from faisca.processes.launched import STATUSES, launched
+from faisca.processes.launched import STATUSES, TOGETHER, launched
 
 FAILED = 2
 """the status of a process that left none"""

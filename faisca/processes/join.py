@@ -13,7 +13,7 @@ from faisca.backend import load_backend
 from faisca.backends import choose_backend
 from faisca.config import Config
 from faisca.errors import FaiscaError
-from faisca.processes.group import ALONE, Processes
+from faisca.group import ALONE, Processes
 from faisca.processes.launched import Launched, launched
 from faisca.processes.watch import Watch, accept, connect, listen
 
@@ -23,6 +23,10 @@ def processes_of(config: Config, folder: Path) -> Iterator[tuple[Processes, Path
     """The processes of this launch, and the folder that this one writes to: the run's, or one that is thrown away."""
     found = launched()
     if found is None:
+        if config.run.shard:
+            raise FaiscaError(
+                "run.shard shares weights among processes, but this one is alone: leave it out, or launch 2"
+            )
         yield ALONE, folder
         return
     check_divisible(config, found.size)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from faisca.errors import FaiscaError
 
+TOGETHER = ("run", "pretrain", "sft", "grpo")
+"""commands that several processes can do together"""
 STATUSES = "FAISCA_STATUSES"
 """names the folder in which processes of `faisca launch` leave their status"""
 

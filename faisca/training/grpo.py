@@ -63,8 +63,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
         assert frozen is not None, "a checkpoint of GRPO has its reference"
         reference = setup.make_model(frozen, frozen=True)
     progress.total_steps = config.steps
-    learner = backend.make_learner(model=model, config=config, processes=setup.processes)
-    stage = Stage(run, progress, model, learner, frozen)
+    stage = Stage(run, progress, model, backend.make_learner(model=model, config=config), frozen)
     stage.begin(checkpoint)
     if config.top_k:
         run.log.say(f"grpo.top_k {config.top_k} biases the importance ratio: log-probabilities know no top-k")

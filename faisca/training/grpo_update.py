@@ -11,7 +11,7 @@ import numpy as np
 
 from faisca.backend import Learner, Metrics, Model, Rollouts
 from faisca.config import GRPOConfig
-from faisca.processes.group import Processes
+from faisca.group import Processes
 from faisca.rewards.advantages import group_advantages
 from faisca.streams import permutation
 from faisca.training.setup import Setup

@@ -48,9 +48,10 @@ def preflight(run: Run, progress: Progress, model: Model) -> Model:
     if not verdict.certificate.passed:
         raise FaiscaError(_refusal(run, stage, verdict))
     run.log.say(verdict_words(stage, verdict))
-    if verdict.certificate.runtime == setup.runtime:
+    runtime = replace(verdict.certificate.runtime, processes=setup.processes)  # each has proved it for itself
+    if runtime == setup.runtime:
         return model
-    run.setup = replace(setup, runtime=verdict.certificate.runtime)
+    run.setup = replace(setup, runtime=runtime)
     return run.setup.make_model(parameters)
 
 

@@ -21,8 +21,8 @@ from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
 from faisca.data.windows import Rows, steps_per_epoch
 from faisca.errors import FaiscaError
+from faisca.group import ALONE, Processes
 from faisca.parameters import count_parameters
-from faisca.processes.group import ALONE, Processes
 from faisca.processes.join import backend_here, check_same
 from faisca.runs.checkpoint import NOTHING_SEEN, Checkpoint, prune_checkpoints, remove_leftovers
 from faisca.runs.folder import hold_folder
@@ -202,7 +202,7 @@ def _open_setup(
     """The setup of a run, and the reason for its backend; FaiscaError where something cannot be had or does not fit."""
     name, reason = backend_here(config.run.backend)
     backend = load_backend(name)
-    runtime = backend.open_runtime(config=config.run)
+    runtime = dataclasses.replace(backend.open_runtime(config=config.run), processes=processes)
     if checkpoint is not None:
         tokenizer = checkpoint_tokenizer(checkpoint)
     else:
@@ -210,7 +210,7 @@ def _open_setup(
     model_config = _model_config(config, tokenizer, checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(model_config, vocabulary_size=0))
     encode_prompt(tokenizer, config.sample.prompt, config.model.context)  # refuses one that does not fit
-    setup = Setup(config, backend, runtime, tokenizer, model_config, open_judge(config.grpo), processes)
+    setup = Setup(config, backend, runtime, tokenizer, model_config, open_judge(config.grpo))
     check_tasks(setup)
     return setup, f"backend {name}: {reason}"
 

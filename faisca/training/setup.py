@@ -10,7 +10,7 @@ from faisca.backend import Backend, Model, Runtime
 from faisca.config import Config, ModelConfig, adapter_of
 from faisca.data.prompts import Tasks, open_tasks
 from faisca.data.tokenizer import Tokenizer
-from faisca.processes.group import ALONE, Processes
+from faisca.group import Processes
 from faisca.rewards.judge import Judge, Scores
 from faisca.rewards.samples import Samples
 
@@ -27,13 +27,16 @@ class Setup:
     """the model's, with its real vocabulary size"""
     reward: Judge | None = None
     """that of `grpo.reward`; None measures no reward"""
-    processes: Processes = ALONE
-    """those that train the model together"""
 
     @property
     def seed(self) -> int:
         """The seed of the run, from which every random stream derives."""
         return self.config.run.seed
+
+    @property
+    def processes(self) -> Processes:
+        """Those that train the model together."""
+        return self.runtime.processes
 
     @cached_property
     def tasks(self) -> Tasks:

@@ -23,7 +23,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
     _note_changes(run, progress, windows, total, an_epoch)
     processes = run.setup.processes
-    learner = backend.make_learner(model=model, config=config, processes=processes)
+    learner = backend.make_learner(model=model, config=config)
     stage = Stage(run, progress, model, learner)
     stage.begin(checkpoint)
     # A curve begins before the first step; a resumed stage has that point already.
@@ -50,7 +50,6 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
                 learning_rate=rate,
                 micro_batch_size=config.micro_batch_size,
                 dropout_seed=integer_seed(seed, processes.purpose(f"dropout in {name}"), stage.step),
-                counted=processes.total(int((targets >= 0).sum())) / processes.size,
             )
             stage.note(metrics, tokens=rows * inputs.shape[1], learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
             # Look at the model now and then, and always before a checkpoint: the best one is kept.

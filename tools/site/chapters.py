@@ -32,7 +32,7 @@ CHAPTERS = (
         "Numbers",
         "Where every number comes from: named streams of random numbers and initial values in the core, once; then "
         "the device and the dtype that a twin computes in, and how each adds up.",
-        ("device", "sums", "weights"),
+        ("device", "sums"),
         before=("faisca/streams.py", "faisca/parameters.py:parameter_table", "faisca/parameters.py:initial_parameters"),
     ),
     Chapter(
@@ -40,7 +40,7 @@ CHAPTERS = (
         "The model",
         "From token ids to hidden states, in the order of the forward pass; with the cache of keys and values, and the "
         "mixture of experts.",
-        ("model", "experts"),
+        ("model", "cache", "experts"),
         before=("faisca/rotation.py",),
     ),
     Chapter(
@@ -91,6 +91,14 @@ CHAPTERS = (
         "add to a product, in the twins.",
         ("lora",),
         before=("faisca/lora.py",),
+    ),
+    Chapter(
+        "processes",
+        "Several processes",
+        "Processes that train one model: what they say to one another, in the core; how a framework's own engine "
+        "averages their gradients, in the twins.",
+        ("processes",),
+        before=("faisca/group.py",),
     ),
     Chapter(
         "proof",

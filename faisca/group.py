@@ -89,9 +89,9 @@ class Processes:
         """Whether it is so in any process."""
         return bool(self.numbers([flag]).any())
 
-    def total(self, number: int) -> int:
-        """The sum over all processes."""
-        return int(self.numbers([number]).sum())
+    def mean(self, number: int) -> float:
+        """Of the number that each process has."""
+        return number if self.engine is None else float(self.numbers([number]).mean())
 
     def first(self, make: Callable[[], T]) -> T:
         """What process 0 makes; the others wait for it."""
