@@ -33,7 +33,7 @@ BEGIN = "<!-- simulated: `python benchmarks/weak_scaling.py` writes this table -
 END = "<!-- end of simulated -->"
 RANKS = tuple(2**power for power in range(11))
 SHOWN = (2, 8, 64, 256, 1024)
-STEPS = 40
+STEPS = 100
 BUCKET, PIECE = 25 * 2**20, 2**17
 """bytes that are reduced at a time, as DistributedDataParallel's, and bytes that a tree sends on at a time"""
 FORWARD = 1 - BACKWARD
@@ -127,7 +127,7 @@ def simulate(work: Work, link: Link, way: Way, ranks: int, steps: int = STEPS, s
 
 def efficiency(work: Work, link: Link, way: Way, ranks: int) -> float:
     """Of N times one rank's speed, the share that N ranks have."""
-    return simulate(work, link, way, 1) / simulate(work, link, way, ranks)
+    return 1.0 if ranks == 1 else work.seconds / simulate(work, link, way, ranks)
 
 
 # --- what is simulated --------------------------------------------------------------------------
