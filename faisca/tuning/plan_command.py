@@ -19,6 +19,7 @@ from faisca.planning.plan import PARTS, StagePlan
 from faisca.planning.plan import plan as plan_stage
 from faisca.system.tables import PlainConsole, print_table
 from faisca.text import clock, format_bytes
+from faisca.tuning.devices_command import Devices, own_link, plan_devices
 from faisca.tuning.opening import Opened, model_config, open_config
 
 
@@ -34,6 +35,12 @@ class PlanOptions(ConfigOptions):
     """a JSON file of faisca bench, for the time"""
     hours: Annotated[float | None, arg(metavar="H", help_behavior_hint="")] = None
     """how large a model, and how many headlines, for so much time at that speed: by the law of docs/recipes.md"""
+    devices: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """what each of N devices takes that share every step, what it sends, and how long that takes (docs/scaling.md)"""
+    bandwidth: Annotated[float | None, arg(metavar="GB/s", help_behavior_hint="(default: some links by name)")] = None
+    """between these devices, in one direction"""
+    latency: Annotated[float | None, arg(metavar="US", help_behavior_hint="")] = None
+    """microseconds of a message between them"""
     json: FlagCreatePairsOff[bool] = False
     """print one JSON object instead of a table"""
 
@@ -49,12 +56,16 @@ def plan(argv: list[str]) -> int:
       faisca plan --model.dim 512 --model.num-layers 12 --pretrain.max-steps 1000 --tokens-per-second 20000
       faisca plan --preset faisca --bench mine.json --json
       faisca plan --hours 1 --tokens-per-second 20000
+      faisca plan --preset faisca --devices 4 --tokens-per-second 20000
     """
     options, config = read_config(PlanOptions, argv, command="plan", help=plan.__doc__)
-    speed = _speed(options, config)
+    speed, devices = _speed(options, config), _devices(options)
     if options.hours is not None:
         return _plan_hours(options, config, speed)
     opened = open_config(config, options.memory, options.start_from)
+    if devices is not None:
+        plan_devices(opened, devices, speed, options.json)
+        return 0
     plans = [plan_stage(config, opened.model, opened.runtime, stage) for stage in config.run.stages]
     found = [_stage_facts(opened, made, speed) for made in plans]
     if options.json:
@@ -64,6 +75,17 @@ def plan(argv: list[str]) -> int:
     else:
         _print(opened, plans, found, speed)
     return 0
+
+
+def _devices(options: PlanOptions) -> Devices | None:
+    """The devices asked for; FaiscaError where options about them mean nothing."""
+    if options.devices is None:
+        if options.bandwidth is not None or options.latency is not None:
+            raise FaiscaError("--bandwidth and --latency are of links between devices: add --devices N")
+        return None
+    if options.hours is not None:
+        raise FaiscaError("--hours does not go with --devices: its law is of one device; leave one of them out")
+    return Devices(options.devices, own_link(options.bandwidth, options.latency))
 
 
 def _plan_hours(options: PlanOptions, config: Config, speed: float | None) -> int:
