@@ -21,9 +21,8 @@ def adapted(model: ModelConfig, stage: object) -> ModelConfig:
     """The model as a stage trains it: with the adapter of its options, or where they have none without."""
     if not isinstance(stage, SFTConfig | GRPOConfig) or not stage.lora_rank:
         return plain(model)
-    there, dropout = possible_targets(model), stage.lora_dropout if isinstance(stage, SFTConfig) else 0.0
-    targets = tuple(target for target in there if {target, "all"} & set(stage.lora_targets))
-    return with_adapter(model, Adapter(stage.lora_rank, float(stage.lora_alpha), dropout, targets))
+    targets = tuple(target for target in possible_targets(model) if {target, "all"} & set(stage.lora_targets))
+    return with_adapter(model, Adapter(stage.lora_rank, float(stage.lora_alpha), stage.lora_dropout, targets))
 
 
 def with_adapter(model: ModelConfig, adapter: Adapter) -> AdaptedModel:

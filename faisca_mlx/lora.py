@@ -71,3 +71,12 @@ def base_of(*, model: "GPT") -> "GPT":
     base.update(tree_unflatten(shared))
     base._rotation = model._rotation
     return base.eval()
+
+
+def adapter_drops(model: "GPT", seed: int) -> "GPT":
+    """The model as GRPO trains it: in evaluation mode, but for its adapter, which drops what the seed draws."""
+    for module in model.eval().modules():
+        if isinstance(module, LowRank):
+            module.train()
+    mx.random.seed(seed)
+    return model

@@ -68,3 +68,12 @@ def base_of(*, model: "GPT") -> "GPT":
     base.load_state_dict(shared, strict=True, assign=True)
     base.rotation = model.rotation
     return base.requires_grad_(True).eval()
+
+
+def adapter_drops(model: "GPT", seed: int) -> "GPT":
+    """The model as GRPO trains it: in evaluation mode, but for its adapter, which drops what the seed draws."""
+    for module in model.eval().modules():
+        if isinstance(module, LowRank):
+            module.train()
+    torch.manual_seed(seed)
+    return model

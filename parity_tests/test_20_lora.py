@@ -189,36 +189,6 @@ def test_a_base_in_bfloat16_is_that_base_rounded(twin: Twin):
     require_close(expected, {n: state[f"first_moment.{n}"] for n in expected}, 1e-5, "norm")
 
 
-# --- dropout ------------------------------------------------------------------------------------
-
-
-def test_dropout_is_of_what_the_adapter_reads(twin: Twin):
-    """Of 400 ones that A averages half are dropped: every row comes near 1, and none is 0 or 2."""
-    wide = {"dim": 400, "num_heads": 1, "hidden_dim": 4, "num_layers": 1, "lora_rank": 1, "lora_alpha": 1.0}
-    case = make_adapted(lora_targets=("up",), lora_dropout=0.5, **wide)
-    up = "transformer_blocks.0.feed_forward.up.lora.up"
-    case.parameters[f"{up}.a"][...] = 1 / 400
-    case.parameters[f"{up}.b"][...] = 1.0
-    model, inside = case.make_model(twin.side), twin.inside
-    adapter, ones = model.transformer_blocks[0].feed_forward.up.lora, inside.array(np.ones((64, 400), np.float32))
-    product = lambda x, weight: x @ weight.T  # noqa: E731
-    assert np.allclose(inside.numpy(adapter(ones, product)), 1, atol=1e-5)
-    model.train()
-    inside.seed(3)
-    found = inside.numpy(adapter(ones, product))
-    assert np.array_equal(found, np.repeat(found[:, :1], 4, axis=1))
-    assert 0.03 < found[:, 0].std() < 0.08 and abs(found.mean() - 1) < 0.03
-
-
-def test_dropout_leaves_the_base_alone(twin: Twin):
-    """With B at 0 a training step's loss is that of evaluation."""
-    case = make_adapted(lora_dropout=0.9, **LLAMA)
-    case.parameters.update({n: 0 * v for n, v in case.parameters.items() if in_adapter(n) and n.endswith(".b")})
-    _, (metrics,) = train(twin.side, case, adapter_config(), steps=1)
-    expected = Reference(case.model, case.parameters).losses(*case.batch()).mean()
-    assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
-
-
 # --- GRPO ---------------------------------------------------------------------------------------
 
 

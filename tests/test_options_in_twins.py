@@ -156,7 +156,8 @@ def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     core |= {"steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
     core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated", "baseline"}
     core |= {"rollout_correction", "rollout_correction_cap", "prompts_file", "save_completions"}
-    core |= {"reward_weights", "reward_timeout", "reward_workers", "lora_rank", "lora_alpha", "lora_targets"}
+    core |= {"reward_weights", "reward_timeout", "reward_workers"}
+    core |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
     assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, *MUON, "decay", "optimizer"}
 

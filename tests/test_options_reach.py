@@ -143,6 +143,7 @@ ADAPTER: dict[str, tuple[Any, Look]] = {
     "lora_rank": (3, shapes),
     "lora_alpha": (5.0, in_config("make_model", "adapter")),
     "lora_targets": (("query", "down"), shapes),
+    "lora_dropout": (0.2, in_config("make_model", "adapter")),
 }
 UPDATES = handed("grpo_step", "learning_rate")
 GRPO: dict[str, tuple[Any, Look]] = {
@@ -243,7 +244,6 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     **{f"sft.{name}": entry for name, entry in TRAIN.items()},
     "sft.conversations": ("train.jsonl", lambda ran: [ran.ended]),  # this model has no template: test_conversations.py
     **{f"sft.{name}": entry for name, entry in ADAPTER.items()},
-    "sft.lora_dropout": (0.2, in_config("make_model", "adapter")),
     "sft.micro_batch_size": (1, TRAIN["micro_batch_size"][1]),
     **{f"grpo.{name}": entry for name, entry in GRPO.items()},
     "sample.prompt": ("Clube", sampled("prompts", 2)),

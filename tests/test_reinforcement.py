@@ -198,7 +198,7 @@ def test_dropout_is_never_active(twin):
 def test_every_completion_is_learnt_from_once_an_epoch(setup, twin):
     seen = []
 
-    def grpo_step(*, learner, rollouts, config, learning_rate):
+    def grpo_step(*, learner, rollouts, config, learning_rate, dropout_seed):
         seen.append(rollouts.advantages.tolist())
         return len(seen)
 
@@ -258,7 +258,7 @@ def test_a_minibatch_without_advantage_waits_for_the_policy_to_leave_its_referen
     rollouts = packed([[1, EOT]] * 8)
     seen = []
 
-    def grpo_step(*, learner, rollouts, config, learning_rate):
+    def grpo_step(*, learner, rollouts, config, learning_rate, dropout_seed):
         seen.append(int(not rollouts.advantages.any()))
 
     fake = SimpleNamespace(grpo_step=grpo_step, read_metrics=lambda metrics: metrics)

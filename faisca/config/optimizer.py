@@ -56,3 +56,5 @@ class LoRAConfig:
     """an adapter counts alpha / rank times"""
     lora_targets: tuple[str, ...] = ("all",)
     """matrices that have one: all of the blocks', or some of query, key, value, output, gate, up, down and experts"""
+    lora_dropout: Share = 0.0
+    """share of the numbers that an adapter reads, dropped in training alone; 0: none, and GRPO's first ratios are 1"""

@@ -5,7 +5,8 @@ from bugs.mutation import Mutation
 T, M = "faisca_torch/", "faisca_mlx/"
 RUNG = "parity_tests/test_20_lora.py"
 REFERENCE = f"{RUNG}::test_logits_and_gradients_against_the_reference"
-DROPOUT = f"{RUNG}::test_dropout_is_of_what_the_adapter_reads"
+RUNG_DROPOUT = "parity_tests/test_20_dropout.py"
+DROPOUT = f"{RUNG_DROPOUT}::test_dropout_is_of_what_the_adapter_reads"
 PORTING = "tests/test_porting_adapters.py"
 RUNS = "tests/test_adapters.py"
 
@@ -50,6 +51,47 @@ BUGS = (
         "narrow = product(self.dropout(x), self.a.astype(x.dtype))",
         "narrow = self.dropout(product(x, self.a.astype(x.dtype)))",
         DROPOUT,
+    ),
+    *(
+        Mutation(
+            f"{name}: what a policy's adapter drops is not seeded",
+            f"{package}lora.py",
+            f"    {call}(seed)\n",
+            "",
+            f"{RUNG_DROPOUT}::test_a_policys_adapter_drops_what_the_seed_says",
+        )
+        for name, package, call in (("torch", T, "torch.manual_seed"), ("MLX", M, "mx.random.seed"))
+    ),
+    *(
+        Mutation(
+            f"{name}: the policy drops with its adapter",
+            f"{package}lora.py",
+            "in model.eval().modules()",
+            "in model.train().modules()",
+            f"{RUNG_DROPOUT}::test_a_policys_own_dropout_stays_off",
+        )
+        for name, package in (("torch", T), ("MLX", M))
+    ),
+    Mutation(
+        "MLX: a policy's adapter drops nothing",
+        M + "lora.py",
+        "            module.train()\n",
+        "            module.eval()\n",
+        f"{RUNG_DROPOUT}::test_a_policys_adapter_drops_what_the_seed_says",
+    ),
+    Mutation(
+        "every update of a step drops the same",
+        "faisca/training/grpo_update.py",
+        ', epoch {epoch}, minibatch {number}"',
+        '"',
+        f"{RUNS}::test_each_update_of_grpo_has_a_seed_of_its_own",
+    ),
+    Mutation(
+        "every step drops the same",
+        "faisca/training/grpo_update.py",
+        "integer_seed(setup.seed, purpose, step)",
+        "integer_seed(setup.seed, purpose)",
+        f"{RUNS}::test_each_update_of_grpo_has_a_seed_of_its_own",
     ),
     Mutation(
         "torch: the base is trained too",
