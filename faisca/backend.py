@@ -183,7 +183,7 @@ class Backend(Protocol):
         rollouts: Rollouts[np.ndarray],
         config: GRPOConfig,
         learning_rate: float,
-        dropout_seed: int = 0,
+        dropout_seed: int,
     ) -> Metrics:
         """One optimiser step on a minibatch, `config.micro_batch_size` rows at a time; metrics as in `policy_loss`.
 

@@ -32,7 +32,7 @@ def grpo_step(
     rollouts: Rollouts[np.ndarray],
     config: GRPOConfig,
     learning_rate: float,
-    dropout_seed: int = 0,
+    dropout_seed: int,
 ) -> Metrics:
     """One optimiser step on one minibatch; `policy_loss`'s watched numbers, and those of `train_step`."""
     # The model drops nothing: the policy that learns must be the one that sampled. Its adapter may, where so asked.

@@ -233,7 +233,7 @@ def policy_after(side: Side, case: Case, config: GRPOConfig, sign: float) -> dic
     old = side.backend.token_log_probs(model=learner.model, tokens=tokens, temperature=1.0, places=None)
     rollouts = Rollouts(tokens, mask, np.float32(sign) * advantages, old, old, step_tokens=float(mask.sum()))
     for _ in range(2):
-        side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3)
+        side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3, dropout_seed=0)
     return learner_parameters(side, learner)
 
 

@@ -100,7 +100,9 @@ def observe_policy(side: Side, work: Work, given: list[Rollouts[np.ndarray]]) ->
                 model=model, tokens=rollouts.tokens, temperature=config.temperature, places=rollouts.places
             )
             yield Observation("log-probabilities", f"scoring {shape}", {"log-probabilities": found * rollouts.mask})
-        metrics = side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=work.rate)
+        metrics = side.backend.grpo_step(
+            learner=learner, rollouts=rollouts, config=config, learning_rate=work.rate, dropout_seed=0
+        )
         yield from _after_step(side, work, learner, metrics, f"GRPO update {step + 1}, {shape}")
 
 
