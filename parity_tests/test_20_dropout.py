@@ -28,7 +28,8 @@ def test_dropout_is_of_what_the_adapter_reads(twin: Twin):
     case.parameters[f"{up}.a"][...] = 1 / 400
     case.parameters[f"{up}.b"][...] = 1.0
     model, inside = case.make_model(twin.side), twin.inside
-    adapter, ones = model.transformer_blocks[0].feed_forward.up.lora, inside.array(np.ones((64, 400), np.float32))
+    linear, ones = model.transformer_blocks[0].feed_forward.up, inside.array(np.ones((64, 400), np.float32))
+    adapter = lambda x, product: linear.lora(x, product, linear.weight, x)  # noqa: E731
     product = lambda x, weight: x @ weight.T  # noqa: E731
     assert np.allclose(inside.numpy(adapter(ones, product)), 1, atol=1e-5)
     model.train()

@@ -115,7 +115,7 @@ def test_grpo_begins_with_what_sft_learnt_added_up(tuned):
 @pytest.mark.parametrize("backend", TWINS)
 def test_killed_and_resumed_it_is_the_unbroken_run(backend, begun, material, tmp_path):
     open_twin(backend)
-    dropping = ("--sft.lora-dropout", "0.2", "--grpo.lora-dropout", "0.3")
+    dropping = ("--sft.lora-dropout", "0.2", "--grpo.lora-dropout", "0.3", "--sft.lora-dora", "--grpo.lora-dora")
     tune(begun, material, tmp_path / "unbroken", backend, *dropping)
     killed = tmp_path / "killed"
     killed_in(backend, "train_step", 4, lambda: tune(begun, material, killed, backend, *dropping))
@@ -240,6 +240,8 @@ def test_a_base_that_does_not_match_is_refused(tuned, tmp_path, capsys):
         load_checkpoint(folder)
 
 
+MIXED = {"num_experts": 4, "feed_forward_bias": False}
+
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -255,6 +257,8 @@ def test_a_base_that_does_not_match_is_refused(tuned, tmp_path, capsys):
         ({"sft": {"lora_rank": 2, "lora_targets": []}}, "sft.lora_targets (none) is none"),
         ({"grpo": {"lora_rank": 2, "lora_targets": ["gate"]}}, "grpo.lora_targets gate is none"),
         ({"grpo": {"lora_rank": 2, "lora_targets": ["experts"]}}, "grpo.lora_targets experts is none"),
+        ({"sft": {"lora_dora": True}}, "sft.lora_dora True means nothing without an adapter"),
+        ({"grpo": {"lora_rank": 2, "lora_dora": True}, "model": MIXED}, "grpo.lora_dora is not for experts"),
         ({"sft": {"lora_rank": -1}}, "sft.lora_rank -1 is out of range"),
         (
             {"sft": {"lora_rank": 2, "lora_dropout": 0.1}, "run": {"gradient_checkpointing": True}},

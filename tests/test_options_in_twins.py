@@ -157,7 +157,7 @@ def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated", "baseline"}
     core |= {"rollout_correction", "rollout_correction_cap", "prompts_file", "save_completions"}
     core |= {"reward_weights", "reward_timeout", "reward_workers"}
-    core |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout"}
+    core |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "lora_dora"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
     assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, *MUON, "decay", "optimizer"}
 

@@ -198,6 +198,8 @@ CASES: dict[str, dict[str, Any]] = {
     "adapter, reinforced, dropout": LLAMA
     | {"vocabulary_size": 8192, "num_layers": 3, "stage": "grpo", "context": 80, "batch": 12, "micro": 6}
     | {"lora_rank": 8, "lora_dropout": 0.2},
+    "adapter, dora": LLAMA
+    | {"vocabulary_size": 4096, "num_layers": 4, "batch": 10, "stage": "sft", "lora_rank": 8, "lora_dora": True},
     "adapter, mixture": MIXTURE
     | {"vocabulary_size": 4096, "num_layers": 4, "batch": 8, "stage": "sft", "lora_rank": 4},
 }

@@ -65,6 +65,9 @@ def adapter_numbers(load: Load, attended: int) -> float:
         counted = attended if source.endswith("out_proj") else numbers
         kept = 2 * numbers * adapted if load.adapter.dropout else counted * min(adapted, 1)
         total += kept - counted + rows * load.adapter.rank * adapted
+    if load.adapter.dora:  # what m multiplies
+        layers = len(parts) // load.model.num_layers
+        total += sum(rows for own in list(parts.values())[:layers] for part, rows in own if part)
     return total
 
 
