@@ -12,6 +12,9 @@ from test_11_modes import LOOKS
 from test_20_lora import adapter_config
 
 from faisca.backend import Rollouts
+from faisca.certificate import observe
+from faisca.certificate.certify import units
+from faisca.certificate.work import Work
 from faisca.config import GRPOConfig
 from faisca.parameters import in_adapter
 from faisca.parity.cases import Case, completions
@@ -129,3 +132,15 @@ def test_on_both_twins_a_rate_near_0_is_none(twin: Twin):
     """The path with dropout, in which nothing is dropped, is the one without."""
     (_, plain), (_, rare) = (updates(twin, dropping(rate), (1, 1e-3), (2, 1e-3)) for rate in (0.0, 1e-12))
     require_close(plain, rare, 1e-6)
+
+
+def test_the_certificate_sees_that_a_policys_adapter_drops(twin: Twin):
+    """The same seed the same loss, another seed another one; without a rate there is nothing to see."""
+    parity = twin.side
+    side = observe.Side(parity.backend, parity.config)
+    for rate in (0.0, 0.5):
+        case = dropping(rate)
+        work = Work("grpo", case.model, case.parameters, rows=4, length=16, seed=0, grpo=GRPOConfig())
+        found = [observation.arrays for observation in observe.observe_dropout(side, work)]
+        assert len(found) == bool(rate) and units(work) == 2 * (1 + 3 * observe.STEPS) + 1 + bool(rate)
+    assert found[0]["other losses with the same dropout"] == 0 == found[0]["equal losses with another dropout"]
