@@ -80,14 +80,14 @@ BUGS = (
         f"{RUNG_DROPOUT}::test_a_policys_adapter_drops_what_the_seed_says",
     ),
     Mutation(
-        "every update of a step drops the same",
+        "every update of a policy drops the same",
         "faisca/training/grpo_update.py",
         ', epoch {epoch}, minibatch {number}"',
         '"',
         f"{RUNS}::test_each_update_of_grpo_has_a_seed_of_its_own",
     ),
     Mutation(
-        "every step drops the same",
+        "every step of a policy drops the same",
         "faisca/training/grpo_update.py",
         "integer_seed(setup.seed, purpose, step)",
         "integer_seed(setup.seed, purpose)",
