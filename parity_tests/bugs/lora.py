@@ -234,10 +234,10 @@ BUGS = (
         f"{RUNG}::test_at_first_rows_are_as_long_as_the_bases",
     ),
     Mutation(
-        "mlx-lm's DoRA is taken for LoRA",
+        "DoRA goes to PEFT as LoRA",
         "faisca/porting/adapter_folders.py",
-        'float(dropout), kind == "dora"',
-        "float(dropout), False",
+        '"use_dora": adapter.dora,',
+        '"use_dora": False,',
         f"{PORTING}::test_one_of_mlx_lms_making_comes_in_and_goes_to_peft",
     ),
 )
