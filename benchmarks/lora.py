@@ -75,7 +75,7 @@ def adapted(base: Portable, options: argparse.Namespace) -> AdaptedModel:
 
 
 def begin(model: AdaptedModel) -> dict[str, np.ndarray]:
-    return initial_adapter(model, 0)
+    return initial_adapter(model, 0, {})
 
 
 # --- trainees, each in a process of its own -----------------------------------------------------

@@ -187,9 +187,18 @@ class Backend(Protocol):
         """
 
     def grpo_step(
-        self, *, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float
+        self,
+        *,
+        learner: Learner,
+        rollouts: Rollouts[np.ndarray],
+        config: GRPOConfig,
+        learning_rate: float,
+        dropout_seed: int,
     ) -> Metrics:
-        """One optimiser step on a minibatch, `config.micro_batch_size` rows at a time; metrics as in `policy_loss`."""
+        """One optimiser step on a minibatch, `config.micro_batch_size` rows at a time; metrics as in `policy_loss`.
+
+        The seed is of what an adapter drops; nothing else does.
+        """
 
     def read_metrics(self, *, metrics: list[Metrics]) -> list[dict[str, float]]:
         """Numbers of past steps; waits for the device."""

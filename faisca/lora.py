@@ -21,9 +21,9 @@ def adapted(model: ModelConfig, stage: object) -> ModelConfig:
     """The model as a stage trains it: with the adapter of its options, or where they have none without."""
     if not isinstance(stage, SFTConfig | GRPOConfig) or not stage.lora_rank:
         return plain(model)
-    there, dropout = possible_targets(model), stage.lora_dropout if isinstance(stage, SFTConfig) else 0.0
-    targets = tuple(target for target in there if {target, "all"} & set(stage.lora_targets))
-    return with_adapter(model, Adapter(stage.lora_rank, float(stage.lora_alpha), dropout, targets))
+    targets = tuple(target for target in possible_targets(model) if {target, "all"} & set(stage.lora_targets))
+    options = (stage.lora_rank, float(stage.lora_alpha), stage.lora_dropout, targets, stage.lora_dora)
+    return with_adapter(model, Adapter(*options))
 
 
 def with_adapter(model: ModelConfig, adapter: Adapter) -> AdaptedModel:
@@ -38,8 +38,8 @@ def split(parameters: Arrays) -> tuple[Tensors, Tensors]:
 
 
 def merged(parameters: Arrays, model: ModelConfig) -> Tensors:
-    """The weights of one model that computes the same: W + alpha / r · B A, added up in float64; without an adapter, as
-    they are. Each is made when it is read.
+    """The weights of one model that computes the same: W + alpha / r · B A, added up in float64, with DoRA in its
+    lengths; without an adapter, as they are. Each is made when it is read.
     """
     base, parts, adapter = split(parameters)[0], adapter_parts(model), adapter_of(model)
 
@@ -51,7 +51,11 @@ def merged(parameters: Arrays, model: ModelConfig) -> Tensors:
         for part, rows in parts[module]:
             if part:
                 a, b = (parameters[f"{module}.lora.{part}.{factor}"].astype(np.float64) for factor in "ab")
-                whole[..., start : start + rows, :] += adapter.scale * b @ a
+                own = whole[..., start : start + rows, :]
+                own += adapter.scale * b @ a
+                if adapter.dora:
+                    m = parameters[f"{module}.lora.{part}.m"]
+                    own *= (m / np.linalg.norm(own, axis=-1))[:, None]
             start += rows
         return whole.astype(np.float32)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from faisca.config import ModelConfig, adapter_of, plain
+from faisca.config import Adapter, ModelConfig, adapter_of, plain
 from faisca.errors import FaiscaError
 from faisca.streams import generator
 from faisca.system.tensors import Shape, Tensors
@@ -55,7 +55,7 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
     if not config.tie_embeddings:
         table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
     adapter = adapter_of(config)
-    return table | (_adapter(table, config, adapter.rank) if adapter else {})
+    return table | (_adapter(table, config, adapter) if adapter else {})
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -65,12 +65,14 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def initial_parameters(config: ModelConfig, seed: int) -> Parameters:
     """Initial values by canonical name: float32 arrays, each from a stream of its own."""
-    return {name: _drawn(name, row, seed) for name, row in parameter_table(config).items()}
+    drawn = {name: _drawn(name, row, seed) for name, row in parameter_table(config).items()}
+    return drawn | _lengths(config, drawn)
 
 
-def initial_adapter(config: ModelConfig, seed: int) -> Parameters:
-    """Those of the model's adapter alone."""
-    return {name: _drawn(name, row, seed) for name, row in parameter_table(config).items() if in_adapter(name)}
+def initial_adapter(config: ModelConfig, seed: int, base: Mapping[str, np.ndarray]) -> Parameters:
+    """Those of the model's adapter alone, on a base with these weights."""
+    drawn = {name: _drawn(name, row, seed) for name, row in parameter_table(config).items() if in_adapter(name)}
+    return drawn | _lengths(config, base)
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -206,16 +208,33 @@ def _parts(module: str, shape: Shape, config: ModelConfig) -> list[tuple[str, st
     return [(part, "experts" if ".experts." in module else part, shape[-2])]
 
 
-def _adapter(table: Mapping[str, Parameter], config: ModelConfig, rank: int) -> dict[str, Parameter]:
-    """A [rank, inputs], as PEFT and mlx-lm begin it, and B [rows, rank], 0: at first an adapter changes nothing."""
-    rows: dict[str, Parameter] = {}
+def _adapter(table: Mapping[str, Parameter], config: ModelConfig, adapter: Adapter) -> dict[str, Parameter]:
+    """A [rank, inputs], as PEFT and mlx-lm begin it, and B [rows, rank], 0: at first an adapter changes nothing.
+
+    With DoRA m [rows], which begins with what `_lengths` finds.
+    """
+    rank, rows = adapter.rank, dict[str, Parameter]()
     for module, parts in adapter_parts(config).items():
         *stack, _, inputs = table[f"{module}.weight"].shape
         for part, outputs in parts:
             if part:
                 rows[f"{module}.lora.{part}.a"] = Parameter((*stack, rank, inputs), _uniform(inputs))
                 rows[f"{module}.lora.{part}.b"] = Parameter((*stack, outputs, rank), _zeros)
+                rows |= {f"{module}.lora.{part}.m": Parameter((outputs,), _ones)} if adapter.dora else {}
     return rows
+
+
+def _lengths(config: ModelConfig, base: Mapping[str, np.ndarray]) -> Parameters:
+    """DoRA's m as it begins: how long each of the base's rows is. FaiscaError for a row of zeros, which has no way."""
+    adapter, found = adapter_of(config), Parameters()
+    for module, parts in adapter_parts(config).items() if adapter and adapter.dora else ():
+        lengths, start = np.linalg.norm(base[f"{module}.weight"].astype(np.float64), axis=-1), 0
+        if not lengths.all():
+            raise FaiscaError(f"{module}.weight has a row of zeros, by whose length DoRA divides: leave lora_dora out")
+        for part, rows in parts:
+            found |= {f"{module}.lora.{part}.m": lengths[start : start + rows].astype(np.float32)} if part else {}
+            start += rows
+    return found
 
 
 def _linear(name: str, outputs: int, inputs: int, weight: Initial, bias: Initial | None = None) -> dict[str, Parameter]:

@@ -45,7 +45,7 @@ class ExpertLinear(nn.Module):
     def __call__(self, x_RD: mx.array, groups: _Groups) -> mx.array:
         product = partial(_grouped_product, groups)
         product_RD = product(x_RD, self.weight.astype(x_RD.dtype))
-        return product_RD + self.lora(x_RD, product) if "lora" in self else product_RD
+        return product_RD + self.lora(x_RD, product, self.weight, product_RD) if "lora" in self else product_RD
 
 
 class Experts(nn.Module):

@@ -76,7 +76,10 @@ class Linear(nn.Linear):
 
     def __call__(self, x_BTD: mx.array) -> mx.array:
         product = self._multiplied(x_BTD)
-        return product + self.lora(x_BTD, lambda x, weight: x @ weight.T) if "lora" in self else product
+        if "lora" not in self:
+            return product
+        base = product - self.bias.astype(x_BTD.dtype) if self.lora.dora and "bias" in self else product
+        return product + self.lora(x_BTD, lambda x, weight: x @ weight.T, self.weight, base)
 
     def _multiplied(self, x_BTD: mx.array) -> mx.array:
         if x_BTD.dtype == self.weight.dtype == mx.float32:

@@ -31,7 +31,7 @@ class ExpertLinear(nn.Module):
     def forward(self, x_RD: Tensor, groups: Tensor) -> Tensor:
         product = partial(_grouped_product, groups)
         product_RD = product(x_RD, self.weight.to(x_RD.dtype))
-        return product_RD + self.lora(x_RD, product) if hasattr(self, "lora") else product_RD
+        return product_RD + self.lora(x_RD, product, self.weight, product_RD) if hasattr(self, "lora") else product_RD
 
 
 class Experts(nn.Module):

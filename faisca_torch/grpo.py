@@ -4,7 +4,7 @@ With lp the log-probability of a token under the policy that is trained, old und
 that sampled it and ref under the frozen reference, all at the sampling temperature:
 ratio = exp(lp - old), loss = -min(ratio · A, clip(ratio) · A) + β · k3, k3 = ρ - log ρ - 1 with
 ρ = exp(ref - lp) (Schulman, "Approximating KL divergence", 2020). Only lp carries a gradient.
-No dropout here: with it, the first pass would not have ratio 1. docs/grpo.md has all formulas.
+The model drops nothing here: with that, the first pass would not have ratio 1. docs/grpo.md has all formulas.
 
 Shapes: B completions, P predicted positions (the row's tokens after the first); M micro-batches.
 """
@@ -20,14 +20,22 @@ from faisca.backend import Rollouts
 from faisca.config import GRPOConfig
 from faisca_torch.device import to_device
 from faisca_torch.log_probs import shifted_log_probs
+from faisca_torch.lora import adapter_drops
 from faisca_torch.model import GPT
 from faisca_torch.optimizer import Learner, Metrics, update
 
 
-def grpo_step(*, learner: Learner, rollouts: Rollouts[np.ndarray], config: GRPOConfig, learning_rate: float) -> Metrics:
+def grpo_step(
+    *,
+    learner: Learner,
+    rollouts: Rollouts[np.ndarray],
+    config: GRPOConfig,
+    learning_rate: float,
+    dropout_seed: int,
+) -> Metrics:
     """One optimiser step on one minibatch; `policy_loss`'s watched numbers, and those of `train_step`."""
-    # No dropout: the policy that learns must be the one that sampled.
-    model = learner.model.eval()
+    # The model drops nothing: the policy that learns must be the one that sampled. Its adapter may, where so asked.
+    model = adapter_drops(learner.model, dropout_seed)
     parts, places_MN = rollouts.micro_batches(config.micro_batch_size)
     losses, watched = [], []
     for i, (part, places_N) in enumerate(zip(parts, to_device(model, places_MN), strict=True)):

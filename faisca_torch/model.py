@@ -62,7 +62,10 @@ class Linear(nn.Linear):
     def forward(self, x_BTD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x_BTD.dtype)
         product = F.linear(x_BTD, self.weight.to(x_BTD.dtype), bias)
-        return product + self.lora(x_BTD, F.linear) if hasattr(self, "lora") else product
+        if not hasattr(self, "lora"):
+            return product
+        base = product - bias if self.lora.dora and bias is not None else product
+        return product + self.lora(x_BTD, F.linear, self.weight, base)
 
 
 class Attention(nn.Module):

@@ -122,7 +122,8 @@ def grpo_steps(
     rollouts = Rollouts(tokens, mask, advantages, old, reference, float(mask.sum()))
     for _ in range(work.steps):
         mine = share_of(select_rows(rollouts, np.arange(ROWS)), processes)
-        yield side.backend.grpo_step(learner=learner, rollouts=mine, config=config, learning_rate=1e-3)
+        common = {"config": config, "learning_rate": 1e-3, "dropout_seed": 0}
+        yield side.backend.grpo_step(learner=learner, rollouts=mine, **common)
 
 
 def require_equal(processes: Processes, weights: dict[str, np.ndarray]) -> None:

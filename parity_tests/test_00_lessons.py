@@ -96,7 +96,9 @@ def package_reinforcement(twin: Twin, case: Case, config: GRPOConfig, halves: An
         arrays = (rollouts.tokens, rollouts.mask, rollouts.advantages)
         scores = (rollouts.old_log_probs, rollouts.reference_log_probs)
         part = Rollouts(*(array[rows] for array in (*arrays, *scores)), rollouts.step_tokens)
-        metrics.append(backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=1e-3))
+        metrics.append(
+            backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=1e-3, dropout_seed=0)
+        )
     return learner, backend.read_metrics(metrics=metrics)
 
 

@@ -36,7 +36,9 @@ def take_step(side: Side, learner: Learner, case: Case, kind: str, rate: float, 
         ones = np.ones((len(inputs), inputs.shape[1] - 1), np.float32)
         advantages = np.linspace(-1, 1, len(inputs), dtype=np.float32)
         rollouts = Rollouts(inputs, ones, advantages, -4 * ones, -5 * ones, float(ones.sum()))
-        metrics = side.backend.grpo_step(learner=learner, rollouts=rollouts, config=learner.config, learning_rate=rate)
+        metrics = side.backend.grpo_step(
+            learner=learner, rollouts=rollouts, config=learner.config, learning_rate=rate, dropout_seed=0
+        )
     assert side.backend.read_metrics(metrics=[metrics])[0]["skipped"] == 0
 
 

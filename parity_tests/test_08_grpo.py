@@ -344,7 +344,9 @@ def test_entropy_and_loss_of_a_step_against_the_reference(twin: Twin, bonus: flo
     rollouts = Rollouts(tokens, mask, advantages, np.float32(lp + offsets), np.float32(lp - offsets), 44.0)
     others = (rollouts.old_log_probs, rollouts.reference_log_probs, advantages, mask)
     learner = twin.side.backend.make_learner(model=case.make_model(twin.side), config=config)
-    step = twin.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3)
+    step = twin.side.backend.grpo_step(
+        learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3, dropout_seed=0
+    )
     (metrics,) = twin.side.backend.read_metrics(metrics=[step])
     log_p = reference.logits(tokens[:, :-1]) / 0.8
     log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
@@ -382,7 +384,9 @@ def whole_steps(side: Side, case: Case, config: GRPOConfig, steps: int) -> dict[
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=reference)
         for order in np.arange(config.epochs * config.group_size).reshape(-1, config.minibatch_size):
             part = select_rows(rollouts, order % config.group_size)
-            learnt = backend.grpo_step(learner=learner, rollouts=part, config=config, learning_rate=3e-3)
+            learnt = backend.grpo_step(
+                learner=learner, rollouts=part, config=config, learning_rate=3e-3, dropout_seed=0
+            )
             history["metrics"].append(learnt)
         history["completions"].append(rows)
         history["rewards"].append(rewards)
@@ -423,7 +427,7 @@ def test_a_bandit_finds_its_token(twin: Twin, seed: int):
         rollouts = pack(setup, Completions([], prompts, rows), group_advantages(rewards, 32, "group"))
         old = backend.token_log_probs(model=model, tokens=rollouts.tokens, temperature=1.0, places=None)
         rollouts = dataclasses.replace(rollouts, old_log_probs=old, reference_log_probs=old)
-        backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.03)
+        backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.03, dropout_seed=0)
     assert np.mean(shares[:3]) < 0.5 and np.mean(shares[-5:]) > 0.9
 
 
@@ -433,7 +437,7 @@ def test_without_advantage_and_kl_the_weights_do_not_move(twin: Twin):
     zeros = np.zeros((4, 11), np.float32)
     learner = twin.side.backend.make_learner(model=case.make_model(twin.side), config=config)
     rollouts = Rollouts(tokens, zeros + 1, np.zeros(4, np.float32), zeros - 2, zeros - 3, 44.0)
-    twin.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.1)
+    twin.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.1, dropout_seed=0)
     require_close(dict(case.parameters), learner_parameters(twin.side, learner), 0.0)
 
 

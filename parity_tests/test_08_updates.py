@@ -40,7 +40,9 @@ def uneven_rollouts() -> Rollouts[np.ndarray]:
 def step(side: Side, config: GRPOConfig) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and gradients of one update."""
     learner = side.backend.make_learner(model=CASE.make_model(side), config=config)
-    made = side.backend.grpo_step(learner=learner, rollouts=uneven_rollouts(), config=config, learning_rate=0.0)
+    made = side.backend.grpo_step(
+        learner=learner, rollouts=uneven_rollouts(), config=config, learning_rate=0.0, dropout_seed=0
+    )
     (metrics,) = side.backend.read_metrics(metrics=[made])
     state = side.backend.get_optimizer_state(learner=learner)
     return metrics, {name: value for name, value in state.items() if name.startswith("first")}
@@ -244,6 +246,8 @@ def test_weighed_completions_are_learnt_from_by_their_weights(stepped: Twin):
     for advantages in (rollouts.advantages * 2, np.broadcast_to(rollouts.advantages[:, None] * 2, (6, 11)).copy()):
         learner = stepped.side.backend.make_learner(model=CASE.make_model(stepped.side), config=config)
         given = dataclasses.replace(rollouts, advantages=advantages)
-        stepped.side.backend.grpo_step(learner=learner, rollouts=given, config=config, learning_rate=1e-2)
+        stepped.side.backend.grpo_step(
+            learner=learner, rollouts=given, config=config, learning_rate=1e-2, dropout_seed=0
+        )
         found.append(learner_parameters(stepped.side, learner))
     require_close(*found, 1e-6, "absolute")

@@ -227,7 +227,7 @@ def policy_gradients(side: Side, case: Case) -> Arrays:
     advantages = (0.5 + random.standard_normal(len(tokens))).astype(np.float32)
     rollouts = Rollouts(tokens, ones, advantages, old, old, step_tokens=float(ones.sum()))
     learner = side.backend.make_learner(model=model, config=config)
-    side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.0)
+    side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.0, dropout_seed=0)
     return first_moments(side, learner)
 
 

@@ -99,7 +99,7 @@ def test_absent_in_a_policy_step_right_after_a_training_step(stepped: Twin):
         if case is DROPPING:
             train(stepped, learner)
             backend.set_optimizer_state(learner=learner, state=fresh)
-        step = backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-2)
+        step = backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-2, dropout_seed=0)
         results.append((backend.read_metrics(metrics=[step]), learner_parameters(stepped.side, learner)))
     assert results[0][0] == results[1][0]
     require_close(results[0][1], results[1][1], 0.0)
@@ -111,5 +111,5 @@ def test_a_training_step_right_after_a_policy_step_drops(stepped: Twin):
     before, config = train(stepped, learner, seed=5)["loss"], GRPOConfig()
     ones = np.ones((4, 19), np.float32)
     rollouts = Rollouts(INPUTS, ones, ones[:, 0], -4 * ones, -5 * ones, 76.0)
-    stepped.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.0)
+    stepped.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=0.0, dropout_seed=0)
     assert train(stepped, learner, seed=5)["loss"] == before

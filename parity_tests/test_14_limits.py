@@ -155,7 +155,9 @@ def test_a_finite_loss_with_an_infinite_gradient_changes_nothing(stepped: Twin, 
             (metrics,) = train_steps(stepped, learner, [(tokens, tokens, 1e-2)])
         elif bad:
             rollouts = policy_rollouts(tokens, np.array([1e4, 1e4, 1e4, 1e4]))
-            step = backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-2)
+            step = backend.grpo_step(
+                learner=learner, rollouts=rollouts, config=config, learning_rate=1e-2, dropout_seed=0
+            )
             (metrics,) = backend.read_metrics(metrics=[step])
         if bad:
             assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"]) and metrics["skipped"] == 1
@@ -176,7 +178,7 @@ def test_a_policy_step_whose_loss_is_not_finite_changes_nothing(stepped: Twin, p
     learner, state = backend.make_learner(model=case.make_model(stepped.side), config=config), state_of(case)
     backend.set_optimizer_state(learner=learner, state=state)
     rollouts = policy_rollouts(case.batch()[0], np.array([1.0, poison, 0.0, -1.0]))
-    step = backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-2)
+    step = backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-2, dropout_seed=0)
     assert backend.read_metrics(metrics=[step])[0]["skipped"] == 1
     require_close(dict(case.parameters), learner_parameters(stepped.side, learner), 0.0)
     require_close(state, backend.get_optimizer_state(learner=learner), 0.0)
@@ -198,7 +200,9 @@ def test_a_row_without_tokens_has_no_say(twin: Twin, loss: Any, importance: Any)
         tokens[1, 3:] = (tokens[1, 3:] + shift) % case.model.vocabulary_size
         learner = twin.side.backend.make_learner(model=case.make_model(twin.side), config=config)
         rollouts = policy_rollouts(tokens, np.array([1.0, advantage, -1.0, 0.5]), mask)
-        step = twin.side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3)
+        step = twin.side.backend.grpo_step(
+            learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3, dropout_seed=0
+        )
         (metrics,) = twin.side.backend.read_metrics(metrics=[step])
         assert all(np.isfinite(value) for value in metrics.values()) and metrics["grad_norm"] > 0
         results.append((metrics, learner_parameters(twin.side, learner)))

@@ -151,11 +151,11 @@ class StandIn:
         return self._update("train_step", learner, metrics, **shown)
 
     def grpo_step(
-        self, *, learner: StandInLearner, rollouts: Any, config: Any, learning_rate: float
+        self, *, learner: StandInLearner, rollouts: Any, config: Any, learning_rate: float, dropout_seed: int
     ) -> dict[str, float]:
         updates = learner.model.updates
         metrics = {name: updates + i for i, name in enumerate(("kl", "ratio_mean", "ratio_max", "entropy", "loss"))}
-        shown = {"rollouts": rollouts, "config": config, "learning_rate": learning_rate}
+        shown = {"rollouts": rollouts, "config": config, "learning_rate": learning_rate, "dropout_seed": dropout_seed}
         return self._update("grpo_step", learner, metrics, **shown, optimizer=learner.config)
 
     def _update(self, name: str, learner: StandInLearner, metrics: dict[str, Any], **given: Any) -> dict[str, float]:

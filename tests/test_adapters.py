@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from setups import small_setup
 from small_models import TWINS, open_twin
 from small_runs import (
     killed_in,
@@ -17,16 +18,21 @@ from small_runs import (
     trajectory,
     write_material,
 )
+from stand_in import StandIn
 
 import faisca
 from faisca import cli
+from faisca.backend import Rollouts
 from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, SFTConfig, adapter_of, plain
 from faisca.config.files import config_from_dict
 from faisca.errors import FaiscaError, VerificationError
 from faisca.lora import base_sha256, merged, split
 from faisca.parameters import in_adapter
 from faisca.runs.checkpoint import load_checkpoint, open_checkpoint
+from faisca.runs.log import read_records
+from faisca.streams import integer_seed
 from faisca.system.tensors import open_safetensors
+from faisca.training.grpo_update import update_policy
 
 LORA = (
     "--sft.lora-rank",
@@ -109,13 +115,36 @@ def test_grpo_begins_with_what_sft_learnt_added_up(tuned):
 @pytest.mark.parametrize("backend", TWINS)
 def test_killed_and_resumed_it_is_the_unbroken_run(backend, begun, material, tmp_path):
     open_twin(backend)
-    tune(begun, material, tmp_path / "unbroken", backend, "--sft.lora-dropout", "0.2")
+    dropping = ("--sft.lora-dropout", "0.2", "--grpo.lora-dropout", "0.3", "--sft.lora-dora", "--grpo.lora-dora")
+    tune(begun, material, tmp_path / "unbroken", backend, *dropping)
     killed = tmp_path / "killed"
-    killed_in(backend, "train_step", 4, lambda: tune(begun, material, killed, backend, "--sft.lora-dropout", "0.2"))
+    killed_in(backend, "train_step", 4, lambda: tune(begun, material, killed, backend, *dropping))
     killed_in(backend, "grpo_step", 11, lambda: resume(killed))
     assert load_checkpoint(killed).folder.name == "grpo-000002"
     resume(killed)
     same_outcome(outcome(killed), outcome(tmp_path / "unbroken"))
+    rounds = [row for row in read_records(killed) if "rollout_mismatch_max" in row]
+    assert len(rounds) == 3 and all(row["rollout_mismatch_max"] is None for row in rounds), "the adapter drops"
+    assert all(row["log_ratio_max"] > 1e-4 for row in rounds if "log_ratio_max" in row)
+
+
+def test_each_update_of_grpo_has_a_seed_of_its_own():
+    """A function of the run's seed, the step, the pass and the minibatch: resuming needs no more."""
+    grpo, ones = GRPOConfig(group_size=8, minibatch_size=4, epochs=2), np.ones((8, 1), np.float32)
+    rollouts = Rollouts(np.zeros((8, 2), np.int32), ones, np.arange(8, dtype=np.float32), ones, ones, 8.0)
+    seeds = []
+
+    class Noting(StandIn):
+        def grpo_step(self, *, learner, rollouts, config, learning_rate, dropout_seed):
+            seeds.append(dropout_seed)
+            return {}
+
+    for seed in (1, 2):
+        setup = small_setup(Noting(), sections={"grpo": grpo, "run": RunConfig(seed=seed)})
+        for step in range(3):
+            update_policy(setup, None, rollouts, step, 0.1)
+    assert len(seeds) == len(set(seeds)) == 2 * 3 * 4
+    assert seeds[0] == integer_seed(1, "dropout in grpo, epoch 0, minibatch 0", 0)
 
 
 def test_a_run_goes_on_in_the_other_backend(begun, material, tmp_path):
@@ -211,6 +240,8 @@ def test_a_base_that_does_not_match_is_refused(tuned, tmp_path, capsys):
         load_checkpoint(folder)
 
 
+MIXED = {"num_experts": 4, "feed_forward_bias": False}
+
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -220,11 +251,14 @@ def test_a_base_that_does_not_match_is_refused(tuned, tmp_path, capsys):
         ({"sft": {"lora_alpha": 3.0}}, "sft.lora_alpha 3.0 means nothing without an adapter"),
         ({"grpo": {"lora_targets": ["query"]}}, "grpo.lora_targets query means nothing without an adapter"),
         ({"sft": {"lora_dropout": 0.1}}, "sft.lora_dropout 0.1 means nothing"),
+        ({"grpo": {"lora_dropout": 0.1}}, "grpo.lora_dropout 0.1 means nothing"),
         ({"sft": {"lora_rank": 2, "optimizer": "muon"}}, "sft.optimizer muon moves whole matrices"),
         ({"sft": {"lora_rank": 2, "lora_targets": ["query", "queries"]}}, "sft.lora_targets queries is none"),
         ({"sft": {"lora_rank": 2, "lora_targets": []}}, "sft.lora_targets (none) is none"),
         ({"grpo": {"lora_rank": 2, "lora_targets": ["gate"]}}, "grpo.lora_targets gate is none"),
         ({"grpo": {"lora_rank": 2, "lora_targets": ["experts"]}}, "grpo.lora_targets experts is none"),
+        ({"sft": {"lora_dora": True}}, "sft.lora_dora True means nothing without an adapter"),
+        ({"grpo": {"lora_rank": 2, "lora_dora": True}, "model": MIXED}, "grpo.lora_dora is not for experts"),
         ({"sft": {"lora_rank": -1}}, "sft.lora_rank -1 is out of range"),
         (
             {"sft": {"lora_rank": 2, "lora_dropout": 0.1}, "run": {"gradient_checkpointing": True}},

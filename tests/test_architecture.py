@@ -36,7 +36,7 @@ FLOORS: dict[str, set[str]] = {
     "runs": {"backend", "config", "lora", "muon", "parameters", "system", "trackers", *FOUNDATION},
     "rewards": {"data", *FOUNDATION},
     "certificate": {"backend", "backends", "config", "parameters", "streams"},
-    "planning": {"backend", "config", "muon", "parameters", "system", *FOUNDATION},
+    "planning": {"backend", "config", "lora", "muon", "parameters", "system", *FOUNDATION},
     "training": {
         "backend",
         "backends",

@@ -133,7 +133,7 @@ def test_each_pass_over_completions_has_an_order_of_its_own():
     rollouts = Rollouts(np.zeros((16, 2), np.int32), mask, np.arange(16, dtype=np.float32), mask, mask, 16.0)
 
     class Noting(StandIn):
-        def grpo_step(self, *, learner, rollouts, config, learning_rate):
+        def grpo_step(self, *, learner, rollouts, config, learning_rate, dropout_seed):
             orders.append(tuple(rollouts.advantages))
             return {}
 

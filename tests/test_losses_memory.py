@@ -44,7 +44,8 @@ def act(rows):
         return twin.evaluate(model=model, inputs=inputs, targets=targets)
     ones = np.ones((rows, 64), np.float32)
     rollouts = Rollouts(tokens, ones, ones[:, 0], -10 * ones, -10 * ones, ones.sum())
-    metrics = twin.grpo_step(learner=learner, rollouts=rollouts, config=GRPOConfig(), learning_rate=1e-3)
+    given = {"rollouts": rollouts, "config": GRPOConfig(), "learning_rate": 1e-3, "dropout_seed": 0}
+    metrics = twin.grpo_step(learner=learner, **given)
     return twin.read_metrics(metrics=[metrics])[0]["loss"]
 
 

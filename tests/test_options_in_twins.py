@@ -110,7 +110,7 @@ def policy_weights(twin: Backend, config: GRPOConfig) -> bytes:
     """Weights after two GRPO steps: one has ratios on both sides of the clip, the other a momentum."""
     learner = twin.make_learner(model=model_of(twin), config=config)
     for _ in range(2):
-        twin.grpo_step(learner=learner, rollouts=ROLLOUTS, config=config, learning_rate=1e-2)
+        twin.grpo_step(learner=learner, rollouts=ROLLOUTS, config=config, learning_rate=1e-2, dropout_seed=0)
     return b"".join(value.tobytes() for value in twin.get_parameters(model=learner.model).values())
 
 
@@ -156,7 +156,8 @@ def test_only_known_options_of_grpo_are_the_cores_alone() -> None:
     core |= {"steps", "prompts", "prompts_per_step", "group_size", "top_k", "epochs"}
     core |= {"minibatch_size", "rollout_batch", "reward", "scale_rewards", "mask_truncated", "baseline"}
     core |= {"rollout_correction", "rollout_correction_cap", "prompts_file", "save_completions"}
-    core |= {"reward_weights", "reward_timeout", "reward_workers", "lora_rank", "lora_alpha", "lora_targets"}
+    core |= {"reward_weights", "reward_timeout", "reward_workers"}
+    core |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "lora_dora"}
     assert {field.name for field in dataclasses.fields(GRPOConfig)} == core | set(LOSS) | set(LITERALS)
     assert {field.name for field in dataclasses.fields(OptimizerConfig)} == {*RATE, *ADAM, *MUON, "decay", "optimizer"}
 
@@ -184,7 +185,7 @@ def test_arguments_of_a_step_reach_it(twin: Backend) -> None:
     after = []
     for rate in (1e-2, 2e-2):
         learner = twin.make_learner(model=model_of(twin), config=POLICY)
-        twin.grpo_step(learner=learner, rollouts=ROLLOUTS, config=POLICY, learning_rate=rate)
+        twin.grpo_step(learner=learner, rollouts=ROLLOUTS, config=POLICY, learning_rate=rate, dropout_seed=0)
         after.append(twin.get_parameters(model=learner.model)["out_head.weight"])
     assert not np.array_equal(*after)
 

@@ -143,6 +143,8 @@ ADAPTER: dict[str, tuple[Any, Look]] = {
     "lora_rank": (3, shapes),
     "lora_alpha": (5.0, in_config("make_model", "adapter")),
     "lora_targets": (("query", "down"), shapes),
+    "lora_dropout": (0.2, in_config("make_model", "adapter")),
+    "lora_dora": (None, shapes),
 }
 UPDATES = handed("grpo_step", "learning_rate")
 GRPO: dict[str, tuple[Any, Look]] = {
@@ -243,7 +245,6 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     **{f"sft.{name}": entry for name, entry in TRAIN.items()},
     "sft.conversations": ("train.jsonl", lambda ran: [ran.ended]),  # this model has no template: test_conversations.py
     **{f"sft.{name}": entry for name, entry in ADAPTER.items()},
-    "sft.lora_dropout": (0.2, in_config("make_model", "adapter")),
     "sft.micro_batch_size": (1, TRAIN["micro_batch_size"][1]),
     **{f"grpo.{name}": entry for name, entry in GRPO.items()},
     "sample.prompt": ("Clube", sampled("prompts", 2)),
@@ -292,8 +293,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{f"{stage}.{name}": {f"{stage}.optimizer": "muon"} for stage in STAGES for name in MUON},
     **{f"{stage}.decay_share": {f"{stage}.schedule": "wsd"} for stage in STAGES},
     **{f"{stage}.batch_ramp_steps": {f"{stage}.micro_batch_size": 1} for stage in STAGES[:2]},
-    **{f"{stage}.lora_{name}": {f"{stage}.lora_rank": 2} for stage in STAGES[1:] for name in ("alpha", "targets")},
-    "sft.lora_dropout": {"sft.lora_rank": 2},
+    **{
+        f"{s}.lora_{name}": {f"{s}.lora_rank": 2}
+        for s in STAGES[1:]
+        for name in ("alpha", "targets", "dropout", "dora")
+    },
     "grpo.schedule": {"grpo.steps": 6},
     "grpo.decay_share": {"grpo.schedule": "wsd", "grpo.steps": 4},
     "pretrain.max_steps": {"pretrain.epochs": 2},

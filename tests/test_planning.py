@@ -14,8 +14,9 @@ import pytest
 from small_models import TWINS, open_twin
 
 from faisca.backend import Backend, Rollouts, Runtime, Sampling
-from faisca.config import Config, GRPOConfig, ModelConfig, RunConfig, TrainConfig
+from faisca.config import Config, GRPOConfig, LoRAConfig, ModelConfig, RunConfig, SFTConfig, TrainConfig, adapter_of
 from faisca.config.files import load_preset
+from faisca.lora import adapted
 from faisca.parameters import count_parameters, in_block, initial_parameters, parameter_shapes
 from faisca.planning import fit
 from faisca.planning.fit import largest_rows, possible_rows, remedy, warnings
@@ -163,6 +164,44 @@ CASES: dict[str, dict[str, Any]] = {
     | {"batch": 2, "optimizer": "muon"},
     "scales": LLAMA | {"vocabulary_size": 4096, "num_layers": 6, "batch": 12, "residual_scales": True},
     "squared": {"vocabulary_size": 4000, "num_layers": 4, "batch": 9, "activation": "relu2", "positions": "rope"},
+    "adapter": {"vocabulary_size": 4096, "num_layers": 4, "batch": 10, "stage": "sft", "lora_rank": 4},
+    "adapter, llama": LLAMA | {"vocabulary_size": 4096, "num_layers": 4, "batch": 12, "stage": "sft", "lora_rank": 8},
+    "adapter, some": LLAMA
+    | {"vocabulary_size": 4096, "num_layers": 5, "batch": 10, "stage": "sft", "lora_rank": 8}
+    | {"lora_targets": ("query", "value")},
+    "adapter, dropout": LLAMA
+    | {"vocabulary_size": 4096, "num_layers": 4, "batch": 9, "stage": "sft", "lora_rank": 8, "lora_dropout": 0.1},
+    "adapter, base in bfloat16": LLAMA
+    | {"vocabulary_size": 2000, "dim": 256, "hidden_dim": 704, "num_layers": 6, "batch": 2, "stage": "sft"}
+    | {"lora_rank": 8, "weights": "bfloat16"},
+    "adapter, bfloat16": LLAMA
+    | {"vocabulary_size": 4096, "num_layers": 4, "batch": 12, "stage": "sft", "lora_rank": 8, "dtype": "bfloat16"}
+    | {"weights": "bfloat16"},
+    "adapter, large rank": {"vocabulary_size": 3000, "num_layers": 3, "batch": 8, "stage": "sft", "lora_rank": 128},
+    "adapter, recomputed": LLAMA
+    | {"vocabulary_size": 4096, "num_layers": 6, "batch": 14, "stage": "sft", "lora_rank": 8}
+    | {"gradient_checkpointing": True},
+    "adapter, micro-batches": LLAMA
+    | {"vocabulary_size": 6000, "num_layers": 4, "batch": 16, "micro": 4, "stage": "sft", "lora_rank": 16},
+    "adapter, wide vocabulary": {
+        "vocabulary_size": 24_000,
+        "num_layers": 2,
+        "batch": 6,
+        "stage": "sft",
+        "lora_rank": 4,
+    },
+    "adapter, reinforced": {"vocabulary_size": 8192, "num_layers": 3, "stage": "grpo", "context": 80, "batch": 12}
+    | {"lora_rank": 4},
+    "adapter, llama, reinforced": LLAMA
+    | {"vocabulary_size": 8192, "num_layers": 4, "stage": "grpo", "context": 80, "batch": 12, "lora_rank": 8}
+    | {"weights": "bfloat16"},
+    "adapter, reinforced, dropout": LLAMA
+    | {"vocabulary_size": 8192, "num_layers": 3, "stage": "grpo", "context": 80, "batch": 12, "micro": 6}
+    | {"lora_rank": 8, "lora_dropout": 0.2},
+    "adapter, dora": LLAMA
+    | {"vocabulary_size": 4096, "num_layers": 4, "batch": 10, "stage": "sft", "lora_rank": 8, "lora_dora": True},
+    "adapter, mixture": MIXTURE
+    | {"vocabulary_size": 4096, "num_layers": 4, "batch": 8, "stage": "sft", "lora_rank": 4},
 }
 QUICK = [
     *list(CASES)[:4],
@@ -172,6 +211,9 @@ QUICK = [
     "reinforced, micro-batches",
     "grouped, explicit",
     "mixture",
+    "adapter, some",
+    "adapter, base in bfloat16",
+    "adapter, reinforced, dropout",
 ]
 
 
@@ -187,37 +229,46 @@ def case_config(case: dict[str, Any]) -> tuple[Config, ModelConfig]:
     case = {"dim": 128, "num_heads": 2, "hidden_dim": 512, "context": 128} | case
     model = ModelConfig(**of_type(ModelConfig, case))
     optimizer = case.get("optimizer", "adamw")
-    train = TrainConfig(batch_size=case["batch"], micro_batch_size=case.get("micro", 0), optimizer=optimizer)
-    grpo = GRPOConfig(group_size=case["batch"], minibatch_size=case["batch"], max_new_tokens=case["context"])
+    rows = {"batch_size": case["batch"], "micro_batch_size": case.get("micro", 0)}
+    train, adapter = TrainConfig(**rows, optimizer=optimizer), of_type(LoRAConfig, case)
+    grpo = GRPOConfig(**adapter, group_size=case["batch"], minibatch_size=case["batch"], max_new_tokens=case["context"])
     grpo = replace(grpo, micro_batch_size=case.get("micro", 0), entropy_weight=case.get("entropy_weight", 0.0))
     run = RunConfig(device="cpu", compile="off", **({"dtype": "float32"} | of_type(RunConfig, case)))
     data = replace(Config().data, window=case["context"], stride=case["context"])
-    return Config(model=replace(model, vocabulary_size=0), data=data, pretrain=train, grpo=grpo, run=run), model
+    stages = {"pretrain": train, "sft": SFTConfig(**rows, **adapter), "grpo": grpo}
+    return Config(model=replace(model, vocabulary_size=0), data=data, run=run, **stages), model
 
 
 def act(twin: Backend, config: Config, model: ModelConfig, runtime: Runtime, stage: str) -> None:
     """Two optimiser steps, the second of which has moments already."""
+    model = adapted(model, getattr(config, stage))
     parameters, made = initial_parameters(model, 0), []
-    for kept in ("float32", runtime.weights)[: 2 if stage == "grpo" else 1]:  # the policy, and its reference
+    for kept in (runtime.weights if adapter_of(model) else "float32", runtime.weights)[
+        : 2 if stage == "grpo" and not adapter_of(model) else 1
+    ]:  # the policy, and its reference
         made.append(twin.make_model(config=model, parameters=parameters, runtime=replace(runtime, weights=kept)))
-    rows, length = config.pretrain.batch_size, config.data.window
+    rows, length = config.sft.batch_size, config.data.window
     learner = twin.make_learner(model=made[0], config=getattr(config, stage))
+    reference = twin.base_of(model=made[0]) if adapter_of(model) else None  # which shares its weights
     for step in range(2):
         tokens = np.random.default_rng(step).integers(0, model.vocabulary_size, (rows, length + 1)).astype(np.int32)
         if stage == "grpo":
             ones = np.ones((rows, length), np.float32)
             rollouts = Rollouts(tokens, ones, ones[:, 0], -9 * ones, -9 * ones, ones.sum())
-            metrics = twin.grpo_step(learner=learner, rollouts=rollouts, config=config.grpo, learning_rate=1e-4)
+            metrics = twin.grpo_step(
+                learner=learner, rollouts=rollouts, config=config.grpo, learning_rate=1e-4, dropout_seed=0
+            )
         else:
             metrics = twin.train_step(
                 learner=learner,
                 inputs=tokens[:, :-1],
                 targets=tokens[:, 1:],
                 learning_rate=1e-4,
-                micro_batch_size=config.pretrain.micro_batch_size,
+                micro_batch_size=config.sft.micro_batch_size,
                 dropout_seed=step,
             )
         assert twin.read_metrics(metrics=[metrics])[0]["skipped"] == 0
+    assert len(made) == 1 or reference is None
 
 
 def peak_of(name: str, action: Any) -> int:
@@ -370,6 +421,22 @@ def test_a_reference_in_bfloat16_halves_the_matrices_of_blocks():
     }, "what is trained is float32"
 
 
+def test_an_adapters_stage_holds_its_base_once_and_trains_the_adapter_alone():
+    config = wide_modern()
+    config = replace(config, grpo=replace(config.grpo, lora_rank=4, lora_targets=("query", "down")))
+    model = replace(config.model, vocabulary_size=4096)
+    shapes = parameter_shapes(model)
+    matrices = sum(math.prod(shape) for name, shape in shapes.items() if in_block(name, shape))
+    adapter = 4 * 4 * model.num_layers * (model.dim + model.dim + model.hidden_dim + model.dim)
+    for weights, spared in (("float32", 0), ("bfloat16", 2 * matrices)):
+        made = plan(config, model, replace(RUNTIME, weights=weights), "grpo")
+        assert made.parts["parameters"] == 4 * count_parameters(model) - spared + adapter
+        assert made.parts["optimiser"] == 2 * adapter
+        assert all("reference" not in parts for parts in made.moments.values())
+    before = plan(replace(config, grpo=GRPOConfig()), model, RUNTIME, "pretrain")
+    assert plan(config, model, RUNTIME, "pretrain").moments == before.moments, "another stage's adapter is not there"
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_a_frozen_model_takes_what_it_keeps_also_while_it_is_made(name):
     """Were all matrices there in float32 before they are rounded, bfloat16 would take more, not less."""
@@ -441,9 +508,31 @@ def test_a_remedy_fits():
     assert remedy(config, model, RUNTIME, "pretrain", 1e6).startswith("nothing makes it fit")
 
 
+def test_an_adapter_that_drops_is_never_computed_again():
+    """Recomputing it is refused, so it is no remedy; without dropout it is one.
+
+    What drops keeps a mask, and what is left, for each of its parts: of a small model more than all weights' moments.
+    """
+    config = load_preset("spark")
+    still = replace(config, sft=replace(config.sft, lora_rank=8))
+    drops = replace(config, sft=replace(config.sft, lora_rank=8, lora_dropout=0.1))
+    model = replace(config.model, vocabulary_size=4096)
+    assert planned(still, "sft").total < planned(config, "sft").total < planned(drops, "sft").total
+    words = []
+    for config in (still, drops):
+        small = replace(config, pretrain=replace(config.pretrain, batch_size=1, micro_batch_size=0))
+        small = replace(small, sample=replace(small.sample, count=1, counted=1))
+        one = planned(fit.with_rows(small, "sft", 1), "sft", replace(RUNTIME, loss_chunk=32)).total
+        words.append(remedy(small, model, RUNTIME, "sft", one - 1))
+    assert "--run.gradient-checkpointing" in words[0] and words[1].startswith("nothing makes it fit")
+
+
 def test_a_run_is_warned_of_each_stage_that_does_not_fit():
     config = load_preset("spark")
     model = replace(config.model, vocabulary_size=4096)
     lines = list(warnings(config, model, RUNTIME, 0.8 * planned(config).total))
     assert [line.split()[1] for line in lines][:2] == ["pretrain", "sft"] and "--pretrain.micro-batch-size" in lines[0]
     assert not list(warnings(config, model, RUNTIME, 1e12))
+    config = replace(config, sft=replace(config.sft, lora_rank=8))
+    lines = list(warnings(config, model, RUNTIME, 0.8 * planned(config, "sft").total))
+    assert [line.split()[1] for line in lines][:2] == ["pretrain", "sft"], "an adapter's stage is planned, too"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +65,18 @@ def verified(done) -> None:
         assert comparison.largest_logit_difference < 1e-4 and comparison.equal_tokens == comparison.tokens > 0
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("family", ["llama", "llama 3", "llama with biases", "qwen3"])
-def test_from_a_run_to_peft_to_mlx_lm_and_back_nothing_changes(family, tmp_path, tokenizer):
+def test_from_a_run_to_peft_to_mlx_lm_and_back_nothing_changes(family, dora, tmp_path, tokenizer):
     base = family_folder(tmp_path / "base", family, tokenizer)
-    adapted_run(tmp_path / "run", base, SOME)
+    some = replace(SOME, dora=dora)
+    adapted_run(tmp_path / "run", base, some)
     for source, target, format in (("run", "peft", "peft"), ("peft", "mlx", "mlx-lm"), ("mlx", "again", "faisca")):
         verified(port_adapter(tmp_path / source, tmp_path / target, format, base))
     same_arrays(adapter_arrays(tmp_path / "run"), adapter_arrays(tmp_path / "again"))
-    assert adapter_of(load_checkpoint(tmp_path / "again").state.model) == SOME
+    assert adapter_of(load_checkpoint(tmp_path / "again").state.model) == some
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 4.5, 0.25)
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"], config["use_dora"]) == (3, 4.5, 0.25, dora)
     assert config["target_modules"] == sorted(LEAVES[target] for target in SOME.targets)
     parameters = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())["lora_parameters"]
     assert (parameters["rank"], parameters["scale"], parameters["dropout"]) == (3, 1.5, 0.25)
@@ -103,15 +106,16 @@ def peft_adapter(folder: Path, base: Path, **options: object) -> Path:
     return folder
 
 
-def test_one_of_pefts_making_comes_in_and_goes_to_mlx_lm(tmp_path, base):
-    theirs = peft_adapter(tmp_path / "peft", base)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_one_of_pefts_making_comes_in_and_goes_to_mlx_lm(dora, tmp_path, base):
+    theirs = peft_adapter(tmp_path / "peft", base, use_dora=dora)
     verified(port_adapter(theirs, tmp_path / "run", "faisca", base))
     verified(port_adapter(theirs, tmp_path / "mlx", "mlx-lm", base))
-    assert adapter_of(load_checkpoint(tmp_path / "run").state.model) == Adapter(4, 6.0, 0.0, ("query", "up"))
+    assert adapter_of(load_checkpoint(tmp_path / "run").state.model) == Adapter(4, 6.0, 0.0, ("query", "up"), dora)
     verified(port_adapter(tmp_path / "mlx", tmp_path / "again", "peft", base))
 
 
-def mlx_adapter(folder: Path, base: Path, num_layers: int = -1) -> Path:
+def mlx_adapter(folder: Path, base: Path, num_layers: int = -1, dora: bool = False) -> Path:
     """An adapter of mlx-lm's own making: as its trainer saves it, with numbers everywhere."""
     import mlx.core as mx
     import mlx_lm
@@ -122,21 +126,22 @@ def mlx_adapter(folder: Path, base: Path, num_layers: int = -1) -> Path:
     model = mlx_lm.load(str(base))[0]
     model.freeze()
     parameters = {"rank": 4, "scale": 20.0, "dropout": 0.0, "keys": ["self_attn.k_proj", "mlp.gate_proj"]}
-    linear_to_lora_layers(model, num_layers, parameters)
+    linear_to_lora_layers(model, num_layers, parameters, use_dora=dora)
     mx.random.seed(0)
     arrays = {name: 0.1 * mx.random.normal(array.shape) for name, array in tree_flatten(model.trainable_parameters())}
     folder.mkdir()
     mx.save_safetensors(str(folder / "adapters.safetensors"), arrays)
-    config = {"fine_tune_type": "lora", "num_layers": num_layers, "lora_parameters": parameters}
+    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": num_layers, "lora_parameters": parameters}
     save_config(config, folder / "adapter_config.json")
     return folder
 
 
-def test_one_of_mlx_lms_making_comes_in_and_goes_to_peft(tmp_path, base):
-    theirs = mlx_adapter(tmp_path / "mlx", base)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_one_of_mlx_lms_making_comes_in_and_goes_to_peft(dora, tmp_path, base):
+    theirs = mlx_adapter(tmp_path / "mlx", base, dora=dora)
     verified(port_adapter(theirs, tmp_path / "run", "faisca", base))
     verified(port_adapter(theirs, tmp_path / "peft", "peft", base))
-    assert adapter_of(load_checkpoint(tmp_path / "run").state.model) == Adapter(4, 80.0, 0.0, ("key", "gate"))
+    assert adapter_of(load_checkpoint(tmp_path / "run").state.model) == Adapter(4, 80.0, 0.0, ("key", "gate"), dora)
 
 
 def test_the_base_may_be_a_run_and_the_command_says_what_it_did(tmp_path, base, capsys):
@@ -154,7 +159,6 @@ def test_the_base_may_be_a_run_and_the_command_says_what_it_did(tmp_path, base, 
 
 
 REFUSED = {
-    "DoRA": ({"use_dora": True}, "use_dora"),
     "another scale": ({"use_rslora": True}, "use_rslora"),
     "other ranks": ({"rank_pattern": {"up_proj": 2}}, "rank_pattern"),
     "other scales": ({"alpha_pattern": {"up_proj": 2}}, "alpha_pattern"),
@@ -198,7 +202,7 @@ def test_some_layers_of_mlx_lms_are_refused(tmp_path, base, capsys):
     )
 
 
-@pytest.mark.parametrize("change", [{"fine_tune_type": "dora"}, {"fine_tune_type": "full"}])
+@pytest.mark.parametrize("change", [{"fine_tune_type": "lokr"}, {"fine_tune_type": "full"}])
 def test_other_kinds_of_mlx_lms_are_refused(change, tmp_path, base, capsys):
     folder = mlx_adapter(tmp_path / "mlx", base)
     edit_json(folder / "adapter_config.json", **change)

@@ -118,7 +118,7 @@ class Reference:
 
 def units(work: Work) -> int:
     """How many times `tick` is called where the first configuration passes."""
-    return 2 * (1 + 3 * STEPS) + (1 if work.grpo else has_dropout(work))
+    return 2 * (1 + 3 * STEPS) + (work.grpo is not None) + has_dropout(work)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ step. Each learner takes three steps in one process, the second with another sha
 captured its data or its weights, and buffers that another shape has left behind, show in the later ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from faisca.backend import Backend, Learner, Model, Rollouts, Runtime
+from faisca.backend import Backend, Learner, Metrics, Model, Rollouts, Runtime
 from faisca.certificate.work import Work
 from faisca.config import GRPOConfig, OptimizerConfig, RunConfig, adapter_of
 
@@ -100,7 +100,9 @@ def observe_policy(side: Side, work: Work, given: list[Rollouts[np.ndarray]]) ->
                 model=model, tokens=rollouts.tokens, temperature=config.temperature, places=rollouts.places
             )
             yield Observation("log-probabilities", f"scoring {shape}", {"log-probabilities": found * rollouts.mask})
-        metrics = side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=work.rate)
+        metrics = side.backend.grpo_step(
+            learner=learner, rollouts=rollouts, config=config, learning_rate=work.rate, dropout_seed=0
+        )
         yield from _after_step(side, work, learner, metrics, f"GRPO update {step + 1}, {shape}")
 
 
@@ -122,10 +124,10 @@ def safe_ratio(config: GRPOConfig) -> float:
 
 
 def has_dropout(work: Work) -> bool:
-    """Whether the stage drops anything: GRPO never does."""
+    """Whether the stage drops anything: in GRPO, its adapter alone may."""
     adapter = adapter_of(work.model)
-    drops = work.model.dropout or work.model.attention_dropout or (adapter and adapter.dropout)
-    return work.grpo is None and bool(drops)
+    drops = work.grpo is None and (work.model.dropout or work.model.attention_dropout)
+    return bool(drops or (adapter and adapter.dropout))
 
 
 def observe_dropout(side: Side, work: Work) -> Iterator[Observation]:
@@ -133,19 +135,14 @@ def observe_dropout(side: Side, work: Work) -> Iterator[Observation]:
     if not has_dropout(work):
         return
     model = side.make_model(work, dropout=True)
-    learner = side.backend.make_learner(model=model, config=work.optimizer(OptimizerConfig()))
+    learner = side.backend.make_learner(model=model, config=work.optimizer(work.grpo or OptimizerConfig()))
     inputs, targets = work.batch(0, work.distinct)
-    metrics = [
-        side.backend.train_step(
-            learner=learner,
-            inputs=inputs,
-            targets=targets,
-            learning_rate=0.0,
-            micro_batch_size=0,
-            dropout_seed=seed,
-        )
-        for seed in (1, 1, 2)
-    ]
+    step: Callable[..., Metrics] = side.backend.train_step
+    given: dict[str, Any] = {"inputs": inputs, "targets": targets, "micro_batch_size": 0}
+    if work.grpo:
+        step = side.backend.grpo_step
+        given = {"rollouts": make_rollouts(side, work, model, 0), "config": _policy_config(work)}
+    metrics = [step(**given, learner=learner, learning_rate=0.0, dropout_seed=seed) for seed in (1, 1, 2)]
     one, again, other = (row["loss"] for row in side.backend.read_metrics(metrics=metrics))
     arrays = {
         "other losses with the same dropout": np.array(abs(again / one - 1)),

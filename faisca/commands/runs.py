@@ -230,6 +230,7 @@ def _computed_with(state: State) -> str:
 def _adapter_words(adapter: Adapter, state: State) -> str:
     """An adapter's options, and which base it belongs to."""
     options = f"rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}, {' '.join(adapter.targets)}"
+    options += ", DoRA" if adapter.dora else ""
     return f"{options}; of the base {(state.base_sha256 or 'unknown')[:16]}"
 
 

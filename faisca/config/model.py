@@ -123,6 +123,8 @@ class Adapter:
     """share of the numbers that A reads, dropped in training"""
     targets: tuple[str, ...]
     """of `faisca.config.rules.TARGETS`, in that order"""
+    dora: bool = False
+    """whether rows have lengths of their own, m, which are trained, too (DoRA: Liu et al. 2024)"""
 
     @property
     def scale(self) -> float:

@@ -158,6 +158,11 @@ def check_adapter(name: str, stage: SFTConfig | GRPOConfig, model: ModelConfig) 
             f"{name}.lora_targets {_listed(unknown)} is none of this model's matrices: choose all, or among "
             f"{' '.join(there)}"
         )
+    if stage.lora_dora and "experts" in there and {"all", "experts"} & set(stage.lora_targets):
+        raise FaiscaError(
+            f"{name}.lora_dora is not for experts, whose matrices lie in stacks: leave it out, or name "
+            f"{name}.lora_targets without experts"
+        )
 
 
 def possible_targets(model: ModelConfig) -> tuple[str, ...]:

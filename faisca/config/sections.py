@@ -94,8 +94,6 @@ class SFTConfig(LoRAConfig, TrainConfig):
     conversations: str = ""
     """a JSONL file, a conversation a line (messages, or prompt and completion), instead of titles; the loss is on
     answers alone, and data.window is the longest conversation, in tokens"""
-    lora_dropout: Share = 0.0
-    """share of the numbers that an adapter reads, dropped in training; GRPO drops nothing"""
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,11 @@ def reinforce(side: Side, case: Case, config: GRPOConfig | None = None) -> tuple
     for rows in (slice(0, None, 2), slice(1, None, 2), slice(0, None, 2), slice(1, None, 2)):
         counted = float(mask[rows].sum())
         rollouts = Rollouts(tokens[rows], mask[rows], advantages[rows], old[rows], ref[rows], step_tokens=counted)
-        metrics.append(side.backend.grpo_step(learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3))
+        metrics.append(
+            side.backend.grpo_step(
+                learner=learner, rollouts=rollouts, config=config, learning_rate=1e-3, dropout_seed=0
+            )
+        )
     return learner, side.backend.read_metrics(metrics=metrics)
 
 

@@ -4,6 +4,8 @@ N tokens, D model width, F feed-forward width, T tokens in a row, H query heads,
 width. In bfloat16 what lies between two products has 2 bytes a number; the residual stream and its norms keep 4.
 """
 
+from faisca.config import plain
+from faisca.parameters import adapter_parts, in_block, parameter_shapes
 from faisca.planning.load import FLOAT, Load
 
 TORCH_ACTIVATION = {"gelu": 2, "gelu_tanh": 2, "relu2": 2, "swiglu": 4}
@@ -25,14 +27,48 @@ def torch_block(load: Load) -> float:
     """Bytes that autograd saves of a block; exact: it is known which inputs each operation saves."""
     D, width = load.model.dim, load.width
     # Their inputs, with mean and inverse deviation; RMSNorm is some operations, and keeps what its weight multiplies.
-    norm = FLOAT * (2 * D + 1 if load.model.norm == "rms" else D + 2)
+    multiplied = 0 if load.adapter else D  # a frozen weight asks for nothing
+    norm = FLOAT * (D + multiplied + 1 if load.model.norm == "rms" else D + 2)
     feed_forward = TORCH_ACTIVATION[load.model.activation] * width * load.hidden
     feed_forward += 2 * width * load.rows_of_experts  # what experts read, and what their weights multiply
     feed_forward += _torch_router(load)
     masks = 2 * width * D if load.dropout else 0
     masks += FLOAT * D if load.model.residual_scales else 0  # the stream before it is scaled
     results = 2 * width * D  # of both norms, which the products read
-    return load.tokens * (2 * norm + results + feed_forward + masks + _torch_attention(load))
+    copied = load.changed and not (
+        load.explicit or load.attention_dropout
+    )  # else what attention hands on is kept anyway
+    adapter = adapter_numbers(load, load.queries if copied else 0) * width
+    return load.tokens * (2 * norm + results + feed_forward + masks + _torch_attention(load) + adapter)
+
+
+def adapter_numbers(load: Load, attended: int) -> float:
+    """Numbers a token that an adapter adds to what a block keeps, or spares; `attended`: those counted of attention.
+
+    What a frozen matrix reads is kept for its adapter alone: once, or with dropout for each part, and a mask beside it.
+    B reads `rank` numbers a part.
+    """
+    if load.adapter is None:
+        return 0
+    read: dict[str, tuple[int, int]] = {}
+    parts = adapter_parts(load.model)
+    for name, shape in parameter_shapes(plain(load.model)).items():
+        if name.startswith("transformer_blocks.0.") and in_block(name, shape):
+            module = name.removesuffix(".weight")
+            times = load.model.experts_per_token if len(shape) == 3 else 1
+            source = module.replace(".gate", ".up")  # both read the same
+            adapted = sum(part is not None for part, _ in parts.get(module, ())) + read.get(source, (0, 0))[1]
+            read[source] = times * shape[-1], adapted
+    total = 0.0
+    for source, (numbers, adapted) in read.items():
+        rows = load.model.experts_per_token if ".experts." in source else 1
+        counted = attended if source.endswith("out_proj") else numbers
+        kept = 2 * numbers * adapted if load.adapter.dropout else counted * min(adapted, 1)
+        total += kept - counted + rows * load.adapter.rank * adapted
+    if load.adapter.dora:  # what m multiplies
+        layers = len(parts) // load.model.num_layers
+        total += sum(rows for own in list(parts.values())[:layers] for part, rows in own if part)
+    return total
 
 
 def _torch_router(load: Load) -> float:
@@ -66,7 +102,8 @@ def _torch_head_norms(load: Load, product_kept: bool) -> float:
         return 0
     product_kept = product_kept and load.model.qk_norm_over == "head"  # of all heads, what is normed is a new product
     read = FLOAT * load.changed if load.narrow else (0 if product_kept else FLOAT * load.projected)
-    return read + FLOAT * (load.changed + load.model.num_heads + load.model.kv_heads)
+    multiplied = 0 if load.adapter else load.changed
+    return read + FLOAT * (multiplied + load.model.num_heads + load.model.kv_heads)
 
 
 def mlx_block(load: Load) -> float:
@@ -80,7 +117,8 @@ def mlx_block(load: Load) -> float:
     # What experts read, and what their weights multiply: those are float32, and so is then a copy of that.
     feed_forward += (2 * width + (FLOAT if load.narrow else 0)) * load.rows_of_experts
     stream = FLOAT * (MLX_STREAM + load.model.residual_scales) * D  # the stream before it is scaled, too
-    return load.tokens * (stream + width * between + head_norms + feed_forward) + _mlx_scores(load)
+    adapter = width * adapter_numbers(load, HK)
+    return load.tokens * (stream + width * between + head_norms + feed_forward + adapter) + _mlx_scores(load)
 
 
 def _mlx_scores(load: Load) -> float:

@@ -41,7 +41,7 @@ def largest_rows(config: Config, model: ModelConfig, runtime: Runtime, stage: st
 def remedy(config: Config, model: ModelConfig, runtime: Runtime, stage: str, memory: float) -> str:
     """What makes a stage fit that does not, as options; else what it needs at least."""
     least = plan(config, model, runtime, stage).total
-    for words, changed in _cheaper(runtime, stage):
+    for words, changed in _cheaper(runtime, stage, getattr(getattr(config, stage), "lora_dropout", 0.0)):
         rows = largest_rows(config, model, changed, stage, memory)
         if rows is not None:
             kept = f"--{batch_option(stage).replace('_', '-')} {rows}" if rows < rows_of(config, stage) else ""
@@ -55,16 +55,9 @@ def usable_memory(backend: Backend, runtime: Runtime) -> int:
     return backend.memory(runtime=runtime, reset_peak=False).get("limit") or physical_memory()
 
 
-def trains_adapter(config: Config, stage: str) -> bool:
-    """Whether a stage trains an adapter, whose memory no formula has yet: less than that of all weights."""
-    return bool(getattr(getattr(config, stage), "lora_rank", 0))
-
-
 def warnings(config: Config, model: ModelConfig, runtime: Runtime, memory: float) -> Iterator[str]:
-    """A line for each stage of a run that plans more than the bytes that may be used; adapters are not planned."""
+    """A line for each stage of a run that plans more than the bytes that may be used."""
     for stage in config.run.stages:
-        if trains_adapter(config, stage):
-            continue
         total = plan(config, model, runtime, stage).total
         if total > memory:
             yield (
@@ -73,13 +66,14 @@ def warnings(config: Config, model: ModelConfig, runtime: Runtime, memory: float
             )
 
 
-def _cheaper(runtime: Runtime, stage: str) -> Iterator[tuple[str, Runtime]]:
+def _cheaper(runtime: Runtime, stage: str, lora_dropout: float) -> Iterator[tuple[str, Runtime]]:
     """The runtime, and others that take less memory, with the options that make them."""
     chunk = min(runtime.loss_chunk, SMALLEST_CHUNK)
     smaller = replace(runtime, loss_chunk=chunk)
     yield "", runtime
     yield f"--run.loss-chunk {chunk}", smaller
-    if stage != "grpo":  # whose updates run without dropout, and are never computed again
+    # GRPO's updates are never computed again, and nothing that an adapter drops may be.
+    if stage != "grpo" and not lora_dropout:
         flag = "--run.gradient-checkpointing"
         yield flag, replace(runtime, gradient_checkpointing=True)
         yield f"{flag} --run.loss-chunk {chunk}", replace(smaller, gradient_checkpointing=True)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from faisca.backend import PLACES_MULTIPLE, Runtime
-from faisca.config import Config, ModelConfig
+from faisca.config import Adapter, Config, ModelConfig, adapter_of, plain
+from faisca.lora import adapted
 from faisca.muon import matrix_stacks
-from faisca.parameters import in_block, parameter_shapes
+from faisca.parameters import count_parameters, in_block, parameter_shapes, trained
 
 FLOAT = 4
 """bytes of a float32"""
@@ -39,7 +40,7 @@ class Load:
     explicit: bool = False
     """scores, softmax and product one after the other"""
     narrow_weights: bool = False
-    """where nothing trains them, the blocks' matrices are kept in bfloat16: GRPO's reference, and what only samples"""
+    """where nothing trains them, the blocks' matrices are kept in bfloat16: GRPO's reference, and an adapter's base"""
     muon: bool = False
     """the blocks' matrices have one moment, and move all layers at a time"""
     checkpointing: bool = False
@@ -103,10 +104,21 @@ class Load:
         """S·D: numbers a token of its rows, a row an expert, or none."""
         return self.model.experts_per_token * self.model.dim if self.model.num_experts else 0
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """What alone is trained, where there is one."""
+        return adapter_of(self.model)
+
     @cached_property
     def parameters(self) -> int:
-        """Bytes of all weights, float32; gradients, and each of Adam's two moments, are as many."""
-        return FLOAT * sum(math.prod(shape) for shape in parameter_shapes(self.model).values())
+        """Bytes of the weights of the model under training: float32, but of an adapter's base what `frozen` says."""
+        return self.trained + self.frozen if self.adapter else self.trained
+
+    @cached_property
+    def trained(self) -> int:
+        """Bytes of the weights that are trained, float32; gradients, and each of Adam's two moments, are as many."""
+        shapes = parameter_shapes(self.model).items()
+        return FLOAT * sum(math.prod(shape) for name, shape in shapes if trained(name, self.model))
 
     @cached_property
     def matrices(self) -> int:
@@ -114,9 +126,15 @@ class Load:
         return sum(math.prod(shape) for name, shape in parameter_shapes(self.model).items() if in_block(name, shape))
 
     @property
+    def copied_matrices(self) -> int:
+        """Bytes of copies of the blocks' matrices in the dtype of products, where they are kept in another."""
+        kept = 2 if self.adapter and self.narrow_weights else FLOAT
+        return 0 if kept == self.width else int(self.width * self.matrices)
+
+    @property
     def moments(self) -> int:
         """Bytes of the optimiser's moments: Adam's two of every weight, Muon's one."""
-        return 2 * self.parameters - (FLOAT * self.matrices if self.muon else 0)
+        return 2 * self.trained - (FLOAT * self.matrices if self.muon else 0)
 
     @cached_property
     def largest_stack(self) -> int:
@@ -126,13 +144,18 @@ class Load:
 
     @property
     def frozen(self) -> int:
-        """Bytes of the weights of a model that nothing trains."""
-        return self.parameters - (2 * self.matrices if self.narrow_weights else 0)
+        """Bytes of the weights of a model that nothing trains, its adapter not among them."""
+        return FLOAT * count_parameters(plain(self.model)) - (2 * self.matrices if self.narrow_weights else 0)
 
     @property
     def head(self) -> int:
         """Bytes of the output head, float32: vocabulary · width; as many as the token embedding's."""
         return FLOAT * self.model.vocabulary_size * self.model.dim
+
+    @property
+    def head_gradient(self) -> int:
+        """Bytes of its gradient; with an adapter, nobody makes it."""
+        return 0 if self.adapter else self.head
 
     @property
     def stream(self) -> int:
@@ -148,7 +171,7 @@ class Load:
 def load_of(config: Config, model: ModelConfig, runtime: Runtime, stage: str) -> Load:
     """What a stage of `config` computes at a time; `model` has its real vocabulary size."""
     load = Load(
-        model=model,
+        model=adapted(model, getattr(config, stage)),
         backend=runtime.backend,
         rows=rows_of(config, stage),
         length=config.data.window,

@@ -22,6 +22,9 @@ POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
 """the same in GRPO's log-probabilities, with residual streams"""
 SQUEEZED, SQUEEZED_POLICY = 4.4, 6.4
 """and chunks more with a soft cap: tanh, the squeezed logits, the slope, and the slope's product"""
+PASSING = {False: (14, 25), True: (2, 11)}
+"""residual streams alive in the loss, and in the backward pass: of all weights, or of an adapter, whose base has no
+gradients that wait beside them"""
 RECOMPUTED = (7.0, 9.4, 3.5, 5.0)
 """arrays [N, D], [N, F], [N, H·T] and, with experts, [N, S·D] of blocks computed again, two or three at once"""
 
@@ -30,15 +33,17 @@ def mlx_moments(load: Load) -> Moments:
     """Bytes by moment and part, besides weights, optimiser state and reference, which are always there."""
     stream, half = load.stream, (1 + load.width / FLOAT) / 2
     saved = load.model.num_layers * (stream if load.checkpointing else mlx_block(load))
-    saved += 2 * load.matrices if load.narrow else 0
-    waiting = load.parameters if load.accumulates else 0
-    waiting_for_all = UPDATE * load.parameters + TABLES * load.head
+    saved += load.copied_matrices
+    waiting = load.trained if load.accumulates else 0
+    waiting_for_all = UPDATE * load.trained + TABLES * load.head_gradient
     if load.muon:
-        waiting_for_all = max(waiting_for_all, UPDATE * load.parameters + ORTHOGONAL * FLOAT * load.matrices)
+        waiting_for_all = max(waiting_for_all, UPDATE * load.trained + ORTHOGONAL * FLOAT * load.matrices)
     update = {"gradients and new moments": waiting_for_all}
     if load.policy:
         return {"update": update} | _policy_moments(load, saved, half)
     chunks, heads = LOSS[load.narrow]
+    in_loss, in_backward = PASSING[load.adapter is not None]
+    heads = 1 if load.adapter else heads  # a gradient of zeros is handed on
     chunks += SQUEEZED if load.model.logit_soft_cap else 0
     scores = FLOAT * load.tokens * load.model.num_heads * load.length
     transient = (2.5 if load.narrow and load.attention_dropout else 1.2) * scores
@@ -46,12 +51,15 @@ def mlx_moments(load: Load) -> Moments:
         "update": update,
         "loss": {
             "gradients": waiting + heads * load.head,
-            "activations": saved + 14 * half * stream,
+            "activations": saved + in_loss * half * stream,
             "logits": chunks * load.logits,
         },
         "backward pass": {
-            "gradients": waiting + 4 * load.head + (FLOAT * load.matrices if load.narrow else 0),
-            "activations": saved + 25 * half * stream + transient + (_again(load, half) if load.checkpointing else 0),
+            "gradients": waiting + 4 * load.head_gradient + (FLOAT * load.matrices if load.narrow else 0),
+            "activations": saved
+            + in_backward * half * stream
+            + transient
+            + (_again(load, half) if load.checkpointing else 0),
         },
     }
 
@@ -59,20 +67,20 @@ def mlx_moments(load: Load) -> Moments:
 def _policy_moments(load: Load, saved: float, half: float) -> Moments:
     kept = kept_exponentials(load) * (1.7 if load.narrow else 1)  # some wait in float32 to be rounded
     chunks, heads, streams = POLICY[load.narrow]
-    waiting = load.parameters if load.accumulates else 0
+    waiting = load.trained if load.accumulates else 0
     chunks += SQUEEZED_POLICY if load.model.logit_soft_cap else 0
     if kept and load.scored <= load.chunk:
         chunks -= 3.5  # one chunk: what is kept is among what it makes
     moments: Moments = {
         "log-probabilities": {
-            "gradients": waiting + heads * load.head,
+            "gradients": waiting + heads * load.head_gradient,
             "activations": saved + streams * half * load.stream,
             "logits": kept + chunks * load.logits,
         }
     }
     if not load.narrow:
         moments["backward pass"] = {
-            "gradients": waiting + 4.9 * load.head,
+            "gradients": waiting + 4.9 * load.head_gradient,
             "activations": saved + 16 * load.stream,
             "logits": kept,
         }

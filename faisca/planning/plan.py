@@ -72,7 +72,7 @@ def step_moments(load: Load) -> Moments:
 def _with_state(load: Load, moments: Moments) -> Moments:
     """The moments with what is alive at all of them: weights, the optimiser's state, GRPO's reference."""
     state = {"parameters": load.parameters, "optimiser": load.moments}
-    state |= {"reference": load.frozen} if load.policy else {}
+    state |= {"reference": load.frozen} if load.policy and not load.adapter else {}  # its base is one
     return {name: {**state, **parts} for name, parts in moments.items()}
 
 

@@ -2,9 +2,10 @@
 
     PEFT      base_model.model.MODULE.lora_A.weight [r, inputs], lora_B.weight [outputs, r], lora_alpha = scale · r
     mlx-lm    MODULE.lora_a [inputs, r], lora_b [r, outputs], scale
+    DoRA      lora_magnitude_vector, and m: [outputs]
 
 MODULE is the base's in transformers, as in model.layers.0.self_attn.q_proj. What ours do not have is refused by name:
-other ranks for some matrices, DoRA, biases or whole modules that are trained too, some layers alone.
+other ranks for some matrices, biases or whole modules that are trained too, some layers alone.
 """
 
 import math
@@ -31,7 +32,6 @@ from faisca.text import json_text
 CONFIG = "adapter_config.json"
 OFF: tuple[Any, ...] = (None, False, [], {}, "")
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_dora": (OFF, "DoRA, which ours is not"),
     "use_rslora": (OFF, "a scale of alpha / √rank, where ours is alpha / rank"),
     "rank_pattern": (OFF, "other ranks for some matrices, where ours has one"),
     "alpha_pattern": (OFF, "other scales for some matrices, where ours has one"),
@@ -54,14 +54,14 @@ class AdapterFormat:
 
     words: str
     file: str
-    names: tuple[str, str]
-    """of A and of B, behind a module's"""
+    names: tuple[str, str, str]
+    """of A, of B and of DoRA's m, behind a module's"""
     prefix: str
     transposed: bool
     write: Callable[[Adapter, list[str], str], dict[str, Any]]
     """an adapter, its modules in a layer, and what its base is called -> adapter_config.json"""
-    read: Callable[[Mapping[str, Any], str], tuple[int, float, float]]
-    """adapter_config.json and its name -> rank, alpha and dropout, or a FaiscaError"""
+    read: Callable[[Mapping[str, Any], str], tuple[int, float, float, bool]]
+    """adapter_config.json and its name -> rank, alpha, dropout and whether it is DoRA, or a FaiscaError"""
 
 
 def _peft_config(adapter: Adapter, modules: list[str], base: str) -> dict[str, Any]:
@@ -73,42 +73,46 @@ def _peft_config(adapter: Adapter, modules: list[str], base: str) -> dict[str, A
         "lora_alpha": int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
         "lora_dropout": adapter.dropout,
         "target_modules": sorted(module.rpartition(".")[2] for module in modules),
+        "use_dora": adapter.dora,
         "bias": "none",
         "inference_mode": True,
     }
 
 
-def _read_peft(config: Mapping[str, Any], source: str) -> tuple[int, float, float]:
+def _read_peft(config: Mapping[str, Any], source: str) -> tuple[int, float, float, bool]:
     if config.get("peft_type") != "LORA":
         raise FaiscaError(f"{source}: peft_type {config.get('peft_type')!r} is refused: our adapters are LORA")
     for key, (fine, meaning) in REFUSED.items():
         if key in config and config[key] not in fine:
             raise FaiscaError(f"{source}: {key} {config[key]!r} is refused: it means {meaning}; use it with peft")
     rank, alpha, dropout = (_number(config, key, source) for key in ("r", "lora_alpha", "lora_dropout"))
-    return int(rank), float(alpha), float(dropout)
+    return int(rank), float(alpha), float(dropout), bool(config.get("use_dora"))
 
 
 def _mlx_config(adapter: Adapter, modules: list[str], base: str) -> dict[str, Any]:
     parameters = {"rank": adapter.rank, "scale": adapter.scale, "dropout": adapter.dropout, "keys": sorted(modules)}
-    return {"fine_tune_type": "lora", "model": base, "num_layers": -1, "lora_parameters": parameters}
+    kind = "dora" if adapter.dora else "lora"
+    return {"fine_tune_type": kind, "model": base, "num_layers": -1, "lora_parameters": parameters}
 
 
-def _read_mlx(config: Mapping[str, Any], source: str) -> tuple[int, float, float]:
+def _read_mlx(config: Mapping[str, Any], source: str) -> tuple[int, float, float, bool]:
     kind, found = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
-    if kind != "lora" or not isinstance(found, dict):
-        raise FaiscaError(f"{source}: fine_tune_type {kind!r} is refused: our adapters are lora; use it with mlx_lm")
+    if kind not in ("lora", "dora") or not isinstance(found, dict):
+        raise FaiscaError(
+            f"{source}: fine_tune_type {kind!r} is refused: our adapters are lora or dora; use it with mlx_lm"
+        )
     rank, scale, dropout = (_number(found, key, source) for key in ("rank", "scale", "dropout"))
     alpha = scale * rank
     for near in (math.nextafter(alpha, 0), math.nextafter(alpha, math.inf)):  # that alpha / rank is the same scale
         alpha = alpha if alpha / rank == scale else near
-    return int(rank), float(alpha), float(dropout)
+    return int(rank), float(alpha), float(dropout), kind == "dora"
 
 
 FORMATS = {
     "peft": AdapterFormat(
         words="a PEFT adapter",
         file="adapter_model.safetensors",
-        names=("lora_A.weight", "lora_B.weight"),
+        names=("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
         prefix="base_model.model.",
         transposed=False,
         write=_peft_config,
@@ -117,7 +121,7 @@ FORMATS = {
     "mlx-lm": AdapterFormat(
         words="an mlx-lm adapter",
         file="adapters.safetensors",
-        names=("lora_a", "lora_b"),
+        names=("lora_a", "lora_b", "m"),
         prefix="",
         transposed=True,
         write=_mlx_config,
@@ -137,16 +141,16 @@ def format_of(folder: Path) -> str:
 def read_adapter(folder: Path, base: Portable) -> tuple[AdaptedModel, Tensors]:
     """The base's model with the adapter in a folder, and the adapter's arrays under our names, float32."""
     form, source = FORMATS[format_of(folder)], str(folder / CONFIG)
-    rank, alpha, dropout = form.read(read_json(folder / CONFIG), source)
+    rank, alpha, dropout, dora = form.read(read_json(folder / CONFIG), source)
     theirs = float32(read_safetensors(folder / form.file)[0], folder / form.file)
-    possible = Adapter(rank, alpha, dropout, possible_targets(base.model))
+    possible = Adapter(rank, alpha, dropout, possible_targets(base.model), dora)
     ours = {name: array for array, name in _array_names(base, with_adapter(base.model, possible), form).items()}
     for name in theirs:
         if name not in ours:
             raise FaiscaError(f"{folder / form.file}: {name} is refused: no adapter of ours has it; {_has(base)}")
     parts = {ours[name].split(".")[-2] for name in theirs}
     targets = tuple(target for target in TARGETS if target in parts)
-    model = with_adapter(base.model, Adapter(rank, alpha, dropout, targets))
+    model = with_adapter(base.model, Adapter(rank, alpha, dropout, targets, dora))
     wanted = {name: shape for name, shape in parameter_shapes(model).items() if in_adapter(name)}
     places = {ours[name]: name for name in theirs}
     for name, shape in wanted.items():
@@ -174,7 +178,7 @@ def write_adapter(
     write_pieces(safetensors_chunks(shapes, turned, "float32", kind), folder / form.file)
     # model.layers.N.MODULE.lora_a: the modules of a layer, which are those of all layers
     inner = {name.removeprefix(form.prefix).split(".", 3)[3] for name in names}
-    modules = sorted({name.partition(".lora_")[0] for name in inner})
+    modules = sorted({name.partition(".lora_")[0].removesuffix(".m") for name in inner})
     config = form.write(model.adapter, modules, called)
     (folder / CONFIG).write_text(json_text(config, indent=2) + "\n", encoding="utf-8", newline="\n")
 
@@ -197,7 +201,7 @@ def _array_names(base: Portable, model: AdaptedModel, form: AdapterFormat) -> di
                 f"the matrix {module} is {kind}: adapters travel to Llama's, Mistral's and Qwen's kin alone"
             )
         for (part, _), theirs in zip(parts, place.names, strict=True):
-            for factor, name in zip("ab", form.names, strict=True) if part else ():
+            for factor, name in zip("abm" if model.adapter.dora else "ab", form.names, strict=False) if part else ():
                 found[f"{module}.lora.{part}.{factor}"] = f"{form.prefix}{theirs.removesuffix('weight')}{name}"
     return found
 

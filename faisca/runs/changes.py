@@ -9,7 +9,7 @@ from faisca.config.files import sections_of
 from faisca.errors import FaiscaError
 from faisca.runs.state import State
 
-MOMENTS = ("optimizer", "lora_rank", "lora_alpha", "lora_targets")
+MOMENTS = ("optimizer", "lora_rank", "lora_alpha", "lora_targets", "lora_dora")
 """options of a stage that decide what its optimiser remembers, and of what"""
 FIXED = ("model", "tokenizer")
 """sections of the configuration that a resumed run cannot change"""

@@ -21,7 +21,7 @@ def begin(run: Run, stage: str, parameters: Arrays) -> Model:
     run.set_model(model, save_base(run.folder, parameters, model) if adapter_of(model) else None)
     if run.base_sha256 is None:
         return run.setup.make_model(parameters)
-    adapter = run.setup.processes.first(lambda: initial_adapter(model, run.setup.seed))
+    adapter = run.setup.processes.first(lambda: initial_adapter(model, run.setup.seed, parameters))
     numbers, all_numbers = sum(math.prod(a.shape) for a in adapter.values()), count_parameters(plain(model))
     run.log.say(
         f"{stage} trains an adapter of {numbers:,} numbers, {numbers / all_numbers:.2%} of the model's; "

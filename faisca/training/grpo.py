@@ -2,7 +2,7 @@
 
 Simplified from production trainers: rollouts and updates take turns on one device, and a reward
 is a function of the completed text alone. What the original got wrong and this does otherwise:
-rows stop at their first end-of-text and learn it, no dropout, log-probabilities at the sampling
+rows stop at their first end-of-text and learn it, no dropout of the model, log-probabilities at the sampling
 temperature, the completion alone is scored, right padding.
 """
 
@@ -92,7 +92,7 @@ def reinforce(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint
             # Tell: what a trainer watches, and a warning where rewards teach nothing or what nobody wanted.
             made = Round.of(setup, written, answers, scores, advantages)
             measured = watch.look(stage.step + 1, made, measure_round(made, updates)) | laps.seconds
-            measured |= rollout_mismatch(packed, rollouts, updates)
+            measured |= rollout_mismatch(packed, rollouts, updates, drops=config.lora_dropout > 0)
             if config.save_completions:
                 run.log.record_completions(made.rows(stage.step + 1))
             tokens = sum(len(ids) for ids in written.completions)

@@ -13,7 +13,7 @@ from faisca.backend import Learner, Metrics, Model, Rollouts
 from faisca.config import GRPOConfig
 from faisca.group import Processes
 from faisca.rewards.advantages import group_advantages
-from faisca.streams import permutation
+from faisca.streams import integer_seed, permutation
 from faisca.training.setup import Setup
 
 ROUNDING = 1e-4
@@ -76,14 +76,15 @@ def corrected(
 
 
 def rollout_mismatch(
-    sampled: Rollouts[np.ndarray], rollouts: Rollouts[np.ndarray], updates: list[dict[str, float]]
+    sampled: Rollouts[np.ndarray], rollouts: Rollouts[np.ndarray], updates: list[dict[str, float]], drops: bool = False
 ) -> dict[str, float | None]:
     """By how many nats a token the sampler's log-probabilities differ from the trainer's: mean and max.
 
-    Where the sampler's are the old ones, the first update compares its minibatch before it changes a weight.
+    Where the sampler's are the old ones, the first update compares its minibatch before it changes a weight; not if
+    its adapter `drops`: then they differ by that, and None says so.
     """
     if rollouts.old_log_probs is sampled.old_log_probs:
-        first = updates[0] if updates else {}
+        first = updates[0] if updates and not drops else {}
         return {f"rollout_mismatch_{name}": first.get(f"log_ratio_{name}") for name in ("mean", "max")}
     gaps = np.abs(rollouts.old_log_probs - sampled.old_log_probs)[rollouts.mask > 0]
     mean, largest = (float(gaps.mean()), float(gaps.max())) if gaps.size else (None, None)
@@ -117,11 +118,18 @@ def update_policy(
         # Another order in every pass, from the seed alone.
         turn = step * config.epochs + epoch
         order = permutation(setup.seed, "order of grpo completions", len(rollouts.tokens), turn)
-        for rows in order.reshape(-1, config.minibatch_size):
+        for number, rows in enumerate(order.reshape(-1, config.minibatch_size)):
             part = select_rows(rollouts, rows)
             if has_signal(part, config, left or bool(metrics)):  # the first update leaves the reference
-                mine = share_of(part, setup.processes)
-                metrics.append(backend.grpo_step(learner=learner, rollouts=mine, config=config, learning_rate=rate))
+                purpose = setup.processes.purpose(f"dropout in grpo, epoch {epoch}, minibatch {number}")
+                made = backend.grpo_step(
+                    learner=learner,
+                    rollouts=share_of(part, setup.processes),
+                    config=config,
+                    learning_rate=rate,
+                    dropout_seed=integer_seed(setup.seed, purpose, step),
+                )
+                metrics.append(made)
     return backend.read_metrics(metrics=metrics)
 
 

@@ -12,7 +12,7 @@ from faisca.commands.parse import print_json
 from faisca.config import Config
 from faisca.errors import FaiscaError
 from faisca.parameters import count_parameters
-from faisca.planning.fit import largest_rows, remedy, trains_adapter
+from faisca.planning.fit import largest_rows, remedy
 from faisca.planning.law import best_for, flops_per_token, hours_words, read_law
 from faisca.planning.load import rows_of
 from faisca.planning.plan import PARTS, StagePlan
@@ -141,7 +141,6 @@ def _stage_facts(opened: Opened, made: StagePlan, speed: float | None) -> dict[s
     most = largest_rows(config, opened.model, opened.runtime, stage, opened.memory)
     return {
         "stage": stage,
-        "trains_adapter": trains_adapter(config, stage),
         "total_bytes": made.total,
         "moment": made.peak,
         "bytes": {name: round(size) for name, size in made.parts.items()},
@@ -197,12 +196,7 @@ def _print(opened: Opened, plans: list[StagePlan], found: list[dict[str, Any]], 
             table.add_row(name.replace("_", " "), *(_seconds(value) for value in values))
     print_table(console, table, by="columns")
     for facts in found:
-        if facts["trains_adapter"]:
-            words = (
-                f"{facts['stage']} trains an adapter, which takes less: this is what training all weights would take"
-            )
-            console.print(words, soft_wrap=True)
-        elif not facts["fits"]:
+        if not facts["fits"]:
             total, most = format_bytes(facts["total_bytes"]), format_bytes(opened.memory)
             console.print(f"{facts['stage']} does not fit: {total} of {most}: {facts['remedy']}", soft_wrap=True)
 

@@ -20,7 +20,5 @@ BUGS: tuple[Mutation, ...] = (
         "04",
     ),
     Mutation("dropout's seed ignored", M + "train.py", "    mx.random.seed(dropout_seed)\n", "", "11"),
-    Mutation(
-        "dropout active in GRPO", T + "grpo.py", "model = learner.model.eval()", "model = learner.model.train()", "11"
-    ),
+    Mutation("dropout active in GRPO", T + "lora.py", "in model.eval().modules()", "in model.train().modules()", "11"),
 )

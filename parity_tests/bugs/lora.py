@@ -5,7 +5,8 @@ from bugs.mutation import Mutation
 T, M = "faisca_torch/", "faisca_mlx/"
 RUNG = "parity_tests/test_20_lora.py"
 REFERENCE = f"{RUNG}::test_logits_and_gradients_against_the_reference"
-DROPOUT = f"{RUNG}::test_dropout_is_of_what_the_adapter_reads"
+RUNG_DROPOUT = "parity_tests/test_20_dropout.py"
+DROPOUT = f"{RUNG_DROPOUT}::test_dropout_is_of_what_the_adapter_reads"
 PORTING = "tests/test_porting_adapters.py"
 RUNS = "tests/test_adapters.py"
 
@@ -51,6 +52,47 @@ BUGS = (
         "narrow = self.dropout(product(x, self.a.astype(x.dtype)))",
         DROPOUT,
     ),
+    *(
+        Mutation(
+            f"{name}: what a policy's adapter drops is not seeded",
+            f"{package}lora.py",
+            f"    {call}(seed)\n",
+            "",
+            f"{RUNG_DROPOUT}::test_a_policys_adapter_drops_what_the_seed_says",
+        )
+        for name, package, call in (("torch", T, "torch.manual_seed"), ("MLX", M, "mx.random.seed"))
+    ),
+    *(
+        Mutation(
+            f"{name}: the policy drops with its adapter",
+            f"{package}lora.py",
+            "in model.eval().modules()",
+            "in model.train().modules()",
+            f"{RUNG_DROPOUT}::test_a_policys_own_dropout_stays_off",
+        )
+        for name, package in (("torch", T), ("MLX", M))
+    ),
+    Mutation(
+        "MLX: a policy's adapter drops nothing",
+        M + "lora.py",
+        "            module.train()\n",
+        "            module.eval()\n",
+        f"{RUNG_DROPOUT}::test_a_policys_adapter_drops_what_the_seed_says",
+    ),
+    Mutation(
+        "every update of a policy drops the same",
+        "faisca/training/grpo_update.py",
+        ', epoch {epoch}, minibatch {number}"',
+        '"',
+        f"{RUNS}::test_each_update_of_grpo_has_a_seed_of_its_own",
+    ),
+    Mutation(
+        "every step of a policy drops the same",
+        "faisca/training/grpo_update.py",
+        "integer_seed(setup.seed, purpose, step)",
+        "integer_seed(setup.seed, purpose)",
+        f"{RUNS}::test_each_update_of_grpo_has_a_seed_of_its_own",
+    ),
     Mutation(
         "torch: the base is trained too",
         T + "model.py",
@@ -68,15 +110,15 @@ BUGS = (
     Mutation(
         "torch: experts without their adapter",
         T + "experts.py",
-        'product_RD + self.lora(x_RD, product) if hasattr(self, "lora") else product_RD',
+        'product_RD + self.lora(x_RD, product, self.weight, product_RD) if hasattr(self, "lora") else product_RD',
         "product_RD",
         REFERENCE,
     ),
     Mutation(
         "MLX: the adapters of queries and values in each other's columns",
         M + "lora.py",
-        "for part, outputs in self._parts\n        ]",
-        "for part, outputs in reversed(self._parts)\n        ]",
+        "for part, outputs in self._parts:",
+        "for part, outputs in reversed(self._parts):",
         REFERENCE,
     ),
     Mutation(
@@ -148,5 +190,54 @@ BUGS = (
         '    "rank_pattern": (OFF, "other ranks for some matrices, where ours has one"),\n',
         "",
         f"{PORTING}::test_what_ours_does_not_have_is_refused_by_name",
+    ),
+    Mutation(
+        "torch: DoRA's norm carries a gradient",
+        T + "lora.py",
+        "with torch.no_grad():\n            norm_O",
+        "with torch.enable_grad():\n            norm_O",
+        REFERENCE,
+    ),
+    Mutation(
+        "MLX: DoRA's norm carries a gradient",
+        M + "lora.py",
+        "mx.stop_gradient(mx.linalg.norm(moved, axis=-1))",
+        "mx.linalg.norm(moved, axis=-1)",
+        REFERENCE,
+    ),
+    Mutation(
+        "torch: DoRA divides by the base's length",
+        T + "lora.py",
+        "weight.float() + self.scale * self.b @ self.a",
+        "weight.float()",
+        REFERENCE,
+    ),
+    Mutation(
+        "MLX: DoRA resizes the bias too",
+        M + "model.py",
+        "product - self.bias.astype(x_BTD.dtype) if self.lora.dora and",
+        "product if self.lora.dora and",
+        REFERENCE,
+    ),
+    Mutation(
+        "DoRA's lengths are merged without m",
+        "faisca/lora.py",
+        "(m / np.linalg.norm(own, axis=-1))",
+        "(0 * m + 1 / np.linalg.norm(own, axis=-1))",
+        f"{RUNG}::test_the_merged_model_is_the_same",
+    ),
+    Mutation(
+        "DoRA begins with lengths of 1",
+        "faisca/parameters.py",
+        "    return drawn | _lengths(config, drawn)\n",
+        "    return drawn\n",
+        f"{RUNG}::test_at_first_rows_are_as_long_as_the_bases",
+    ),
+    Mutation(
+        "DoRA goes to PEFT as LoRA",
+        "faisca/porting/adapter_folders.py",
+        '"use_dora": adapter.dora,',
+        '"use_dora": False,',
+        f"{PORTING}::test_one_of_mlx_lms_making_comes_in_and_goes_to_peft",
     ),
 )

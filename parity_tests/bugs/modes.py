@@ -36,9 +36,9 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a policy step in the mode that it finds (torch)",
-        T + "grpo.py",
-        "model = learner.model.eval()",
-        "model = learner.model",
+        T + "lora.py",
+        "in model.eval().modules()",
+        "in model.modules()",
         MODES + "::test_absent_in_a_policy_step_right_after_a_training_step",
     ),
     Mutation(
@@ -85,9 +85,9 @@ BUGS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a policy step in the mode that it finds (MLX)",
-        M + "grpo.py",
-        "model = learner.model.eval()",
-        "model = learner.model",
+        M + "lora.py",
+        "in model.eval().modules()",
+        "in model.modules()",
         MODES + "::test_absent_in_a_policy_step_right_after_a_training_step",
     ),
     Mutation(

@@ -9,8 +9,8 @@ BUGS = (
     Mutation(
         "the plan forgets the second moment",
         "faisca/planning/load.py",
-        "return 2 * self.parameters -",
-        "return self.parameters -",
+        "return 2 * self.trained -",
+        "return self.trained -",
         f"{TUNED}test_plan_tells_parts_that_add_up",
     ),
     Mutation(
@@ -58,7 +58,7 @@ BUGS = (
     Mutation(
         "the plan forgets the head's gradient in the loss",
         "faisca/planning/torch_step.py",
-        '"gradients": waiting + load.head,\n                "activations": saved + d_hidden',
+        '"gradients": waiting + load.head_gradient,\n                "activations": saved + d_hidden',
         '"gradients": waiting,\n                "activations": saved + d_hidden',
         PLANNED.replace("spark", "tied table"),
     ),
@@ -82,5 +82,33 @@ BUGS = (
         "self.after < self.before * (1 - self.noise)",
         "self.after < self.before",
         f"{TUNED}test_a_challenger_wins_by_more_than_the_noise",
+    ),
+    Mutation(
+        "the plan of an adapter has the moments of all weights",
+        "faisca/planning/load.py",
+        "for name, shape in shapes if trained(name, self.model))",
+        "for name, shape in shapes)",
+        "tests/test_planning.py::test_an_adapters_stage_holds_its_base_once_and_trains_the_adapter_alone",
+    ),
+    Mutation(
+        "the plan of an adapter has a second model as reference",
+        "faisca/planning/plan.py",
+        "if load.policy and not load.adapter else",
+        "if load.policy else",
+        "tests/test_planning.py::test_an_adapters_stage_holds_its_base_once_and_trains_the_adapter_alone",
+    ),
+    Mutation(
+        "the plan of an adapter keeps what only all weights read",
+        "faisca/planning/blocks.py",
+        "kept - counted + rows",
+        "rows",
+        PLANNED.replace("spark", "adapter, some"),
+    ),
+    Mutation(
+        "the plan forgets the copy of a base in bfloat16",
+        "faisca/planning/load.py",
+        "return 0 if kept == self.width else int(self.width * self.matrices)",
+        "return 2 * self.matrices if self.narrow else 0",
+        PLANNED.replace("spark", "adapter, base in bfloat16"),
     ),
 )
