@@ -86,11 +86,12 @@ def largest_rows(
 def _with_buckets(
     load: Load, moments: Mapping[str, Mapping[str, float]], devices: int
 ) -> dict[str, Mapping[str, float]]:
-    """Gradients once more, in buckets: torch's are there from the beginning, MLX's while gradients are averaged."""
+    """Buckets: torch's are the gradients themselves, and stay between steps; MLX's are a copy, while it averages."""
     if load.backend == "torch":
-        return {name: {**parts, "buckets": load.parameters} for name, parts in moments.items()}
+        kept = {name: load.trained - parts.get("gradients", 0) for name, parts in moments.items()}
+        return {name: {**parts, "buckets": max(0, kept[name])} for name, parts in moments.items()}
     state = {name: size for name, size in moments["update"].items() if name != "gradients"}
-    return {**moments, "average": {**state, "gradients": load.parameters, "buckets": load.parameters}}
+    return {**moments, "average": {**state, "gradients": load.trained, "buckets": load.trained}}
 
 
 def _sharded(load: Load, moments: Mapping[str, Mapping[str, float]], devices: int) -> dict[str, Mapping[str, float]]:
@@ -105,7 +106,7 @@ def _sharded(load: Load, moments: Mapping[str, Mapping[str, float]], devices: in
     for name, parts in moments.items():
         shards = {part: parts[part] / devices for part in ("parameters", "optimiser")}
         gradients = parts.get("gradients", 0)
-        beside = max(0, gradients - load.parameters)
+        beside = max(0, gradients - load.trained)
         whole = min(gradients - beside, block + outside)
         left = {"gradients": beside + whole + (gradients - beside - whole) / devices} if gradients else {}
         gathered = load.parameters if name == "sampling" else computing
@@ -124,8 +125,8 @@ def block_bytes(model: ModelConfig) -> tuple[float, float]:
 
 
 def gradient_width(config: Config) -> int:
-    """Bytes of a number of the gradients that are averaged: `run.reduce_dtype`, where this version has it."""
-    return 2 if getattr(config.run, "reduce_dtype", "float32") == "bfloat16" else FLOAT
+    """Bytes of a number of the gradients that are averaged."""
+    return 2 if config.run.reduce_dtype == "bfloat16" else FLOAT
 
 
 def step_traffic(config: Config, stage: str, devices: int, way: str, backend: str, trained: int) -> Traffic:

@@ -10,7 +10,6 @@ from faisca.errors import FaiscaError
 from faisca.lora import adapted
 from faisca.parameters import count_parameters, parameter_shapes, trained
 from faisca.planning.devices import WAYS, device_plan, largest_rows, step_traffic
-from faisca.planning.fit import trains_adapter
 from faisca.planning.links import LINKS, Link, Traffic
 from faisca.planning.plan import PARTS
 from faisca.system.tables import PlainConsole, print_table
@@ -172,8 +171,6 @@ def _words(
         lines = ["for shares of a step's time add --tokens-per-second N, of one device"]
     for stage, way in found:
         total, most = format_bytes(found[stage, way]["total_bytes"]), format_bytes(opened.memory)
-        if trains_adapter(opened.config, stage):
-            lines.append(f"{stage} trains an adapter, whose gradients are sent; memory is that of training all weights")
-        elif not found[stage, way]["fits"]:
+        if not found[stage, way]["fits"]:
             lines.append(f"{stage}, {way}, does not fit {devices.count} devices: {total} of {most} on each")
     return list(dict.fromkeys(lines))
