@@ -1,5 +1,6 @@
-"""`faisca launch` for real: both launchers, what a user sees, processes that die or hang, and going on in other numbers."""
+"""`faisca launch` for real: what a user sees, processes that die or hang, and going on in other numbers."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_models import TWINS
-from small_runs import arguments, killed_in, largest_difference, resume, start, write_material
+from small_runs import arguments, killed_in, resume, start, write_material
 
 from faisca.commands.launch import free_ports
 from faisca.processes import watch
@@ -25,17 +27,9 @@ LIMIT = 300
 """seconds in which anything here ends, also where a machine has much else to do"""
 PARTS = ("--grpo.prompts-per-step", "2", "--grpo.minibatch-size", "4", "--sample.counted", "6")
 DRY = ("--model.dropout", "0", "--model.attention-dropout", "0", *PARTS)
-LONG = (
-    *DRY,
-    "--stages",
-    "pretrain",
-    "--pretrain.epochs",
-    "99",
-    "--pretrain.max-steps",
-    "120",
-    "--run.checkpoint-every",
-    "20",
-)
+LONG = (*DRY, *"--stages pretrain --pretrain.epochs 99 --pretrain.max-steps 120 --run.checkpoint-every 20".split())
+MARK = "FAISCA_TEST_LAUNCH"
+"""a variable that all processes of a launch inherit: torchrun's are of sessions of their own"""
 UNTIMED = re.compile("seconds|tokens_per_second")
 
 
@@ -45,44 +39,50 @@ def material(tmp_path_factory) -> Path:
 
 
 def begin(size: int, *words: str, backend: str = "") -> subprocess.Popen[str]:
-    """`faisca launch` under way, in a group of processes of its own."""
-    command = [sys.executable, "-m", "faisca", "launch", "-n", str(size)]
-    command += [*(["--backend", backend] if backend else []), *words]
+    """`faisca launch` under way."""
+    own = ["-n", str(size), *(["--backend", backend] if backend else [])]
+    return under_way([sys.executable, "-m", "faisca", "launch", *own, *words])
+
+
+def under_way(command: list[str]) -> subprocess.Popen[str]:
+    """A command whose processes `members` finds."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    process = subprocess.Popen(command, text=True, env=os.environ | {MARK: mark}, **pipes)
+    process.mark = mark
+    return process
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Its status and all that was printed; nothing of it is left."""
     try:
         text, _ = process.communicate(timeout=LIMIT)
+        time.sleep(0.5)
     finally:
-        left = members(process.pid)
+        left = members(process)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
     assert not left, f"processes are left: {left}\n{text}"
     return process.returncode, text
 
 
-def members(session: int) -> list[int]:
-    """The living processes of a session."""
+def members(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of a launch; of a zombie there are no variables."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, sid = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(sid) == session and state != "Z":
-            found.append(int(folder.name))
+        with contextlib.suppress(OSError):
+            if f"{MARK}={process.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
     return found
 
 
-def of_rank(session: int, rank: int) -> int:
+def of_rank(process: subprocess.Popen[str], rank: int) -> int:
     """The process with this number among those of a launch."""
-    for pid in members(session):
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        trains = b"faisca\0launch" not in (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and b"-m\0faisca" in line
-        if trains and {f"RANK={rank}".encode(), f"MLX_RANK={rank}".encode()} & set(variables):
+    for pid in members(process):
+        variables = set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        trains = b"faisca" in line and not {b"launch", b"--nproc-per-node", b"--starting-port"} & set(line)
+        if trains and {f"RANK={rank}".encode(), f"MLX_RANK={rank}".encode()} & variables:
             return pid
     raise AssertionError(f"no process {rank}")
 
@@ -105,7 +105,13 @@ def same_trajectory(one: Path, two: Path, tolerance: float = 1e-3) -> None:
                 assert theirs[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (mine["step"], name)
             elif name in ("samples", "tokens_seen"):
                 assert theirs[name] == value
-    assert largest_difference(one, two) < tolerance
+    assert farthest(one, two) < tolerance
+
+
+def farthest(one: Path, two: Path) -> float:
+    """The largest difference of a weight, of the newest checkpoints."""
+    left, right = (load_checkpoint(folder).parameters for folder in (one, two))
+    return max(float(np.abs(left[name] - right[name]).max()) for name in left)
 
 
 # --- what a user sees ---------------------------------------------------------------------------
@@ -134,7 +140,7 @@ def test_what_is_wrong_is_said_before_anything_starts(material: Path, tmp_path: 
         ("-n", "1", "run"): "--processes 1 is no launch",
         ("-n", "2"): "faisca launch needs a command to launch",
         ("-n", "2", "run", "--preset", "none"): "preset 'none' is unknown",
-        ("-n", "2", "--hostfile", "x.json", "run", "--backend", "torch"): "--hostfile is for mlx.launch",
+        ("--hostfile", "x.json", "pretrain", "--backend", "torch"): "--hostfile is for mlx.launch",
     }.items():
         command = [sys.executable, "-m", "faisca", "launch", *words]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=LIMIT)
@@ -170,12 +176,12 @@ def test_processes_with_other_data(material: Path, tmp_path: Path):
     script = tmp_path / "mine.py"
     script.write_text(
         "import os, sys\nfrom faisca.cli import main\n"
-        f"words = sys.argv[1:] + (['--data', {str(other)!r}] if os.environ['RANK'] == '1' else [])\nsys.exit(main(words))\n"
+        f"other = ['--data', {str(other)!r}] if os.environ['RANK'] == '1' else []\n"
+        "sys.exit(main(sys.argv[1:] + other))\n"
     )
     words = ["run", *arguments(material, "torch", *LONG), "--out", str(tmp_path / "run")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    _, text = end(subprocess.Popen([*torchrun, *words], text=True, start_new_session=True, **pipes))
+    _, text = end(under_way([*torchrun, *words]))
     assert re.search(r"faisca: process 1 has other (options|training data of pretrain) than process 0", text), text
     assert text.count("faisca: ") == 1
 
@@ -188,7 +194,7 @@ def stopped_at_work(size: int, folder: Path, backend: str) -> int:
     before = load_checkpoint(folder).state.step
     process = begin(size, "run", "--resume", str(folder), "--backend", backend)
     wait_for(lambda: load_checkpoint(folder, say=lambda _: None).state.step > before or process.poll() is not None)
-    os.kill(of_rank(process.pid, size - 1), signal.SIGTERM)  # whichever was asked, all stop
+    os.kill(of_rank(process, size - 1), signal.SIGTERM)  # whichever was asked, all stop
     status, text = end(process)
     assert status == 130 and f"continue with --resume {folder}" in text, text
     return load_checkpoint(folder).state.step
@@ -208,7 +214,7 @@ def test_one_two_four_one_and_the_other_backend(material: Path, tmp_path: Path):
     whole = {(r["stage"], r["step"]): r["loss"] for r in read_records(tmp_path / "whole") if "loss" in r}
     parts = {(r["stage"], r["step"]): r["loss"] for r in read_records(tmp_path / "parts") if "loss" in r}
     assert parts == {place: pytest.approx(loss, abs=1e-3) for place, loss in whole.items()}
-    assert largest_difference(tmp_path / "whole", tmp_path / "parts") < 1e-3
+    assert farthest(tmp_path / "whole", tmp_path / "parts") < 1e-3
 
 
 # --- faults -------------------------------------------------------------------------------------
@@ -216,14 +222,14 @@ def test_one_two_four_one_and_the_other_backend(material: Path, tmp_path: Path):
 
 def hit(process: subprocess.Popen[str], number: int, rank: int) -> float:
     """Send a process a signal; -1 is the launcher."""
-    pid = of_rank(process.pid, rank) if rank >= 0 else launcher_of(process.pid)
+    pid = of_rank(process, rank) if rank >= 0 else launcher_of(process)
     os.kill(pid, number)
     return time.monotonic()
 
 
-def launcher_of(session: int) -> int:
+def launcher_of(process: subprocess.Popen[str]) -> int:
     """torchrun or mlx.launch: the parent of process 0."""
-    stat = Path(f"/proc/{of_rank(session, 0)}/stat").read_text()
+    stat = Path(f"/proc/{of_rank(process, 0)}/stat").read_text()
     return int(stat.rpartition(")")[2].split()[1])
 
 
@@ -267,7 +273,7 @@ def test_a_launcher_that_dies_stops_the_run_which_saves(backend: str, material: 
     wait_for(lambda: (folder / "checkpoints/pretrain-000020").exists() or process.poll() is not None)
     hit(process, signal.SIGKILL, -1)
     process.communicate(timeout=LIMIT)
-    wait_for(lambda: not members(process.pid))
+    wait_for(lambda: not members(process))
     step = load_checkpoint(folder).state.step
     assert 20 <= step < 4000 and process.returncode != 0
 
