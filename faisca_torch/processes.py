@@ -78,7 +78,7 @@ class _Through(nn.Module):
         return function(*arguments)
 
 
-def _in_bfloat16(size: int, bucket: Any) -> torch.futures.Future[Tensor]:
+def _in_bfloat16(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """The mean of a bucket of gradients, which travels in bfloat16: torch's own hook for that is NCCL's alone."""
     future = dist.all_reduce(bucket.buffer().bfloat16().div_(size), async_op=True).get_future()
     return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))

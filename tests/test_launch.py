@@ -154,18 +154,8 @@ def test_a_port_in_use(material: Path, tmp_path: Path):
     with socket.create_server(("127.0.0.1", first)):
         assert free_ports(2, first) != first
         mlx = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--starting-port", str(first), "--"]
-        words = [
-            *mlx,
-            sys.executable,
-            "-m",
-            "faisca",
-            "run",
-            *arguments(material, "mlx", *LONG),
-            "--out",
-            str(tmp_path / "r"),
-        ]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        _, text = end(subprocess.Popen(words, text=True, start_new_session=True, **pipes))
+        words = [*arguments(material, "mlx", *LONG), "--out", str(tmp_path / "run")]
+        _, text = end(under_way([*mlx, sys.executable, "-m", "faisca", "run", *words]))
     assert "cannot join the others" in text and "start all of them anew" in text and "Traceback" not in text
 
 
