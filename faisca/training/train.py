@@ -23,6 +23,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     total = min(config.max_steps or config.epochs * an_epoch, config.epochs * an_epoch)
     _note_changes(run, progress, windows, total, an_epoch)
     processes = run.setup.processes
+    dropout = processes.purpose(f"dropout in {name}")
     learner = backend.make_learner(model=model, config=config)
     stage = Stage(run, progress, model, learner)
     stage.begin(checkpoint)
@@ -49,7 +50,7 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
                 targets=targets,
                 learning_rate=rate,
                 micro_batch_size=config.micro_batch_size,
-                dropout_seed=integer_seed(seed, processes.purpose(f"dropout in {name}"), stage.step),
+                dropout_seed=integer_seed(seed, dropout, stage.step),
             )
             stage.note(metrics, tokens=rows * inputs.shape[1], learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
             # Look at the model now and then, and always before a checkpoint: the best one is kept.

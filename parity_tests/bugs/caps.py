@@ -101,15 +101,15 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "only the loss decides what is skipped (torch)",
         T + "optimizer.py",
-        "loss.isfinite() & grad_norm.isfinite()",
-        "loss.isfinite()",
+        'numbers["loss"].isfinite() & grad_norm.isfinite()',
+        'numbers["loss"].isfinite()',
         EDGES + "::test_a_finite_loss_with_an_infinite_gradient_changes_nothing",
     ),
     Mutation(
         "only the loss decides what is skipped (MLX)",
         M + "optimizer.py",
-        "mx.isfinite(loss) & mx.isfinite(grad_norm)",
-        "mx.isfinite(loss)",
+        'mx.isfinite(numbers["loss"]) & mx.isfinite(grad_norm)',
+        'mx.isfinite(numbers["loss"])',
         EDGES + "::test_a_finite_loss_with_an_infinite_gradient_changes_nothing",
     ),
     Mutation(

@@ -31,8 +31,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "padding counted in the mean",
         "faisca_mlx/train.py",
-        "counted = mx.maximum((targets_MRT >= 0).sum(), 1)",
-        "counted = mx.maximum(mx.array(targets_MRT.size), 1)",
+        "counted = max(1, learner.model.runtime.processes.mean(int((targets >= 0).sum())))",
+        "counted = targets.size",
         EDGES,
     ),
     Mutation(

@@ -95,8 +95,8 @@ BUGS = (
     Mutation(
         "the log-probabilities of the reference from the policy",
         UPDATE,
-        "log_probs(setup, reference, part) for part",
-        "log_probs(setup, model, part) for part",
+        "log_probs_of_all(setup, reference, rollouts)",
+        "log_probs_of_all(setup, model, rollouts)",
         BOUNDARY,
     ),
     Mutation(
@@ -208,8 +208,8 @@ BUGS = (
     Mutation(
         "SFT in the order of pre-training",
         TRAIN,
-        "stage=name, step=stage.step",
-        'stage="pretrain", step=stage.step',
+        "stage=name,\n                step=stage.step",
+        'stage="pretrain",\n                step=stage.step',
         BOUNDARY,
     ),
     Mutation(
@@ -236,8 +236,8 @@ BUGS = (
     Mutation(
         "the tokenizer learns from all titles",
         "faisca/training/run.py",
-        "_open_setup(config, titles, checkpoint)",
-        '_open_setup(config, titles | {"pretrain": (headlines.train["title"],)}, checkpoint)',
+        "_open_setup(config, titles, checkpoint, processes)",
+        '_open_setup(config, titles | {"pretrain": (headlines.train["title"],)}, checkpoint, processes)',
         BOUNDARY,
     ),
     Mutation(
@@ -267,21 +267,21 @@ BUGS = (
     Mutation(
         "one dropout for all steps",
         TRAIN,
-        'dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step)',
-        'dropout_seed=integer_seed(seed, f"dropout in {name}")',
+        "dropout_seed=integer_seed(seed, dropout, stage.step)",
+        "dropout_seed=integer_seed(seed, dropout)",
         BOUNDARY,
     ),
     Mutation(
         "dropout starts again in every epoch",
         TRAIN,
-        'dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step)',
-        'dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step % an_epoch)',
+        "dropout_seed=integer_seed(seed, dropout, stage.step)",
+        "dropout_seed=integer_seed(seed, dropout, stage.step % an_epoch)",
         BOUNDARY,
     ),
     Mutation(
         "both stages drop the same",
         TRAIN,
-        'dropout_seed=integer_seed(seed, f"dropout in {name}", stage.step)',
+        "dropout_seed=integer_seed(seed, dropout, stage.step)",
         'dropout_seed=integer_seed(seed, "dropout", stage.step)',
         BOUNDARY,
     ),
@@ -309,8 +309,8 @@ BUGS = (
     Mutation(
         "always the same initial values",
         STAGES,
-        "initial_parameters(opened.setup.model_config, config.run.seed)",
-        "initial_parameters(opened.setup.model_config, 0)",
+        "initial_parameters, opened.setup.model_config, config.run.seed)",
+        "initial_parameters, opened.setup.model_config, 0)",
         BOUNDARY,
     ),
     Mutation(
@@ -323,8 +323,8 @@ BUGS = (
     Mutation(
         "tokens seen counted as windows",
         TRAIN,
-        "stage.note(metrics, tokens=inputs.size, ",
-        "stage.note(metrics, tokens=len(inputs), ",
+        "stage.note(metrics, tokens=rows * inputs.shape[1], ",
+        "stage.note(metrics, tokens=rows, ",
         BOUNDARY,
     ),
     Mutation(

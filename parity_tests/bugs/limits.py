@@ -93,7 +93,7 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "loss divided by all positions",
         T + "train.py",
-        "counted = max(1, int((targets >= 0).sum()))",
+        "counted = max(1, model.runtime.processes.mean(int((targets >= 0).sum())))",
         "counted = targets.size",
         EDGES + "::test_a_micro_batch_of_targets_that_are_left_out",
     ),

@@ -9,22 +9,22 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout in evaluation's loss (torch)",
         T + "train.py",
-        "    model.eval()\n    with torch.inference_mode():\n        hidden_ND = model(to_device(model, inputs)",
-        "    with torch.inference_mode():\n        hidden_ND = model(to_device(model, inputs)",
+        "    model.eval()\n    with torch.no_grad():\n        hidden_ND = model(to_device(model, inputs)",
+        "    with torch.no_grad():\n        hidden_ND = model(to_device(model, inputs)",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(
         "dropout in logits (torch)",
         T + "train.py",
-        "    model.eval()\n    with torch.inference_mode():\n        hidden_ND = model(to_device(model, tokens)",
-        "    with torch.inference_mode():\n        hidden_ND = model(to_device(model, tokens)",
+        "    model.eval()\n    with torch.no_grad():\n        hidden_ND = model(to_device(model, tokens)",
+        "    with torch.no_grad():\n        hidden_ND = model(to_device(model, tokens)",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(
         "dropout in log-probabilities (torch)",
         T + "log_probs.py",
-        "    model.eval()\n    with torch.inference_mode():\n        log_probs",
-        "    with torch.inference_mode():\n        log_probs",
+        "    model.eval()\n    with torch.no_grad():\n        log_probs",
+        "    with torch.no_grad():\n        log_probs",
         MODES + "::test_absent_right_after_a_training_step",
     ),
     Mutation(

@@ -118,32 +118,30 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "dropout's seed is the same at each step",
         TRAIN,
-        'f"dropout in {name}", stage.step)',
-        'f"dropout in {name}")',
+        "(seed, dropout, stage.step)",
+        "(seed, dropout)",
         DRAWS,
     ),
     Mutation(
         "dropout's seeds are the same in both stages",
         TRAIN,
-        'f"dropout in {name}", stage.step)',
-        '"dropout", stage.step)',
+        "(seed, dropout, stage.step)",
+        '(seed, "dropout", stage.step)',
         DRAWS,
     ),
-    Mutation(
-        "dropout's seeds ignore the run's", TRAIN, 'integer_seed(seed, f"dropout', 'integer_seed(0, f"dropout', DRAWS
-    ),
+    Mutation("dropout's seeds ignore the run's", TRAIN, "integer_seed(seed, dropout", "integer_seed(0, dropout", DRAWS),
     Mutation(
         "both stages take windows in the same order",
         TRAIN,
-        "seed=seed, stage=name, step=stage.step",
-        'seed=seed, stage="", step=stage.step',
+        "seed=seed,\n                stage=name,\n                step=stage.step",
+        'seed=seed,\n                stage="",\n                step=stage.step',
         DRAWS,
     ),
     Mutation(
         "windows in the same order whatever the seed",
         TRAIN,
-        "seed=seed, stage=name, step=stage.step",
-        "seed=0, stage=name, step=stage.step",
+        "seed=seed,\n                stage=name,\n                step=stage.step",
+        "seed=0,\n                stage=name,\n                step=stage.step",
         DRAWS,
     ),
     Mutation(

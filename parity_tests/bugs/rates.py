@@ -79,15 +79,15 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "a rate of 0 is the configured one (MLX)",
         M + "train.py",
-        "(*parts, mx.array(learning_rate))",
-        "(*parts, mx.array(learning_rate or learner.config.learning_rate))",
+        "(*parts, mx.array(learning_rate), ",
+        "(*parts, mx.array(learning_rate or learner.config.learning_rate), ",
         ADAM + "::test_four_steps_at_four_rates",
     ),
     Mutation(
         "policy steps at the configured rate (torch)",
         T + "grpo.py",
-        "loss=torch.stack(losses).sum(), learning_rate=learning_rate)",
-        "loss=torch.stack(losses).sum(), learning_rate=config.learning_rate)",
+        '{"loss": torch.stack(losses).sum()}, learning_rate=learning_rate)',
+        '{"loss": torch.stack(losses).sum()}, learning_rate=config.learning_rate)',
         ADAM + "::test_four_steps_at_four_rates",
     ),
     Mutation(
@@ -114,8 +114,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "moments are given out with the memory of the optimiser",
         T + "device.py",
-        "tensor.detach().float().cpu().numpy().copy()",
-        "tensor.detach().float().cpu().numpy()",
+        "whole(tensor.detach()).float().cpu().numpy().copy()",
+        "whole(tensor.detach()).float().cpu().numpy()",
         ADAM + "::test_states_are_copies_in_both_directions",
     ),
     Mutation(

@@ -159,8 +159,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "a batch of rows writes over the first",
         "faisca/training/generate.py",
-        "else log_probs[rows]",
-        "else log_probs[: len(prompts[rows])]",
+        "log_probs=None if log_probs is None else log_probs[rows]",
+        "log_probs=None if log_probs is None else log_probs[: len(prompts[rows])]",
         SAMPLER,
     ),
     Mutation(
@@ -257,9 +257,9 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "the reference at temperature 1",
         UPDATE,
-        "log_probs(setup, reference, part) for part",
-        "setup.backend.token_log_probs(model=reference, tokens=part.tokens, temperature=1.0, "
-        "places=part.places) for part",
+        "log_probs_of_all(setup, reference, rollouts)",
+        "setup.backend.token_log_probs(model=reference, tokens=rollouts.tokens, temperature=1.0, "
+        "places=rollouts.places)",
         BOUNDARY,
     ),
     Mutation(
