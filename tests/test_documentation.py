@@ -22,6 +22,7 @@ from shown_blocks import difference, marked_blocks, run_block
 
 from faisca.backends import BACKENDS
 from faisca.cli import COMMANDS, main
+from faisca.processes.launched import TOGETHER
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,7 +117,10 @@ def test_the_documents_commands_and_options_exist():
             continue
         assert words[1] in COMMANDS, f"{name}: {line}"
         options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
-        assert options <= options_of(words[1]), f"{name}: {line}: {options - options_of(words[1])}"
+        known = options_of(words[1])
+        if words[1] == "launch":  # and those of the command that is launched
+            known = known.union(*(options_of(word) for word in words[2:] if word in TOGETHER))
+        assert options <= known, f"{name}: {line}: {options - known}"
 
 
 def test_readme_uses_the_folder_that_the_demo_writes():

@@ -236,7 +236,6 @@ def test_of_an_adapter_only_its_gradients_are_sent(capsys):
     width, hidden = SPARK.model.dim, SPARK.model.hidden_dim
     a_block = 4 * (2 * width) * 4 + 2 * 4 * (width + hidden)  # query, key, value, output; up, down
     assert adapter == 4 * SPARK.model.num_layers * a_block < whole / 20
-    assert "sft trains an adapter" in printed(line, capsys)
 
 
 def test_mlx_has_no_sharded_way(capsys):
