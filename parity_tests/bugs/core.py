@@ -228,9 +228,9 @@ BUGS = (
     ),
     Mutation(
         "windows side by side",
-        "faisca/data/packing.py",
-        "config.window, config.stride)",
-        "config.window, config.window)",
+        "faisca/training/run.py",
+        "setup.config.data.window, setup.config.data.stride)",
+        "setup.config.data.window, setup.config.data.window)",
         BOUNDARY,
     ),
     Mutation(
