@@ -323,8 +323,8 @@ BUGS = (
     Mutation(
         "tokens seen counted as windows",
         TRAIN,
-        "stage.note(metrics, tokens=inputs.size, ",
-        "stage.note(metrics, tokens=len(inputs), ",
+        "tokens = config.batch_size * inputs.shape[1]",
+        "tokens = config.batch_size",
         BOUNDARY,
     ),
     Mutation(
