@@ -32,7 +32,7 @@ from faisca.planning.law import flops_per_token
 from faisca.streams import integer_seed
 from faisca.training.evaluate import measure_loss
 from faisca.training.run import Run, open_run
-from faisca.training.schedule import batch_rows, learning_rate
+from faisca.training.schedule import learning_rate
 
 HERE = Path(__file__).parent
 RECIPES, BASELINES = HERE / "recipes", HERE / "baselines"
@@ -206,8 +206,6 @@ class TwinTrainee:
         inputs, targets = training_batch(
             self.run.windows["pretrain"], batch_size=config.batch_size, seed=seed, stage="pretrain", step=step
         )
-        rows = batch_rows(config, step)
-        inputs, targets = inputs[:rows], targets[:rows]
         metrics = backend.train_step(
             learner=self.learner,
             inputs=inputs,

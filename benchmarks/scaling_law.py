@@ -24,9 +24,9 @@ from recipes_trainees import Recipe
 
 from faisca.cli import exit_status
 from faisca.commands.parse import parse
-from faisca.config.model import ModelConfig
 from faisca.errors import FaiscaError
 from faisca.planning.law import predict, read_law, weights_met
+from faisca.porting.formats import model_config
 from faisca.streams import generator
 from faisca.system.files import write_atomically
 
@@ -115,7 +115,7 @@ def points_of(runs: Sequence[dict[str, Any]]) -> list[Point]:
 
 def weights_of(run: dict[str, Any]) -> int:
     """Weights that a token is multiplied with."""
-    model = ModelConfig(**run["configuration"]["model"])
+    model = model_config(run["configuration"]["model"], run["recipe"])
     return weights_met(replace(model, vocabulary_size=run["facts"]["vocabulary"]))
 
 

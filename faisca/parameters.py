@@ -49,8 +49,6 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
         table |= _norm(f"transformer_blocks.{i}.norm2", config)
         make = _experts if config.num_experts else _feed_forward
         table |= make(f"transformer_blocks.{i}.feed_forward", config)
-    if config.residual_scales:  # at first, as if there were none
-        table |= {name: Parameter((config.num_layers,), first) for name, first in SCALES.items()}
     table |= _norm("final_layer_norm", config)
     if not config.tie_embeddings:
         table |= _linear("out_head", config.vocabulary_size, config.dim, _matrix(config, config.dim))
@@ -81,8 +79,8 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def decays(name: str, shape: Shape, decay: str) -> bool:
-    """Whether weight decay applies to a parameter: to `all`, or to `matrices` and tables only; never to scales."""
-    return name not in SCALES and (decay == "all" or len(shape) >= 2)
+    """Whether weight decay applies to a parameter: to `all`, or to `matrices` and tables only."""
+    return decay == "all" or len(shape) >= 2
 
 
 def in_adapter(name: str) -> bool:
@@ -267,10 +265,6 @@ def _ones(random: np.random.Generator, shape: Shape) -> np.ndarray:
 
 def _zeros(random: np.random.Generator, shape: Shape) -> np.ndarray:
     return np.zeros(shape)
-
-
-SCALES: dict[str, Initial] = {"residual_scales": _ones, "embedding_scales": _zeros}
-"""numbers a layer, [num_layers] each: of the residual stream, and of the first embedding that joins it"""
 
 
 def _first(items: list[str], most: int = 3) -> str:

@@ -23,7 +23,6 @@ from faisca.rotation import rotation_table
 from faisca_mlx.cache import KeyValueCache
 from faisca_mlx.experts import Experts
 from faisca_mlx.lora import adapt
-from faisca_mlx.sums import scaled
 
 Rotation = tuple[mx.array, mx.array]  # cosine and sine of the positions' angles, [T, J] each
 RandomKey: TypeAlias = mx.array | None  # of dropout; None draws from MLX's own generator
@@ -199,8 +198,6 @@ class GPT(nn.Module):
             self.positional_embedding = nn.Embedding(config.context, config.dim)
         self.dropout = _Dropout(config.dropout)
         self.transformer_blocks = [TransformerBlock(config, i, runtime) for i in range(config.num_layers)]
-        if config.residual_scales:
-            self.residual_scales, self.embedding_scales = mx.ones(config.num_layers), mx.zeros(config.num_layers)
         self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
@@ -226,10 +223,8 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
         else:
             rotation = (self._rotation[0][start:end], self._rotation[1][start:end])
-        x_BTD = first_BTD = self.dropout(x_BTD)
-        for i, block in enumerate(self.transformer_blocks):
-            if self.config.residual_scales:  # keep less or more of the stream, and remember the embedding (nanochat)
-                x_BTD = scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])
+        x_BTD = self.dropout(x_BTD)
+        for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass: with the same dropout.
             if self.runtime.gradient_checkpointing and self.training:
                 key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)

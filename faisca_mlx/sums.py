@@ -24,18 +24,3 @@ def row_sums(values: mx.array) -> mx.array:
         rest = [values[..., whole:].sum(axis=-1, keepdims=True)] if size > whole else []
         values = mx.concatenate([blocks, *rest], axis=-1)
     return values.sum(axis=-1)
-
-
-def scaled(x: mx.array, scale: mx.array) -> mx.array:
-    """x times one number, whose gradient is such a sum."""
-
-    @mx.custom_function
-    def product(x: mx.array, scale: mx.array) -> mx.array:
-        return scale * x
-
-    @product.vjp
-    def gradients(primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        x, scale = primals
-        return scale * cotangent, total(x * cotangent)
-
-    return product(x, scale)

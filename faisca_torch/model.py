@@ -23,7 +23,6 @@ from faisca.rotation import rotation_table
 from faisca_torch.cache import KeyValueCache
 from faisca_torch.experts import Experts
 from faisca_torch.lora import LoRA, adapt
-from faisca_torch.sums import scaled
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, [T, J] each
 
@@ -178,9 +177,6 @@ class GPT(nn.Module):
             self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
         self.dropout = nn.Dropout(config.dropout)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i, runtime) for i in range(config.num_layers))
-        if config.residual_scales:
-            self.residual_scales = nn.Parameter(torch.ones(config.num_layers))
-            self.embedding_scales = nn.Parameter(torch.zeros(config.num_layers))
         self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
         if not config.tie_embeddings:
             self.out_head = nn.Linear(config.dim, config.vocabulary_size, bias=False)
@@ -206,10 +202,8 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
         else:
             rotation = (self.rotation[0][start:end], self.rotation[1][start:end])
-        x_BTD = first_BTD = self.dropout(x_BTD)
-        for i, block in enumerate(self.transformer_blocks):
-            if self.config.residual_scales:  # keep less or more of the stream, and remember the embedding (nanochat)
-                x_BTD = scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])
+        x_BTD = self.dropout(x_BTD)
+        for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass.
             if self.runtime.gradient_checkpointing and self.training:
                 x_BTD, more = checkpoint(block, x_BTD, rotation, None, use_reentrant=False)

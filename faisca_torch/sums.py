@@ -12,8 +12,3 @@ def total(values: Tensor) -> Tensor:
 def row_sums(values: Tensor) -> Tensor:
     """Sums over the last axis, [..., n] -> [...]: torch adds in a cascade of blocks itself, MLX does not."""
     return torch.sum(values, -1)
-
-
-def scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """x times one number, whose gradient is such a sum."""
-    return scale * x

@@ -160,8 +160,6 @@ MODERN: list[dict[str, Any]] = [
     {"logit_soft_cap": 2.0},
     LLAMA | {"logit_soft_cap": 5.0, "tie_embeddings": True},
     {"head_dim": 5, "attention_output_bias": "on"},
-    {"residual_scales": True},
-    LLAMA | {"residual_scales": True, "tie_embeddings": True, "num_layers": 3},
 ]
 """what Llama, Qwen and others have, together and one by one"""
 OPTIONS += MODERN

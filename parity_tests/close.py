@@ -26,19 +26,3 @@ def require_close(
             f"{len(bad)} of {len(found)} arrays differ by more than {tolerance:g} ({measure}): {listing}"
         )
     return found
-
-
-def beside_the_stream(expected: Arrays, found: Arrays, table: str) -> tuple[Arrays, Arrays]:
-    """Gradients of a stream's scales with the norm of the embedding `table`'s beside them, if there are any.
-
-    Each is a sum over the whole stream that may cancel to next to nothing, since a norm that follows ignores scales:
-    their rounding is judged by what is summed.
-    """
-    if not any(name.endswith("_scales") for name in expected):
-        return expected, found
-    scale = float(np.linalg.norm(expected[table]))
-    one, two = (
-        {name: np.append(g, scale) if name.endswith("_scales") else g for name, g in side.items()}
-        for side in (expected, found)
-    )
-    return one, two

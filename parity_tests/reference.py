@@ -94,11 +94,7 @@ class Reference:
         halves = [("norm1", "attention", self._attention), ("norm2", "feed_forward", self._feed_forward)]
         if self.config.num_experts:
             halves[1] = ("norm2", "feed_forward", partial(experts, self))
-        first, d_first = x, np.zeros_like(x)
         for i in range(self.config.num_layers):
-            if self.config.residual_scales:
-                x, back_scales = self._scales(i, x, first, d_first)
-                steps.append(back_scales)
             for half, name, layer in halves:
                 normed, back_norm = self._norm(x, f"transformer_blocks.{i}.{half}", self.config.norm)
                 added, back_layer = layer(normed, f"transformer_blocks.{i}.{name}")
@@ -111,24 +107,11 @@ class Reference:
             d = back_final(d)
             for step in reversed(steps):
                 d = step(d)
-            d = d + d_first
             np.add.at(self.gradients["token_embedding.weight"], tokens, d)
             if learned:
                 self.gradients["positional_embedding.weight"][:T] += d.sum(0)
 
         return [*states, final], back
-
-    def _scales(self, i: int, x: Array, first: Array, d_first: Array) -> Layer:
-        """The stream and the first embedding, each times its number; what goes back to the latter adds up there."""
-        kept, joined = (self.weights[name][i] for name in ("residual_scales", "embedding_scales"))
-
-        def back(d: Array) -> Array:
-            self.gradients["residual_scales"][i] += (d * x).sum()
-            self.gradients["embedding_scales"][i] += (d * first).sum()
-            d_first[...] += joined * d
-            return kept * d
-
-        return kept * x + joined * first, back
 
     def _linear(self, x: Array, name: str, expert: Any = ()) -> Layer:
         weight, bias = self.weights[f"{name}.weight"][expert], self.weights.get(f"{name}.bias")

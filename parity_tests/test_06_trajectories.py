@@ -20,7 +20,7 @@ from faisca.parameters import initial_parameters
 from faisca.parity.rungs import EPSILON
 from faisca.training.schedule import learning_rate
 
-RECIPE = LLAMA | {"residual_scales": True, "zero_outputs": True, "tie_embeddings": True, "initial_range": 0.02}
+RECIPE = LLAMA | {"zero_outputs": True, "tie_embeddings": True, "initial_range": 0.02}
 TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "GPT-2": (GPT2, {}),

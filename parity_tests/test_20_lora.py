@@ -24,7 +24,7 @@ FAMILIES: list[dict[str, Any]] = [
     {},
     {"tie_embeddings": True, "attention_bias": True, "activation": "gelu_tanh", "num_heads": 4},
     LLAMA,
-    LLAMA | {"qk_norm": True, "qk_norm_over": "all", "head_dim": 10, "logit_soft_cap": 5.0, "residual_scales": True},
+    LLAMA | {"qk_norm": True, "qk_norm_over": "all", "head_dim": 10, "logit_soft_cap": 5.0},
     MIXTURE,
     MIXTURE | {"shared_expert_dim": 9, "normalise_experts": False},
 ]

@@ -232,6 +232,21 @@ def test_the_state_says_where_everything_stands(tmp_path):
     assert state["config"] == config_to_dict(CONFIG)
 
 
+def test_a_checkpoint_with_options_that_went_is_read_where_they_are_off(tmp_path):
+    folder = save(tmp_path, 4)
+    state = json.loads((folder / "state.json").read_text())
+
+    def with_scales(on: bool) -> Path:
+        config = {"model": state["config"]["model"] | {"residual_scales": on}}
+        config |= {"data": state["config"]["data"] | {"windows": "stream"}}
+        model = state["model"] | {"residual_scales": on}
+        return rewritten(folder, state__json=state_with(folder, config=state["config"] | config, model=model))
+
+    assert load_checkpoint(with_scales(False)).state == load_checkpoint(folder).state
+    with pytest.raises(FaiscaError, match=r"pretrain-000009.*model.residual_scales True: it was removed: train anew"):
+        load_checkpoint(with_scales(True))
+
+
 def test_best_is_the_lowest_of_the_newest_stage_that_measures():
     def at(stage: str, step: int, loss: float, portugal: float, measured_step: int | None = None) -> Progress:
         measured = {"validation_loss": loss, "portugal_validation_loss": portugal}

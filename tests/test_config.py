@@ -274,3 +274,30 @@ def test_a_preset_takes_its_name_from_its_file():
 def test_config_from_dict_refuses_unknown_names():
     with pytest.raises(FaiscaError, match=r"run\.sed is unknown: did you mean seed"):
         config_from_dict({"run": {"sed": 3}})
+
+
+GONE = "model.residual_scales = {}\ndata.windows = {}\npretrain.batch_ramp_steps = {}\nsft.batch_ramp_steps = {}\n"
+OFF = ("false", '"stream"', "0", "0")
+
+
+def test_options_that_went_are_read_where_they_are_off(tmp_path):
+    assert read_config(write(tmp_path, GONE.format(*OFF)), ODD) == ODD
+    values = config_to_dict(ODD)
+    values["model"] |= {"residual_scales": False}
+    assert config_from_dict(values) == ODD
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "option"),
+    [
+        (0, "true", "model.residual_scales True"),
+        (0, "0", "model.residual_scales 0"),
+        (1, '"headlines"', "data.windows 'headlines'"),
+        (2, "200", "pretrain.batch_ramp_steps 200"),
+        (3, "1", "sft.batch_ramp_steps 1"),
+    ],
+)
+def test_options_that_went_are_refused_by_name_where_they_are_on(tmp_path, place, value, option):
+    values = [*OFF[:place], value, *OFF[place + 1 :]]
+    said = complaint(write(tmp_path, GONE.format(*values)))
+    assert said.endswith(f"{option}: it was removed: train anew without it, or use an earlier version")

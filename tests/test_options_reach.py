@@ -135,7 +135,6 @@ TRAIN: dict[str, tuple[Any, Look]] = {
     "max_steps": (2, lambda ran: len(ran.named("train_step"))),
     "batch_size": (4, lambda ran: {call.inputs.shape[0] for call in ran.named("train_step")}),
     "micro_batch_size": (2, handed("train_step", "micro_batch_size")),
-    "batch_ramp_steps": (3, lambda ran: [len(call.inputs) for call in ran.named("train_step")]),
     "evaluate_every": (1, lambda ran: ran.records("epoch", "validation_loss")),
     "evaluation_batches": (1, lambda ran: len(ran.named("evaluate"))),
 }
@@ -210,7 +209,6 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
         }.items()
     },
     "model.head_dim": (6, shapes),
-    "model.residual_scales": (None, shapes),
     "model.zero_outputs": (
         None,
         lambda ran: ran.named("make_model")[0].parameters["transformer_blocks.0.attention.out_proj.weight"].tolist(),
@@ -240,7 +238,6 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
     "data.validation_share": (0.4, measured),
     "data.window": (12, lambda ran: ran.named("train_step")[0].inputs.shape),
     "data.stride": (30, BATCHES),
-    "data.windows": (None, handed("train_step", "targets")),
     **{f"pretrain.{name}": entry for name, entry in TRAIN.items()},
     **{f"sft.{name}": entry for name, entry in TRAIN.items()},
     "sft.conversations": ("train.jsonl", lambda ran: [ran.ended]),  # this model has no template: test_conversations.py
@@ -289,10 +286,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{f"model.{name}": {"model.feed_forward_bias": False, "model.num_experts": 4} for name in EXPERTS},
     "data.language": TONGUES,
     "data.validation_share": ONE_FILE,
-    "data.windows": {"data.window": 12, "data.stride": 12},
     **{f"{stage}.{name}": {f"{stage}.optimizer": "muon"} for stage in STAGES for name in MUON},
     **{f"{stage}.decay_share": {f"{stage}.schedule": "wsd"} for stage in STAGES},
-    **{f"{stage}.batch_ramp_steps": {f"{stage}.micro_batch_size": 1} for stage in STAGES[:2]},
     **{
         f"{s}.lora_{name}": {f"{s}.lora_rank": 2}
         for s in STAGES[1:]

@@ -162,7 +162,6 @@ CASES: dict[str, dict[str, Any]] = {
     "muon, llama": LLAMA
     | {"vocabulary_size": 2000, "dim": 256, "hidden_dim": 704, "context": 32, "num_layers": 6}
     | {"batch": 2, "optimizer": "muon"},
-    "scales": LLAMA | {"vocabulary_size": 4096, "num_layers": 6, "batch": 12, "residual_scales": True},
     "squared": {"vocabulary_size": 4000, "num_layers": 4, "batch": 9, "activation": "relu2", "positions": "rope"},
     "adapter": {"vocabulary_size": 4096, "num_layers": 4, "batch": 10, "stage": "sft", "lora_rank": 4},
     "adapter, llama": LLAMA | {"vocabulary_size": 4096, "num_layers": 4, "batch": 12, "stage": "sft", "lora_rank": 8},

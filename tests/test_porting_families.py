@@ -401,8 +401,6 @@ HOMELESS = {
     "squares": ({"activation": "relu2"}, "a GPT-2 has not model.activation relu2"),
     "GPT-2 with rotation": ({"positions": "rope"}, "a GPT-2 has not model.positions rope"),
     "GPT-2 with groups": ({"num_kv_heads": 1}, "a GPT-2 has not model.num_kv_heads 1"),
-    "GPT-2 with scales": ({"residual_scales": True}, "a GPT-2 has not model.residual_scales"),
-    "Llama with scales": ({**LLAMA, "residual_scales": True}, "a Llama or Qwen has not model.residual_scales"),
     "Llama with means": ({**LLAMA, "norm": "layer"}, "a Llama or Qwen has not model.norm layer"),
     "Llama without a gate": ({**LLAMA, "activation": "gelu"}, "a Llama or Qwen has not model.activation gelu"),
     "an output's bias alone": ({**LLAMA, "attention_output_bias": "on"}, "attention_output_bias without"),

@@ -27,11 +27,6 @@ def test_outputs_that_begin_at_zero_are_the_ends_of_branches(model: ModelConfig)
             assert np.array_equal(value, plain[name]), name
 
 
-def test_scales_are_ones_and_zeros_a_layer():
-    values = initial_parameters(dataclasses.replace(SMALL, residual_scales=True), 1)
-    assert values["residual_scales"].tolist() == [1, 1] and values["embedding_scales"].tolist() == [0, 0]
-
-
 def test_muon_moves_the_matrices_of_blocks_alone():
     """Not tables, vectors and routers; each matrix once, with its like in other layers."""
     shapes = parameter_shapes(MIXTURE)
@@ -66,7 +61,6 @@ def test_muons_rate_follows_the_schedule():
     [
         ({"pretrain": TrainConfig(muon_momentum=0.9)}, "pretrain.muon_momentum 0.9 means nothing .*optimizer muon"),
         ({"sft": SFTConfig(muon_learning_rate=0.02)}, "sft.muon_learning_rate 0.02 means nothing"),
-        ({"pretrain": TrainConfig(batch_ramp_steps=9)}, "pretrain.batch_ramp_steps 9 .* a divisor of 32"),
         ({"grpo": GRPOConfig(decay_share=0.5)}, "grpo.decay_share 0.5 means nothing .* constant: add .*wsd"),
     ],
 )

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from faisca.config import TrainConfig
-from faisca.training.schedule import batch_rows, learning_rate
+from faisca.training.schedule import learning_rate
 
 
 def rates(total: int, **options) -> list[float]:
@@ -60,10 +60,3 @@ def test_wsd_may_decay_all_the_way_and_beyond_the_end_it_stays():
     assert rates(3, schedule="wsd", decay_share=0.01, warmup_steps=0) == pytest.approx([0.5, 0.5, 0.05])
     config = TrainConfig(learning_rate=0.5, warmup_steps=0, schedule="wsd")
     assert learning_rate(config, 500, 20) == pytest.approx(0.05)
-
-
-def test_the_batch_grows_by_whole_micro_batches():
-    config = TrainConfig(batch_size=32, micro_batch_size=8, batch_ramp_steps=6)
-    assert [batch_rows(config, step) for step in range(8)] == [8, 8, 16, 16, 24, 24, 32, 32]
-    assert batch_rows(config, 100) == 32, "and no further"
-    assert {batch_rows(TrainConfig(batch_size=32), step) for step in range(3)} == {32}

@@ -24,6 +24,11 @@ PRESETS = Path(__file__).parent / "presets"
 Sections = dict[str, Any]
 """The fields of a Config by name: `preset`, a text, and the sections, dataclasses."""
 Adapt = Callable[[Sections], Sections]
+REMOVED = {
+    **{"model.residual_scales": False, "data.windows": "stream"},
+    **{"pretrain.batch_ramp_steps": 0, "sft.batch_ramp_steps": 0},
+}
+"""options that did not pay (docs/recipes.md), and their values where they are off: older files have them"""
 
 
 def _as_it_is(sections: Sections) -> Sections:
@@ -169,11 +174,21 @@ def _lay_section(name: str, section: Any, values: Any) -> Any:
     plain = get_type_hints(type(section))
     changes = {}
     for key, value in values.items():
+        if f"{name}.{key}" in REMOVED:
+            _check_off(f"{name}.{key}", value)
+            continue
         if key not in hints:
             raise FaiscaError(f"{name}.{key} is unknown: {suggest(key, hints)}")
         changes[key] = _converted(value, plain[key])
         check_value(f"{name}.{key}", changes[key], hints[key])
     return dataclasses.replace(section, **changes)
+
+
+def _check_off(option: str, value: Any) -> None:
+    """Raise a FaiscaError where an option that was removed is on."""
+    off = REMOVED[option]
+    if (type(value), value) != (type(off), off):
+        raise FaiscaError(f"{option} {value!r}: it was removed: train anew without it, or use an earlier version")
 
 
 def _converted(value: Any, kind: Any) -> Any:

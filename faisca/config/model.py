@@ -74,9 +74,6 @@ class ModelConfig:
     """bias of the attention's output; auto: where attention_bias is, as GPT-2 has, and Qwen2.5 has not"""
     feed_forward_bias: bool = True
     """biases of the feed-forward layers, as GPT-2 has, and Llama has not"""
-    residual_scales: bool = False
-    """before block i, x becomes residual_scales[i] · x + embedding_scales[i] · the first embedding: learned, 1 and 0 at
-    first, and never decayed, as nanochat and modded-nanogpt have it"""
     initial_range: NotNegative = 0.0
     """initial values of matrices and tables are N(0, this²), as Llama's 0.02; 0: as the original's"""
     zero_outputs: bool = False

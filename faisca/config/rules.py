@@ -98,11 +98,6 @@ def check_data(data: DataConfig, model: ModelConfig) -> None:
             f"data.window {data.window} is larger than model.context {model.context}: use --data.window "
             f"{model.context} --data.stride {model.context}, or for a new model at least --model.context {data.window}"
         )
-    if data.windows == "headlines" and data.stride != data.window:
-        raise FaiscaError(
-            f"data.stride {data.stride} cuts a stream, and data.windows headlines packs whole ones: "
-            f"add --data.stride {data.window}"
-        )
     for name in ("source", "title_column"):
         if not getattr(data, name):
             raise FaiscaError(f"data.{name} is empty: name one")
@@ -111,11 +106,6 @@ def check_data(data: DataConfig, model: ModelConfig) -> None:
 def check_training(name: str, stage: TrainConfig) -> None:
     """Micro-batches must divide a batch."""
     check_optimizer(name, stage)
-    if stage.batch_ramp_steps and not stage.micro_batch_size:
-        raise FaiscaError(
-            f"{name}.batch_ramp_steps {stage.batch_ramp_steps} makes the batch grow in micro-batches: "
-            f"add --{name}.micro-batch-size, a divisor of {stage.batch_size}"
-        )
     if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
         raise FaiscaError(
             f"{name}.batch_size {stage.batch_size} is not a multiple of {name}.micro_batch_size "

@@ -55,9 +55,6 @@ class DataConfig:
     """tokens in a training window"""
     stride: Count = 64
     """tokens from the start of a training window to the start of the next"""
-    windows: Literal["stream", "headlines"] = "stream"
-    """stream: any stretch of all titles' tokens; headlines: whole ones, packed by best fit, and the rest of a window is
-    no target (a title longer than a window is cut); attention sees earlier titles of a window in both"""
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,6 @@ class TrainConfig(OptimizerConfig):
     """windows in an optimiser step"""
     micro_batch_size: CountOrOff = 0
     """windows computed at a time, their gradients accumulated; 0 takes the whole batch at once"""
-    batch_ramp_steps: CountOrOff = 0
-    """steps in which the batch grows from one micro-batch to batch_size, in whole ones (Smith et al. 2018); 0: none.
-    The windows that a smaller batch leaves out wait for the next epoch"""
     evaluate_every: CountOrOff = 50
     """steps between evaluations; 0 evaluates only before and after the stage"""
     evaluation_batches: Count = 5

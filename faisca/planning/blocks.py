@@ -33,7 +33,6 @@ def torch_block(load: Load) -> float:
     feed_forward += 2 * width * load.rows_of_experts  # what experts read, and what their weights multiply
     feed_forward += _torch_router(load)
     masks = 2 * width * D if load.dropout else 0
-    masks += FLOAT * D if load.model.residual_scales else 0  # the stream before it is scaled
     results = 2 * width * D  # of both norms, which the products read
     copied = load.changed and not (
         load.explicit or load.attention_dropout
@@ -116,7 +115,7 @@ def mlx_block(load: Load) -> float:
     feed_forward = MLX_ACTIVATION[load.model.activation] * width * load.hidden
     # What experts read, and what their weights multiply: those are float32, and so is then a copy of that.
     feed_forward += (2 * width + (FLOAT if load.narrow else 0)) * load.rows_of_experts
-    stream = FLOAT * (MLX_STREAM + load.model.residual_scales) * D  # the stream before it is scaled, too
+    stream = FLOAT * MLX_STREAM * D
     adapter = width * adapter_numbers(load, HK)
     return load.tokens * (stream + width * between + head_norms + feed_forward + adapter) + _mlx_scores(load)
 

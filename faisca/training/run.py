@@ -16,10 +16,9 @@ from faisca.config import Config, ModelConfig, plain
 from faisca.config.files import config_text, config_to_dict
 from faisca.data.conversations import ConversationSplits
 from faisca.data.headlines import Titles, address_filters, load_headlines, select_titles, title_hashes
-from faisca.data.packing import training_windows
 from faisca.data.token_cache import tokenise
 from faisca.data.tokenizer import Tokenizer, load_tokenizer
-from faisca.data.windows import Rows, steps_per_epoch
+from faisca.data.windows import Rows, Windows, steps_per_epoch
 from faisca.errors import FaiscaError
 from faisca.group import ALONE, Processes
 from faisca.parameters import count_parameters
@@ -236,7 +235,7 @@ def _tokenised(
     yardsticks = make_yardsticks(setup.config, titles, tokens)
     stages = [stage for stage in setup.config.run.stages if stage in titles and not (chats and stage == "sft")]
     windows: dict[str, Rows] = {
-        stage: _windows(setup, stage, tokens(titles[stage][0], f"tokenising {stage} titles"), log) for stage in stages
+        stage: _windows(setup, stage, tokens(titles[stage][0], f"tokenising {stage} titles")) for stage in stages
     }
     if chats:
         log.say(f"sft learns from {setup.config.sft.conversations}: {chats.report}")
@@ -256,9 +255,8 @@ def _tokens(tokenizer: Tokenizer, log: RunLog, titles: pa.Array, label: str) -> 
         return tokenise(titles, tokenizer, progress=lambda done, _: tracker().update(done))
 
 
-def _windows(setup: Setup, stage: str, tokens: np.ndarray, log: RunLog) -> Rows:
-    say = lambda line: log.say(f"{stage}: {line}")  # noqa: E731
-    windows = training_windows(setup.config.data, tokens, setup.tokenizer.end_of_text, say)
+def _windows(setup: Setup, stage: str, tokens: np.ndarray) -> Windows:
+    windows = Windows(tokens, setup.config.data.window, setup.config.data.stride)
     steps_per_epoch(windows, getattr(setup.config, stage).batch_size)  # refuses a batch that is too large
     return windows
 

@@ -1,8 +1,8 @@
-"""Learning rate and size of the batch as functions of the step."""
+"""Learning rate as a function of the step."""
 
 import math
 
-from faisca.config import OptimizerConfig, TrainConfig
+from faisca.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
@@ -23,11 +23,3 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
         left = (1 + math.cos(math.pi * min(1.0, done))) / 2
     floor = config.min_learning_rate_share
     return config.learning_rate * (floor + (1 - floor) * left)
-
-
-def batch_rows(config: TrainConfig, step: int) -> int:
-    """Windows of `step` (from 0): whole micro-batches, one at first and all after `batch_ramp_steps`."""
-    if step >= config.batch_ramp_steps:
-        return config.batch_size
-    more = config.batch_size // config.micro_batch_size - 1
-    return config.micro_batch_size * (1 + more * step // config.batch_ramp_steps)

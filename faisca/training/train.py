@@ -8,7 +8,7 @@ from faisca.runs.manifest import sha256
 from faisca.runs.state import Progress
 from faisca.streams import integer_seed
 from faisca.training.run import Run
-from faisca.training.schedule import batch_rows, learning_rate
+from faisca.training.schedule import learning_rate
 from faisca.training.stage import Stage, due
 from faisca.training.start import note_data
 
@@ -33,14 +33,13 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
     with stage.under_way():
         while stage.step < total:
             # Which windows a step sees is a pure function of the seed and the step: resuming needs no more.
-            rows = batch_rows(config, stage.step)  # of which a process takes its part
             inputs, targets = training_batch(
                 windows,
                 batch_size=config.batch_size,
                 seed=seed,
                 stage=name,
                 step=stage.step,
-                rows=processes.part(rows),
+                rows=processes.part(config.batch_size),
             )
             # Forward, backward, clip and the optimiser: one call, in which nothing waits for the device.
             rate = learning_rate(config, stage.step, total)
@@ -52,7 +51,8 @@ def train(run: Run, progress: Progress, model: Model, checkpoint: Checkpoint | N
                 micro_batch_size=config.micro_batch_size,
                 dropout_seed=integer_seed(seed, dropout, stage.step),
             )
-            stage.note(metrics, tokens=rows * inputs.shape[1], learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
+            tokens = config.batch_size * inputs.shape[1]  # of all processes
+            stage.note(metrics, tokens=tokens, learning_rate=rate, epoch=(stage.step + 1) / an_epoch)
             # Look at the model now and then, and always before a checkpoint: the best one is kept.
             saving = due(stage.step, run.config.run.checkpoint_every)
             if saving or due(stage.step, config.evaluate_every) or stage.step == total:

@@ -228,9 +228,9 @@ BUGS = (
     ),
     Mutation(
         "windows side by side",
-        "faisca/data/packing.py",
-        "config.window, config.stride)",
-        "config.window, config.window)",
+        "faisca/training/run.py",
+        "setup.config.data.window, setup.config.data.stride)",
+        "setup.config.data.window, setup.config.data.window)",
         BOUNDARY,
     ),
     Mutation(
@@ -323,8 +323,8 @@ BUGS = (
     Mutation(
         "tokens seen counted as windows",
         TRAIN,
-        "stage.note(metrics, tokens=rows * inputs.shape[1], ",
-        "stage.note(metrics, tokens=rows, ",
+        "tokens = config.batch_size * inputs.shape[1]",
+        "tokens = config.batch_size",
         BOUNDARY,
     ),
     Mutation(

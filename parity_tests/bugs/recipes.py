@@ -1,11 +1,11 @@
-"""Bugs of training ingredients: Muon, its schedule, scales of the stream, empty outputs, whole headlines."""
+"""Bugs of training ingredients: Muon, its schedule, empty outputs; and options that went."""
 
 from bugs.mutation import Mutation
 
 T, M, CORE = "faisca_torch/", "faisca_mlx/", "faisca/"
 MUON = "parity_tests/test_19_muon.py::"
 EXACT, STEPS = MUON + "test_torch_in_float64_against_the_reference", MUON + "test_three_steps_between_twins"
-SCALES, OPTIONS = "parity_tests/test_19_scales.py", "tests/test_recipe_options.py"
+OPTIONS = "tests/test_recipe_options.py"
 BUGS: tuple[Mutation, ...] = (
     Mutation(
         "torch: momentum that is not Nesterov's",
@@ -56,24 +56,6 @@ BUGS: tuple[Mutation, ...] = (
         MUON + "test_what_is_not_finite_changes_nothing",
     ),
     Mutation(
-        "MLX: scales swapped",
-        M + "model.py",
-        "scaled(x_BTD, self.residual_scales[i]) + scaled(first_BTD, self.embedding_scales[i])",
-        "scaled(first_BTD, self.residual_scales[i]) + scaled(x_BTD, self.embedding_scales[i])",
-        SCALES,
-    ),
-    Mutation(
-        "torch: the first embedding without its place",
-        T + "model.py",
-        "x_BTD = first_BTD = self.dropout(x_BTD)",
-        "x_BTD, first_BTD = self.dropout(x_BTD), self.token_embedding(tokens_BT)",
-        SCALES,
-    ),
-    Mutation(
-        "MLX: a scale's gradient is a mean", M + "sums.py", "total(x * cotangent)", "(x * cotangent).mean()", SCALES
-    ),
-    Mutation("scales decay", CORE + "parameters.py", "name not in SCALES and (", "(", SCALES),
-    Mutation(
         "empty projections up, in place of down",
         CORE + "parameters.py",
         'config.zero_outputs and layer == "down"',
@@ -88,24 +70,10 @@ BUGS: tuple[Mutation, ...] = (
         "tests/test_schedule.py",
     ),
     Mutation(
-        "a ramp that never ends",
-        CORE + "training/schedule.py",
-        "if step >= config.batch_ramp_steps:",
-        "if not config.batch_ramp_steps:",
-        "tests/test_schedule.py",
-    ),
-    Mutation(
-        "padding counts as targets",
-        CORE + "data/packing.py",
-        "np.where(counted, rows[:, 1:], -1)",
-        "rows[:, 1:]",
-        "tests/test_packing.py",
-    ),
-    Mutation(
-        "worst fit",
-        CORE + "data/packing.py",
-        "(fitting & -fitting).bit_length()",
-        "fitting.bit_length()",
-        "tests/test_packing.py",
+        "an option that was removed, and is on, is read as off",
+        CORE + "config/files.py",
+        "if (type(value), value) != (type(off), off):",
+        "if type(value) is not type(off):",
+        "tests/test_config.py",
     ),
 )

@@ -103,7 +103,6 @@ def lacks(model: ModelConfig) -> list[str]:
         f"model.head_dim {model.head_dim}": model.head_width * model.num_heads == model.dim,
         "model.qk_norm": not model.qk_norm,
         f"model.logit_soft_cap {model.logit_soft_cap:g}": not model.logit_soft_cap,
-        "model.residual_scales": not model.residual_scales,
     }
     return [name for name, fine in fits.items() if not fine]
 

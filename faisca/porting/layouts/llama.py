@@ -167,7 +167,6 @@ def of_all(model: ModelConfig) -> dict[str, bool]:
         f"model.positions {model.positions}": model.positions == "rope",
         f"model.activation {model.activation}": model.activation == "swiglu",
         f"model.logit_soft_cap {model.logit_soft_cap:g}": not model.logit_soft_cap,
-        "model.residual_scales": not model.residual_scales,
         "model.attention_output_bias without model.attention_bias": model.attention_bias or not model.output_bias,
     }
 
