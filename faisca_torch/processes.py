@@ -8,14 +8,12 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from faisca.errors import FaiscaError
@@ -87,8 +85,10 @@ def _in_bfloat16(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Ten
 def share_model(model: GPT) -> None:
     """Keep a part of each weight alone where processes share them; blocks are gathered one by one."""
     processes = model.runtime.processes
-    if not processes.shard or isinstance(model, FSDPModule):
+    if not processes.shard or hasattr(model, "reshard"):
         return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method  # half a second
+
     precision = MixedPrecisionPolicy(reduce_dtype=getattr(torch, processes.reduce_dtype))
     for block in model.transformer_blocks:
         fully_shard(block, mp_policy=precision)
@@ -98,25 +98,27 @@ def share_model(model: GPT) -> None:
 
 def settle(model: GPT) -> GPT:
     """The model with its own parts as its parameters: a forward pass leaves the embeddings gathered, for the head."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    if hasattr(model, "reshard"):  # FSDP's
+        cast(Any, model).reshard()
     return model
 
 
-def whole(values: Tensor) -> Tensor:
+def whole(values: Any) -> Tensor:
     """All of a tensor of which processes keep parts."""
-    return values.full_tensor() if isinstance(values, DTensor) else values
+    return cast(Tensor, values.full_tensor() if hasattr(values, "full_tensor") else values)
 
 
-def part(values: Tensor) -> Tensor:
+def part(values: Any) -> Tensor:
     """What this process keeps of a tensor, where processes keep parts: the same memory."""
-    return values.to_local() if isinstance(values, DTensor) else values
+    return cast(Tensor, values.to_local() if hasattr(values, "to_local") else values)
 
 
-def like(values: Tensor, weight: Tensor) -> Tensor:
+def like(values: Tensor, weight: Any) -> Tensor:
     """A whole tensor, kept as a weight is."""
-    if not isinstance(weight, DTensor):
+    if not hasattr(weight, "device_mesh"):
         return values
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(values, weight.device_mesh, weight.placements)
 
 
