@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ def processes_of(config: Config, folder: Path) -> Iterator[tuple[Processes, Path
     check_divisible(config, found.size)
     engine = load_backend(found.engine).join(rank=found.rank, size=found.size)
     processes = Processes(found.rank, found.size, engine, reduce_dtype=config.run.reduce_dtype, shard=config.run.shard)
-    watch = _watch(processes, found, f"continue with --resume {folder}")
+    watch = _watch(processes, found, f"continue with --resume {shlex.quote(str(folder))}")
     try:
         backends = processes.gather(backend_here(config.run.backend)[0])
         processes = replace(processes, mixed=len({*backends, found.engine}) > 1)
