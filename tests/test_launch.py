@@ -275,14 +275,17 @@ def test_fifty_deaths(backend: str, material: Path, tmp_path: Path):
     from faisca.streams import generator
 
     draw, folder = generator(7, "deaths"), tmp_path / "run"
-    words, deaths = arguments(material, backend, *LONG, "--run.checkpoint-every", "2", "--pretrain.max-steps", "300"), 0
+    words, deaths = (
+        arguments(material, backend, *LONG, "--run.checkpoint-every", "2", "--pretrain.max-steps", "1500"),
+        0,
+    )
     process = begin(2, "run", *words, "--out", str(folder), backend=backend)
     while deaths < 50:
-        wait_for(lambda: (folder / "checkpoints").exists() or process.poll() is not None)  # noqa: B023
+        wait_for(lambda: (folder / "latest").exists() or process.poll() is not None)  # noqa: B023
         began = load_checkpoint(folder).state.step
         wait_for(lambda: load_checkpoint(folder, say=lambda _: None).state.step > began or process.poll() is not None)  # noqa: B023
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.2 * draw.random())
+        time.sleep(0.1 * draw.random())
         hit(process, signal.SIGKILL, int(draw.integers(2)))
         status, text = end(process)
         assert status == 2 and text.count("faisca: ") == 1, text
@@ -290,5 +293,5 @@ def test_fifty_deaths(backend: str, material: Path, tmp_path: Path):
         process = begin(2, "run", "--resume", str(folder), backend=backend)
     status, text = end(process)
     assert status == 0, text
-    start(material, tmp_path / "whole", backend, *LONG, "--pretrain.max-steps", "300")
+    start(material, tmp_path / "whole", backend, *LONG, "--pretrain.max-steps", "1500")
     same_trajectory(tmp_path / "whole", folder)
