@@ -152,7 +152,10 @@ def train_peft(batches: list[Any], options: argparse.Namespace) -> tuple[list[fl
 
 
 def train_mlx_lm(batches: list[Any], options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """What `mlx_lm lora` calls: its own trainer, loss and compiled step, on our windows."""
+    """What `mlx_lm lora` calls: its own trainer, loss and compiled step, on our windows, with the BLAS that ours has."""
+    from faisca.system.fast_blas import load_fast_blas
+
+    load_fast_blas()  # before MLX, which on Linux comes with one that is many times slower
     import mlx.core as mx
     import mlx.optimizers as optim
     import mlx_lm
@@ -250,7 +253,9 @@ def generated(folder: Path, adapter: Path, prompt: str) -> str:
         NEW_TOKENS,
     ]
     flags = ["--ignore-chat-template", "--verbose", "False"]
-    command = [sys.executable, "-m", "mlx_lm", "generate", *map(str, words), *flags]
+    begin = "from faisca.system.fast_blas import load_fast_blas; load_fast_blas()"
+    program = f"{begin}; from mlx_lm.generate import main; main()"  # `python -m mlx_lm generate`, with a fast BLAS
+    command = [sys.executable, "-c", program, *map(str, words), *flags]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
@@ -260,9 +265,9 @@ def generated(folder: Path, adapter: Path, prompt: str) -> str:
 
 def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All trainees in turn, some rounds, each in a process of its own."""
-    found: dict[str, list[dict[str, Any]]] = {trainee: [] for trainee in TRAINEES}
+    found: dict[str, list[dict[str, Any]]] = {trainee: [] for trainee in options.trainees.split(",")}
     for _ in range(options.rounds):
-        for trainee in TRAINEES:
+        for trainee in found:
             command = [sys.executable, __file__, *sys.argv[1:], "--trainee", trainee]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
             found[trainee].append(json.loads(done.stdout.splitlines()[-1]))
@@ -308,6 +313,7 @@ def main() -> int:
     for name, default in {"steps": 50, "rows": 4, "length": 64, "rounds": 3, "rank": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
     parser.add_argument("--prompt", default="Presidente")
+    parser.add_argument("--trainees", default=",".join(TRAINEES), help="who takes part, both twins' adapters at least")
     parser.add_argument("--trainee", choices=TRAINEES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trainee:
