@@ -152,7 +152,7 @@ def train_peft(batches: list[Any], options: argparse.Namespace) -> tuple[list[fl
 
 
 def train_mlx_lm(batches: list[Any], options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """What `mlx_lm lora` calls: its own trainer, loss and compiled step, on our windows, with the BLAS that ours has."""
+    """What `mlx_lm lora` calls: its own trainer, loss and compiled step, on our windows, with a BLAS like ours."""
     from faisca.system.fast_blas import load_fast_blas
 
     load_fast_blas()  # before MLX, which on Linux comes with one that is many times slower
