@@ -17,6 +17,7 @@ from several import MICRO, ROWS, SHARDED, WORKS, perform
 from faisca.commands.launch import free_ports
 from faisca.group import ALONE
 
+pytestmark = pytest.mark.xdist_group("processes")  # one after the other: they look for free ports
 Arrays = dict[str, np.ndarray]
 HERE = Path(__file__).parent
 BACKENDS = [twin.name for twin in TWINS if twin.device == "cpu"]

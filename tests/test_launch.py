@@ -22,6 +22,7 @@ from faisca.processes import watch
 from faisca.runs.checkpoint import load_checkpoint
 from faisca.runs.log import read_records
 
+pytestmark = pytest.mark.xdist_group("processes")  # one after the other: they look for free ports
 BACKENDS = [name for name in ("torch", "mlx") if name in TWINS]
 LIMIT = 300
 """seconds in which anything here ends, also where a machine has much else to do"""
