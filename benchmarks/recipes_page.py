@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from faisca.planning.law import STORED
 
 ROOT = Path(__file__).parent.parent
 PAGE, IMAGES = ROOT / "docs" / "recipes.md", ROOT / "docs" / "images"
+WIDEST = 138
+"""characters of a line of the page"""
 QUALITIES = (2.2, 2.06, 1.9)
 UNMEASURED = "Not measured yet.\n"
 
@@ -100,7 +103,7 @@ def adopt(out: Path) -> None:
 
 
 def _where(runs: list[dict]) -> str:
-    """Machine, budget and titles of a study, in a line."""
+    """Machine, budget and titles of a study."""
     (budget, *_), facts = [run["budget"] for run in runs], runs[0]["facts"]
     machines = sorted({machine_line(run["machine"]) for run in runs})
     amount = (
@@ -108,7 +111,8 @@ def _where(runs: list[dict]) -> str:
         if budget["kind"] == "seconds"
         else f"{budget['amount']:.3g} {budget['kind']}"
     )
-    return f"{amount} of training each, on {' and '.join(machines)}; {facts['data']}."
+    words = f"{amount} of training each, on {' and '.join(machines)}; {facts['data']}."
+    return textwrap.fill(words, WIDEST, break_long_words=False, break_on_hyphens=False)
 
 
 def main(argv: list[str]) -> int:
