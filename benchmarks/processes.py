@@ -120,6 +120,7 @@ def launch(kind: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
         command = [*mlx, "--", sys.executable, *script]
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # else glibc keeps what was freed, and peaks say nothing
     subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
     return dict(json.loads(out.read_text()))
 
