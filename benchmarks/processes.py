@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from faisca.backend import load_backend
 from faisca.bench.machine import describe_machine
-from faisca.commands.launch import free_ports
+from faisca.commands.launch import launcher
 from faisca.config import Config, RunConfig
 from faisca.config.files import load_preset, read_sections
 from faisca.group import ALONE, Processes
@@ -113,11 +112,7 @@ def launch(kind: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     """What two processes found."""
     out: Path = options.out / f"{kind}-{name}.json"
     script = [__file__, "--work", kind, name, "--rounds", str(options.rounds), "--out", str(out)]
-    if name == "torch":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
-    else:
-        mlx = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--starting-port", str(free_ports(2))]
-        command = [*mlx, "--", sys.executable, *script]
+    command = [*launcher(name, 2), *script]
     threads = str(max(1, (os.cpu_count() or 1) // 2))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # else glibc keeps what was freed, and peaks say nothing

@@ -51,26 +51,6 @@ def share_model(model: GPT) -> None:
         raise FaiscaError("run.shard needs torch: MLX's ring cannot scatter sums; leave it out, or use --backend torch")
 
 
-def settle(model: GPT) -> GPT:
-    """The model, whose parameters are always whole."""
-    return model
-
-
-def whole(values: mx.array) -> mx.array:
-    """All of an array of which processes keep parts: here each keeps all."""
-    return values
-
-
-def part(values: mx.array) -> mx.array:
-    """What this process keeps of an array: all."""
-    return values
-
-
-def like(values: mx.array, weight: mx.array) -> mx.array:
-    """A whole array, kept as a weight is: as a whole."""
-    return values
-
-
 class Averaging:
     """Averages over processes: of gradients, and of a step's numbers."""
 

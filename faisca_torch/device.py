@@ -15,7 +15,7 @@ from faisca.config import RunConfig
 from faisca.errors import FaiscaError
 from faisca.muon import moments_of
 from faisca_torch.model import GPT
-from faisca_torch.processes import like, settle, whole
+from faisca_torch.processes import _like, _settle, _whole
 
 if TYPE_CHECKING:
     from faisca_torch.optimizer import Learner
@@ -131,7 +131,7 @@ def set_optimizer_state(*, learner: "Learner", state: Mapping[str, np.ndarray]) 
     for name, parameter in _trained(learner.model).items():
         moments = moments_of(name, tuple(parameter.shape), learner.config.optimizer)
         slot = {
-            MOMENTS[ours]: like(torch.tensor(state[f"{ours}.{name}"], device=device), parameter) for ours in moments
+            MOMENTS[ours]: _like(torch.tensor(state[f"{ours}.{name}"], device=device), parameter) for ours in moments
         }
         if len(moments) == len(MOMENTS):  # AdamW's
             slot["step"] = torch.tensor(float(state["step"]), device=device)
@@ -139,11 +139,11 @@ def set_optimizer_state(*, learner: "Learner", state: Mapping[str, np.ndarray]) 
 
 
 def _trained(model: GPT) -> dict[str, Tensor]:
-    return {name: weight for name, weight in settle(model).named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in _settle(model).named_parameters() if weight.requires_grad}
 
 
 def _copy(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = whole(tensor.detach()).float().cpu().numpy().copy()
+    array: np.ndarray = _whole(tensor.detach()).float().cpu().numpy().copy()
     return array
 
 

@@ -13,7 +13,7 @@ from faisca.parameters import decays
 from faisca_torch.device import compile_step
 from faisca_torch.model import GPT
 from faisca_torch.muon import move_matrices, split
-from faisca_torch.processes import Averaging, part, settle, share_model
+from faisca_torch.processes import Averaging, _part, _settle, share_model
 from faisca_torch.sums import total
 
 Metrics = dict[str, Tensor]
@@ -43,7 +43,7 @@ class Learner:
 def make_learner(*, model: GPT, config: OptimizerConfig) -> Learner:
     """AdamW (bias-corrected, decoupled decay) with its moments at zero, of what is trained and Muon does not move."""
     share_model(model)
-    parameters = settle(model).named_parameters()
+    parameters = _settle(model).named_parameters()
     trained: dict[str, Tensor] = {name: weight for name, weight in parameters if weight.requires_grad}
     _, weights = split(trained, config.optimizer)
     # Weight decay is for some weights only (`config.decay`), so there are two groups.
@@ -73,7 +73,7 @@ def update(*, learner: Learner, numbers: Metrics, learning_rate: float) -> Metri
     numbers = learner.averaging.numbers(numbers)
     # Clip: all gradients together have a norm of at most `clip_norm`.
     parameters = list(learner.model.parameters())
-    squares = _squares([part(p.grad) for p in parameters if p.grad is not None])
+    squares = _squares([_part(p.grad) for p in parameters if p.grad is not None])
     grad_norm = learner.averaging.squares(squares).sqrt()
     if learner.config.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, learner.config.clip_norm, grad_norm)

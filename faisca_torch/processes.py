@@ -96,24 +96,24 @@ def share_model(model: GPT) -> None:
     register_fsdp_forward_method(model, "hidden_and_routed")
 
 
-def settle(model: GPT) -> GPT:
+def _settle(model: GPT) -> GPT:
     """The model with its own parts as its parameters: a forward pass leaves the embeddings gathered, for the head."""
     if hasattr(model, "reshard"):  # FSDP's
         cast(Any, model).reshard()
     return model
 
 
-def whole(values: Any) -> Tensor:
+def _whole(values: Any) -> Tensor:
     """All of a tensor of which processes keep parts."""
     return cast(Tensor, values.full_tensor() if hasattr(values, "full_tensor") else values)
 
 
-def part(values: Any) -> Tensor:
+def _part(values: Any) -> Tensor:
     """What this process keeps of a tensor, where processes keep parts: the same memory."""
     return cast(Tensor, values.to_local() if hasattr(values, "to_local") else values)
 
 
-def like(values: Tensor, weight: Any) -> Tensor:
+def _like(values: Tensor, weight: Any) -> Tensor:
     """A whole tensor, kept as a weight is."""
     if not hasattr(weight, "device_mesh"):
         return values

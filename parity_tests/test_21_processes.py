@@ -5,7 +5,6 @@
 
 import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from cases import TWINS, installed
 from several import MICRO, ROWS, SHARDED, WORKS, perform
 
-from faisca.commands.launch import free_ports
+from faisca.commands.launch import launcher
 from faisca.group import ALONE
 
 pytestmark = pytest.mark.xdist_group("processes")  # one after the other: they look for free ports
@@ -25,17 +24,10 @@ LIMIT = 600
 """seconds, for a machine with much else to do"""
 
 
-def launcher(backend: str, size: int) -> list[str]:
-    """The words before a script and its arguments."""
-    if backend != "mlx":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    mlx = str(Path(sys.executable).parent / "mlx.launch")
-    return [mlx, "-n", str(size), "--starting-port", str(free_ports(size)), "--", sys.executable]
-
-
 def together(backend: str, size: int, out: Path, names: list[str]) -> Arrays:
-    """What the processes computed."""
-    command = [*launcher(backend, size), str(HERE / "several.py"), backend, str(out), *names]
+    """What the processes computed; those of both backends meet on torch's engine."""
+    engine = "mlx" if backend == "mlx" else "torch"
+    command = [*launcher(engine, size), str(HERE / "several.py"), backend, str(out), *names]
     environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=LIMIT, env=environment, stdin=subprocess.DEVNULL

@@ -17,7 +17,7 @@ import pytest
 from small_models import TWINS
 from small_runs import arguments, killed_in, resume, start, write_material
 
-from faisca.commands.launch import free_ports
+from faisca.commands.launch import free_ports, launcher
 from faisca.processes import watch
 from faisca.runs.checkpoint import load_checkpoint
 from faisca.runs.log import read_records
@@ -171,8 +171,7 @@ def test_processes_with_other_data(material: Path, tmp_path: Path):
         "sys.exit(main(sys.argv[1:] + other))\n"
     )
     words = ["run", *arguments(material, "torch", *LONG), "--out", str(tmp_path / "run")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    _, text = end(under_way([*torchrun, *words]))
+    _, text = end(under_way([*launcher("torch", 2), str(script), *words]))
     assert re.search(r"faisca: process 1 has other (options|training data of pretrain) than process 0", text), text
     assert text.count("faisca: ") == 1
 

@@ -60,11 +60,10 @@ def launch(argv: list[str]) -> int:
     rest += ["--backend", options.backend] if options.backend else []
     config, backend = prepared(command, rest)  # what is wrong with them is said before anything is started
     check_divisible(config, options.processes)
-    with ExitStack() as stack:
-        words = _torchrun(options) if backend == "torch" else _mlx_launch(options)
-        words += ["-m", "faisca", command, *rest, *([] if options.backend else ["--backend", backend])]
-        print(f"launch: {shlex.join(words)}", flush=True)
-        statuses = stack.enter_context(tempfile.TemporaryDirectory(prefix="faisca-"))
+    words = launcher(backend, options.processes, options.hostfile)
+    words += ["-m", "faisca", command, *rest, *([] if options.backend else ["--backend", backend])]
+    print(f"launch: {shlex.join(words)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="faisca-") as statuses:
         return _run(words, os.environ | _threads(options.processes) | {STATUSES: statuses}, options, Path(statuses))
 
 
@@ -74,19 +73,17 @@ def _split(argv: list[str]) -> tuple[list[str], str, list[str]]:
     return argv[:at], "".join(argv[at : at + 1]), argv[at + 1 :]
 
 
-def _torchrun(options: LaunchOptions) -> list[str]:
-    if options.hostfile is not None:
-        raise FaiscaError("--hostfile is for mlx.launch: start torchrun on each machine, see docs/scaling.md")
-    here = ["--standalone", "--nproc-per-node", str(options.processes)]
-    return [sys.executable, "-m", "torch.distributed.run", *here]
-
-
-def _mlx_launch(options: LaunchOptions) -> list[str]:
-    launcher = str(Path(sysconfig.get_path("scripts")) / "mlx.launch")
-    if options.hostfile is not None:
-        return [launcher, "--hostfile", str(options.hostfile), "--", sys.executable]
-    port = free_ports(options.processes)
-    return [launcher, "-n", str(options.processes), "--starting-port", str(port), "--", sys.executable]
+def launcher(backend: str, processes: int, hostfile: Path | None = None) -> list[str]:
+    """The words before a script, or before -m and a module, that start so many processes of it."""
+    if backend == "torch":
+        if hostfile is not None:
+            raise FaiscaError("--hostfile is for mlx.launch: start torchrun on each machine, see docs/scaling.md")
+        here = ["--standalone", "--nproc-per-node", str(processes)]
+        return [sys.executable, "-m", "torch.distributed.run", *here]
+    mlx = str(Path(sysconfig.get_path("scripts")) / "mlx.launch")
+    if hostfile is not None:
+        return [mlx, "--hostfile", str(hostfile), "--", sys.executable]
+    return [mlx, "-n", str(processes), "--starting-port", str(free_ports(processes)), "--", sys.executable]
 
 
 def _threads(processes: int) -> Mapping[str, str]:

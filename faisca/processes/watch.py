@@ -63,7 +63,7 @@ class Peer:
 
 
 class Watch:
-    """The thread, and what it may say; `say` prints on what was standard error before other processes were hushed."""
+    """The thread that watches; what it says in an emergency goes to standard error, also where that was hushed."""
 
     def __init__(self, rank: int, peers: list[Peer], remedy: str) -> None:
         self.rank, self.peers, self.remedy = rank, peers, remedy

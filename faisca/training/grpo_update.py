@@ -94,7 +94,7 @@ def rollout_mismatch(
 def log_probs_of_all(setup: Setup, scorer: Model, rollouts: Rollouts[np.ndarray]) -> np.ndarray:
     """As `log_probs`, of neighbouring rows by each process; all of them get all rows."""
     config, processes = setup.config.grpo, setup.processes
-    mine = select_rows(rollouts, np.arange(len(rollouts.tokens))[processes.part(len(rollouts.tokens))])
+    mine = select_rows(rollouts, processes.part(len(rollouts.tokens)))
     # In micro-batches, as in the updates: memory stays bounded.
     parts, _ = mine.micro_batches(config.micro_batch_size or config.minibatch_size)
     found = np.concatenate([log_probs(setup, scorer, part) for part in parts])
@@ -135,8 +135,8 @@ def update_policy(
 
 def share_of(rollouts: Rollouts[np.ndarray], processes: Processes) -> Rollouts[np.ndarray]:
     """A process's rows of a minibatch, and its share of the tokens that losses are means over."""
-    rows = np.arange(len(rollouts.tokens))[processes.part(len(rollouts.tokens))]
-    return dataclasses.replace(select_rows(rollouts, rows), step_tokens=rollouts.step_tokens / processes.size)
+    mine = select_rows(rollouts, processes.part(len(rollouts.tokens)))
+    return dataclasses.replace(mine, step_tokens=rollouts.step_tokens / processes.size)
 
 
 def has_signal(rollouts: Rollouts[np.ndarray], config: GRPOConfig, left_reference: bool) -> bool:
@@ -156,7 +156,7 @@ def has_left_reference(rollouts: Rollouts[np.ndarray]) -> bool:
     return bool(((gaps > ROUNDING) & (rollouts.mask > 0)).any())
 
 
-def select_rows(rollouts: Rollouts[np.ndarray], rows: np.ndarray) -> Rollouts[np.ndarray]:
+def select_rows(rollouts: Rollouts[np.ndarray], rows: np.ndarray | slice) -> Rollouts[np.ndarray]:
     """Some rows of the rollouts."""
     arrays = {name: value[rows] for name, value in vars(rollouts).items() if not name.startswith("step_")}
     return Rollouts(**arrays, step_tokens=float(arrays["mask"].sum()))

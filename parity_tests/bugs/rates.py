@@ -114,8 +114,8 @@ BUGS: tuple[Mutation, ...] = (
     Mutation(
         "moments are given out with the memory of the optimiser",
         T + "device.py",
-        "whole(tensor.detach()).float().cpu().numpy().copy()",
-        "whole(tensor.detach()).float().cpu().numpy()",
+        "_whole(tensor.detach()).float().cpu().numpy().copy()",
+        "_whole(tensor.detach()).float().cpu().numpy()",
         ADAM + "::test_states_are_copies_in_both_directions",
     ),
     Mutation(
