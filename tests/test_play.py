@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from small_chats import CHATML, chat_run, chat_tokenizer, turns
 from small_play import CLIENT, SETTINGS, ask, events, ids, loaded, of, served, softmax, texts, write_stages
 from small_runs import is_one_clear_line
@@ -89,6 +91,19 @@ def test_pieces_are_whole_characters():
     ended = half.add(tokenizer.end_of_text)
     assert [piece["text"] for piece in ended] == ["\ufffd", ""] and ended[1]["end"]
     assert half.pieces == ended and half.rest() == []
+
+
+@given(data=st.binary(max_size=12) | st.text(max_size=6).map(str.encode))
+@example(data=b"\x80\x80\x80\xc7\xb4")  # once, the fourth byte of garbage hid the character that it begins
+@example(data=b"\xf0\x9f\x98\xc7\xb4\xf0\x9f")
+def test_pieces_are_the_text_whatever_the_bytes(data):
+    """Nothing that a model may sample is lost, or there twice: an untrained one samples any bytes."""
+    tokenizer = chat_tokenizer()
+    sampled = [tokenizer.token_bytes.index(bytes([byte])) for byte in data]
+    row = Row(tokenizer, [])
+    pieces = [piece for token in sampled for piece in row.add(token)] + row.rest()
+    assert "".join(piece["text"] for piece in pieces) == printable(tokenizer.decode(sampled))
+    assert [i for piece in pieces for i in piece["ids"]] == sampled and all(piece["ids"] for piece in pieces)
 
 
 def test_the_scores_are_the_models_own_probabilities(run, address):

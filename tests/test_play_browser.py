@@ -231,12 +231,29 @@ def test_two_tabs_do_not_disturb_each_other(visit):
     assert lines(first) == before and all(line.startswith("Governo") for line in before)
 
 
+def test_enter_before_the_page_knows_its_run_does_nothing(browser, address):
+    """A page that is slow to hear of its run neither reloads nor forgets what was typed meanwhile."""
+    page, waiting = browser.new_page(), []
+    page.route("**/run", lambda route: waiting.append(route))
+    page.goto(address)
+    while not waiting:
+        page.wait_for_timeout(10)
+    page.locator("#prompt").fill("Governo")
+    page.locator("#prompt").press("Enter")
+    assert page.locator("#write").is_disabled()
+    waiting[0].continue_()
+    expect(page.locator("#write")).to_be_enabled()
+    assert page.locator("#prompt").input_value() == "Governo" and "?" not in page.url and len(waiting) == 1
+    page.close()
+
+
 def test_tokens_come_one_by_one_until_they_are_stopped(browser, run):
     """Texts that never end: some of it can be read, Stop ends them, and so does closing the tab."""
     backend = Slow(load_backend("torch"))
     with served(run, backend.load) as address:
         page = browser.new_page()
         page.goto(address)
+        expect(page.locator("#write")).to_be_enabled()
         for ending in (page.locator("#write").click, page.close):
             page.locator("#prompt").press("Enter")
             expect(page.locator(FIRST).locator(".t").nth(20)).to_be_visible()

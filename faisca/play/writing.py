@@ -40,21 +40,23 @@ class Row:
     """ids whose bytes are only part of a character"""
 
     def add(self, token: int) -> list[Event]:
-        """The pieces that are whole with this token: none, one, or two where the text ends in a part of a character."""
+        """The pieces that are whole with this token: none, one, or two at an end in half a character."""
         self.ids.append(token)
         if token in self.tokenizer.ends:
-            part, found = self.rest(before=1), [{"ids": [token], "text": "", "end": True}]
-        else:
-            part = []
-            text = self.tokenizer.decode(self.ids, self.before)
-            self._waiting += 1
-            if text.endswith("\ufffd") and self._waiting < BYTES_OF_A_CHARACTER:
-                return []
-            found = [{"ids": self.ids[-self._waiting :], "text": printable(text[len(self._known) :])}]
-            self._known = text
-        self._waiting = 0
-        self.pieces += found
-        return part + found
+            part, end = self.rest(before=1), {"ids": [token], "text": "", "end": True}
+            self.pieces.append(end)
+            return [*part, end]
+        text = self.tokenizer.decode(self.ids, self.before)
+        self._waiting += 1
+        open_end = int(text.endswith("\ufffd"))  # the last id may begin a character, whatever is before it
+        if open_end and self._waiting < BYTES_OF_A_CHARACTER:
+            return []
+        ids = self.ids[len(self.ids) - self._waiting : len(self.ids) - open_end]
+        whole = text[: len(text) - open_end]
+        piece = {"ids": ids, "text": printable(whole[len(self._known) :])}
+        self._known, self._waiting = whole, open_end
+        self.pieces.append(piece)
+        return [piece]
 
     def rest(self, before: int = 0) -> list[Event]:
         """The part of a character at the end, or `before` the last ids, as a piece, where there is one."""
@@ -62,7 +64,7 @@ class Row:
             return []
         whole = self.ids[: len(self.ids) - before]
         text = self.tokenizer.decode(whole, self.before)[len(self._known) :]
-        found: list[Event] = [{"ids": whole[-self._waiting :], "text": text}]
+        found: list[Event] = [{"ids": whole[-self._waiting :], "text": printable(text)}]
         self.pieces += found
         self._waiting = 0
         return found

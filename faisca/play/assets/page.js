@@ -33,7 +33,7 @@ function arrange() {
   const visible = shown(), across = new Set(visible.map((one) => one.stage.name)).size;
   for (const one of columns) one.element.hidden = !visible.includes(one);
   $("columns").dataset.across = across;
-  $("write").disabled = !visible.length;
+  $("write").disabled = $("another").disabled = !visible.length; // until there is a column, Enter would only reload the page
   if (!visible.length) announce("no column is shown: choose a stage and a backend");
 }
 
@@ -123,7 +123,7 @@ function toggle(name, value, words, checked, problem = "") {
 function fill() {
   document.title = `${run.name} – Faísca play`;
   $("name").textContent = run.name;
-  $("prompt").value = run.prompt;
+  $("prompt").value ||= run.prompt; // unless something is typed already
   for (const [name, value] of Object.entries(run.settings)) {
     const input = $(name);
     if (SLIDERS.includes(name)) { input.max = Math.max(input.max, value); input.min = Math.min(input.min, value); input.step = fine(input, value); }
