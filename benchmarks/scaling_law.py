@@ -1,6 +1,6 @@
 """A scaling law of one recipe on headlines: how large a model, and how many tokens, for an hour.
 
-    python benchmarks/scaling_law.py OUT --data HEADLINES --recipe candidate
+    python benchmarks/scaling_law.py OUT --data HEADLINES --recipe modern
 
 Five sizes of a recipe of ours are trained to four lengths, each with a schedule of its own that ends there; runs are
 those of `recipes.py`, and like them are not trained twice. L(N, D) = E + A / N^a + B / D^b is fitted to the logarithms
@@ -31,9 +31,11 @@ from faisca.streams import generator
 from faisca.system.files import write_atomically
 
 SIZES = ("64x2", "96x3", "128x4", "160x4", "192x5")
-"""width and layers; heads of 64 or wider, of 32 for the smallest two; a feed-forward layer of four widths"""
+"""width and layers; heads of 64 or wider, of 32 for the smallest two; a feed-forward layer as wide as the recipe's"""
 LENGTHS = (5e5, 1.5e6, 4e6, 1e7)
 """tokens: with these sizes 8e14 operations in all, some hours of two cores"""
+MULTIPLE = 16
+"""of a feed-forward layer's width"""
 STARTS = ((0.5, 1.0, 1.5), (0.0, 3.0, 6.0), (0.2, 0.5), (0.0, 3.0, 6.0), (0.2, 0.5))
 """of E, log A, a, log B, b"""
 HUBER = 1e-2
@@ -46,7 +48,7 @@ class Options(StudyOptions):
     """Options of the scaling study."""
 
     seeds: str = "1"
-    recipe: str = "candidate"
+    recipe: str = "modern"
     """a name of benchmarks/recipes, or a TOML file, of ours"""
     backend: str = "torch"
     """torch or mlx"""
@@ -72,7 +74,9 @@ def sized(recipe: Recipe, size: str) -> Recipe:
     except ValueError:
         raise FaiscaError(f"size {size!r} is none: write WIDTHxLAYERS, as in 128x4") from None
     heads = max(1, dim // (64 if dim >= 128 else 32))
-    changes = f"--model.dim {dim} --model.num-layers {layers} --model.num-heads {heads} --model.hidden-dim {4 * dim}"
+    model = recipe.config("sample", 0).model
+    hidden = round(dim * model.hidden_dim / model.dim / MULTIPLE) * MULTIPLE
+    changes = f"--model.dim {dim} --model.num-layers {layers} --model.num-heads {heads} --model.hidden-dim {hidden}"
     return Recipe(f"{recipe.name} {size}", recipe.path, changes, recipe.backend)
 
 
