@@ -53,7 +53,7 @@ BUGS = (
         "torch: the head stays in float32",
         T + "model.py",
         "self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)",
-        "self.final_layer_norm = Norm(config.norm, config.dim, config, Runtime())",
+        'self.final_layer_norm = Norm(config.norm, config.dim, config, Runtime("torch", "cpu", "float32", False))',
         "10",
     ),
     Mutation(
