@@ -31,11 +31,11 @@ from faisca.streams import generator
 from faisca.system.files import write_atomically
 
 SIZES = ("64x2", "96x3", "128x4", "160x4", "192x5")
-"""width and layers; heads of 64 or wider, of 32 for the smallest two; a feed-forward layer as wide as the recipe's"""
+"""width and layers; heads of 64 or wider, of 32 for the smallest two; feed-forward layers in the recipe's proportion"""
 LENGTHS = (5e5, 1.5e6, 4e6, 1e7)
 """tokens: with these sizes 8e14 operations in all, some hours of two cores"""
 MULTIPLE = 16
-"""of a feed-forward layer's width"""
+"""the widths of feed-forward layers are rounded to multiples of this"""
 STARTS = ((0.5, 1.0, 1.5), (0.0, 3.0, 6.0), (0.2, 0.5), (0.0, 3.0, 6.0), (0.2, 0.5))
 """of E, log A, a, log B, b"""
 HUBER = 1e-2

@@ -21,6 +21,7 @@ from faisca import backends
 from faisca.backend import Sampling
 from faisca.cli import main
 from faisca.commands import play as command
+from faisca.data.tokenizer import Tokenizer
 from faisca.play.alternatives import probabilities
 from faisca.play.stages import find_places, find_stages
 from faisca.play.writing import Row
@@ -80,8 +81,12 @@ def test_the_pieces_are_the_text(address):
         assert len(ids(found, row)) >= len(pieces) > 0
 
 
-def test_pieces_are_whole_characters():
-    tokenizer = chat_tokenizer()
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return chat_tokenizer()
+
+
+def test_pieces_are_whole_characters(tokenizer):
     row, text = Row(tokenizer, tokenizer.encode("a")), "ção 😀 fim"
     pieces = [piece for token in tokenizer.encode(text) for piece in row.add(token)]
     assert "".join(piece["text"] for piece in pieces) == text and "\ufffd" not in text
@@ -96,9 +101,8 @@ def test_pieces_are_whole_characters():
 @given(data=st.binary(max_size=12) | st.text(max_size=6).map(str.encode))
 @example(data=b"\x80\x80\x80\xc7\xb4")  # once, the fourth byte of garbage hid the character that it begins
 @example(data=b"\xf0\x9f\x98\xc7\xb4\xf0\x9f")
-def test_pieces_are_the_text_whatever_the_bytes(data):
+def test_pieces_are_the_text_whatever_the_bytes(tokenizer, data):
     """Nothing that a model may sample is lost, or there twice: an untrained one samples any bytes."""
-    tokenizer = chat_tokenizer()
     sampled = [tokenizer.token_bytes.index(bytes([byte])) for byte in data]
     row = Row(tokenizer, [])
     pieces = [piece for token in sampled for piece in row.add(token)] + row.rest()
