@@ -9,7 +9,6 @@ run when it has finished: called again, only what is missing is trained, so an i
 recipes or seeds are added. OUT/table.md and OUT/recipes.png are made of it. docs/recipes.md says how to read them.
 """
 
-import hashlib
 import json
 import sys
 from collections import deque
@@ -27,10 +26,11 @@ from tyro.conf import Positional, arg
 from faisca.bench.machine import describe_machine
 from faisca.cli import exit_status
 from faisca.commands.parse import parse
+from faisca.config.files import config_from_dict
 from faisca.errors import FaiscaError
 from faisca.system.progress_bar import track
 from faisca.system.tables import PlainConsole
-from faisca.text import clock, json_text
+from faisca.text import clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,6 @@ def described(spec: Spec) -> dict[str, Any]:
         "peer": bool(recipe.peer),
         "seed": spec.seed,
         "budget": asdict(spec.budget),
-        "fingerprint": hashlib.sha256(json_text(what).encode()).hexdigest()[:16],
         "configuration": what,
     }
 
@@ -162,11 +161,19 @@ def key(spec: Spec) -> str:
 def refuse_changes(known: Iterable[dict[str, Any]], wanted: dict[str, Spec]) -> None:
     """FaiscaError where a recipe that has results is another one by now."""
     for run in known:
-        if run["key"] in wanted and described(wanted[run["key"]])["fingerprint"] != run["fingerprint"]:
+        if run["key"] in wanted and not same_recipe(run, described(wanted[run["key"]])):
             raise FaiscaError(
                 f"recipe {run['recipe']} has changed since {run['key']} was trained: name another folder, or the "
                 "recipe's copy under another name"
             )
+
+
+def same_recipe(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two runs have equal recipes: options that came since are at their defaults."""
+    known = [json.loads(json.dumps(run["configuration"])) for run in (then, now)]  # lists in place of tuples
+    if then["peer"] or now["peer"] or known[0].pop("changes") != known[1].pop("changes"):
+        return known[0] == known[1]
+    return config_from_dict(known[0]) == config_from_dict(known[1])
 
 
 def append(path: Path, run: dict[str, Any]) -> None:

@@ -43,6 +43,8 @@ def parameter_table(config: ModelConfig) -> dict[str, Parameter]:
     table = {"token_embedding.weight": Parameter((config.vocabulary_size, config.dim), embedding)}
     if config.positions == "learned":
         table["positional_embedding.weight"] = Parameter((config.context, config.dim), embedding)
+    if config.bigram_rows:
+        table["bigram_embedding.weight"] = Parameter((config.bigram_rows, config.dim), _zeros)
     for i in range(config.num_layers):
         table |= _norm(f"transformer_blocks.{i}.norm1", config)
         table |= _attention(f"transformer_blocks.{i}.attention", config)

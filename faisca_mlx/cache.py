@@ -12,6 +12,8 @@ class KeyValueCache:
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         self.length, self.capacity = 0, capacity
+        self.last_B1: mx.array | None = None
+        """each row's last token"""
         self.layers: list[tuple[mx.array, mx.array] | None] = [None] * num_layers
 
     def append(self, layer: int, key_BGTK: mx.array, value_BGTK: mx.array) -> tuple[mx.array, mx.array]:
@@ -32,3 +34,10 @@ class KeyValueCache:
         """Drop all rows but these: finished rows cost nothing."""
         kept = mx.array(rows)
         self.layers = [None if pair is None else (pair[0][kept], pair[1][kept]) for pair in self.layers]
+        self.last_B1 = None if self.last_B1 is None else self.last_B1[kept]
+
+
+def tokens_before(tokens_BT: mx.array, cache: KeyValueCache | None) -> mx.array:
+    """The token before each: of the first, what the cache has last, or token 0."""
+    last_B1 = mx.zeros_like(tokens_BT[:, :1]) if cache is None or cache.last_B1 is None else cache.last_B1
+    return mx.concatenate([last_B1, tokens_BT[:, :-1]], axis=1)

@@ -17,10 +17,11 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from faisca.backend import Runtime
+from faisca.bigrams import bigram_keys
 from faisca.config import ModelConfig, adapter_of
 from faisca.parameters import check_parameters, in_block
 from faisca.rotation import rotation_table
-from faisca_mlx.cache import KeyValueCache
+from faisca_mlx.cache import KeyValueCache, tokens_before
 from faisca_mlx.experts import Experts
 from faisca_mlx.lora import adapt
 
@@ -193,9 +194,12 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.runtime = config, runtime
         self._rotation: Rotation | None = None
+        self._bigram_keys: tuple[mx.array, mx.array] | None = None
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.dim)
         if config.positions == "learned":
             self.positional_embedding = nn.Embedding(config.context, config.dim)
+        if config.bigram_rows:
+            self.bigram_embedding = nn.Embedding(config.bigram_rows, config.dim)
         self.dropout = _Dropout(config.dropout)
         self.transformer_blocks = [TransformerBlock(config, i, runtime) for i in range(config.num_layers)]
         self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
@@ -223,6 +227,10 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
         else:
             rotation = (self._rotation[0][start:end], self._rotation[1][start:end])
+        if self._bigram_keys is not None:  # a pair of tokens may mean what neither does
+            first_V, second_V = self._bigram_keys
+            keys_BT = first_V[tokens_before(tokens_BT, cache)] ^ second_V[tokens_BT]
+            x_BTD = x_BTD + self.bigram_embedding(keys_BT % self.config.bigram_rows)
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass: with the same dropout.
@@ -234,7 +242,7 @@ class GPT(nn.Module):
                 x_BTD, more = block(x_BTD, rotation, cache, None)
             routed += more
         if cache is not None:
-            cache.length = end
+            cache.length, cache.last_B1 = end, tokens_BT[:, -1:]
         return self.final_layer_norm(x_BTD), routed
 
 
@@ -251,5 +259,8 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     if config.positions == "rope":
         cos_TJ, sin_TJ = (mx.array(table.astype(np.float32)) for table in rotation_table(config))
         model._rotation = cos_TJ, sin_TJ
+    if config.bigram_rows:
+        first_V, second_V = (mx.array(keys) for keys in bigram_keys(config))
+        model._bigram_keys = first_V, second_V
     mx.eval(model.state)
     return model.eval()

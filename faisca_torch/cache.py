@@ -4,6 +4,7 @@ Shapes: B rows, G heads of keys and values, K head width.
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -12,6 +13,8 @@ class KeyValueCache:
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         self.length, self.capacity = 0, capacity
+        self.last_B1: Tensor | None = None
+        """each row's last token"""
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
     def append(self, layer: int, key_BGTK: Tensor, value_BGTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,3 +32,10 @@ class KeyValueCache:
     def keep(self, rows: np.ndarray) -> None:
         """Drop all rows but these: finished rows cost nothing."""
         self.layers = [None if pair is None else (pair[0][rows], pair[1][rows]) for pair in self.layers]
+        self.last_B1 = None if self.last_B1 is None else self.last_B1[rows]
+
+
+def tokens_before(tokens_BT: Tensor, cache: KeyValueCache | None) -> Tensor:
+    """The token before each: of the first, what the cache has last, or token 0."""
+    last_B1 = tokens_BT.new_zeros(len(tokens_BT), 1) if cache is None or cache.last_B1 is None else cache.last_B1
+    return torch.cat((last_B1, tokens_BT[:, :-1]), dim=1)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from faisca.backend import Runtime
+from faisca.bigrams import bigram_keys
 from faisca.config import ModelConfig
 from faisca.parameters import check_parameters, in_block, trained
 from faisca.rotation import rotation_table
-from faisca_torch.cache import KeyValueCache
+from faisca_torch.cache import KeyValueCache, tokens_before
 from faisca_torch.experts import Experts
 from faisca_torch.lora import LoRA, adapt
 
@@ -171,10 +172,13 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.runtime = config, runtime
         self.rotation: Rotation | None = None
+        self.bigram_keys: tuple[Tensor, Tensor] | None = None
         # nn.Embedding's own normal_() on the meta device would import all of torch._dynamo: a second
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(config.vocabulary_size, config.dim))
         if config.positions == "learned":
             self.positional_embedding = nn.Embedding.from_pretrained(torch.empty(config.context, config.dim))
+        if config.bigram_rows:
+            self.bigram_embedding = nn.Embedding.from_pretrained(torch.empty(config.bigram_rows, config.dim))
         self.dropout = nn.Dropout(config.dropout)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config, i, runtime) for i in range(config.num_layers))
         self.final_layer_norm = Norm(config.norm, config.dim, config, runtime)
@@ -202,6 +206,10 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positional_embedding.weight[start:end]
         else:
             rotation = (self.rotation[0][start:end], self.rotation[1][start:end])
+        if self.bigram_keys is not None:  # a pair of tokens may mean what neither does
+            first_V, second_V = self.bigram_keys
+            keys_BT = first_V[tokens_before(tokens_BT, cache)] ^ second_V[tokens_BT]
+            x_BTD = x_BTD + self.bigram_embedding(keys_BT % self.config.bigram_rows)
         x_BTD = self.dropout(x_BTD)
         for block in self.transformer_blocks:
             # Keep only the block's input, and compute the rest again in the backward pass.
@@ -211,7 +219,7 @@ class GPT(nn.Module):
                 x_BTD, more = block(x_BTD, rotation, cache)
             routed += more
         if cache is not None:
-            cache.length = end
+            cache.length, cache.last_B1 = end, tokens_BT[:, -1:]
         return self.final_layer_norm(x_BTD), routed
 
 
@@ -231,6 +239,9 @@ def make_model(*, config: ModelConfig, parameters: Mapping[str, np.ndarray], run
     if config.positions == "rope":
         cos_TJ, sin_TJ = (model.head.weight_VD.new_tensor(table) for table in rotation_table(config))
         model.rotation = cos_TJ, sin_TJ
+    if config.bigram_rows:
+        first_V, second_V = (torch.from_numpy(keys).to(runtime.device) for keys in bigram_keys(config))
+        model.bigram_keys = first_V, second_V
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(name, config))
     return model.eval()

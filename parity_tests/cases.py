@@ -160,6 +160,8 @@ MODERN: list[dict[str, Any]] = [
     {"logit_soft_cap": 2.0},
     LLAMA | {"logit_soft_cap": 5.0, "tie_embeddings": True},
     {"head_dim": 5, "attention_output_bias": "on"},
+    {"bigram_rows": 7},
+    LLAMA | {"bigram_rows": 1000, "tie_embeddings": True},
 ]
 """what Llama, Qwen and others have, together and one by one"""
 OPTIONS += MODERN

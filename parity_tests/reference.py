@@ -8,6 +8,7 @@ input, adding to the gradients of its weights on the way.
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,9 @@ class Reference:
         x = self.weights["token_embedding.weight"][tokens]
         if learned:
             x = x + self.weights["positional_embedding.weight"][:T]
+        rows = self._bigrams(tokens) if self.config.bigram_rows else None
+        if rows is not None:
+            x = x + self.weights["bigram_embedding.weight"][rows]
         states, steps, self.routed = [], [], []
         halves = [("norm1", "attention", self._attention), ("norm2", "feed_forward", self._feed_forward)]
         if self.config.num_experts:
@@ -110,8 +114,15 @@ class Reference:
             np.add.at(self.gradients["token_embedding.weight"], tokens, d)
             if learned:
                 self.gradients["positional_embedding.weight"][:T] += d.sum(0)
+            if rows is not None:
+                np.add.at(self.gradients["bigram_embedding.weight"], rows, d)
 
         return [*states, final], back
+
+    def _bigrams(self, tokens: Array) -> Array:
+        """The row of each token and the one before it, in whole numbers of Python."""
+        found = [[0, *row.tolist()] for row in tokens]
+        return np.array([[bigram_row(*pair, self.config.bigram_rows) for pair in pairwise(row)] for row in found])
 
     def _linear(self, x: Array, name: str, expert: Any = ()) -> Layer:
         weight, bias = self.weights[f"{name}.weight"][expert], self.weights.get(f"{name}.bias")
@@ -218,6 +229,11 @@ def frequencies(config: ModelConfig) -> Array:
             one = (1 - smooth) * one / config.rope_factor + smooth * one
         found.append(one)
     return np.array(found)
+
+
+def bigram_row(first: int, second: int, rows: int) -> int:
+    """The row of a pair of neighbours: the upper 24 of 32 bits of each token's product, one XOR the other."""
+    return ((first * 0x9E3779B1 & 0xFFFFFFFF) >> 8 ^ (second * 0x85EBCA77 & 0xFFFFFFFF) >> 8) % rows
 
 
 def gelu(x: Array) -> tuple[Array, Array]:

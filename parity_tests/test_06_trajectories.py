@@ -25,6 +25,7 @@ TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "GPT-2": (GPT2, {}),
     "Llama": (LLAMA, {}),
+    "bigrams": (LLAMA | {"bigram_rows": 300}, {}),
     "Llama, Muon": (LLAMA, {"optimizer": "muon", "muon_learning_rate": 0.02}),
     "a recipe": (RECIPE | {"qk_norm": True}, {"optimizer": "muon", "schedule": "wsd"}),
 }

@@ -19,7 +19,7 @@ def setting_id(sampling: Sampling) -> str:
     return f"T={sampling.temperature:g}-k={sampling.top_k}-p={sampling.top_p:g}"
 
 
-@pytest.mark.parametrize("options", [{}, GPT2, LLAMA], ids=option_id)
+@pytest.mark.parametrize("options", [{}, GPT2, LLAMA, {"bigram_rows": 300}], ids=option_id)
 @pytest.mark.parametrize("sampling", SETTINGS, ids=setting_id)
 def test_both_twins_draw_the_same_tokens(yardstick: Side, other: Twin, sampling: Sampling, options: dict):
     """64 rows of up to 60 tokens, some of which fill the context; also the reference's, without a cache."""

@@ -44,7 +44,7 @@ def architectures(draw: Any) -> dict[str, Any]:
     options |= {"activation": of("gelu", "gelu_tanh", "swiglu", "relu2"), "tie_embeddings": of(False, True)}
     options |= {"attention_bias": of(False, True), "attention_output_bias": of("auto", "on", "off")}
     options |= {"feed_forward_bias": of(False, True), "norm_epsilon": of(1e-6, 1e-5, 1e-2)}
-    options |= {"logit_soft_cap": of(0.0, 0.0, 3.0, 30.0)}
+    options |= {"logit_soft_cap": of(0.0, 0.0, 3.0, 30.0), "bigram_rows": of(0, 0, 13)}
     options |= {"head_dim": of(4, 6, 10, 16), "dim": of(8, 15, 24, 36), "hidden_dim": of(7, 40)}
     options |= {"num_layers": of(1, 2, 3), "vocabulary_size": of(31, 101), "num_experts": of(0, 0, 2, 5)}
     if options["num_experts"]:

@@ -30,6 +30,7 @@ FLOORS: dict[str, set[str]] = {
     "processes": {"backend", "backends", "config", "group", *FOUNDATION},
     "parameters": {"config", "streams", "system", *FOUNDATION},
     "rotation": {"config"},
+    "bigrams": {"config"},
     "muon": {"config", "parameters", "system"},
     "lora": {"config", "parameters", "system"},
     "data": {"config", "streams", *FOUNDATION},

@@ -51,7 +51,7 @@ def rows(twin: Backend, config: ModelConfig, sampling: Sampling) -> list[list[in
 MODEL = {"context": 9, "num_heads": 4, "norm_epsilon": 0.1, "dropout": 0.4, "attention_dropout": 0.4}
 MODEL |= {"dim": 12, "num_layers": 1, "hidden_dim": 20, "vocabulary_size": 14, "num_kv_heads": 1, "head_dim": 6}
 MODEL |= {"rope_base": 50.0, "rope_factor": 3.0, "rope_low_frequency": 0.2, "rope_high_frequency": 9.0}
-MODEL |= {"rope_original_context": 9, "initial_range": 0.5, "logit_soft_cap": 0.7}
+MODEL |= {"rope_original_context": 9, "initial_range": 0.5, "logit_soft_cap": 0.7, "bigram_rows": 5}
 MODEL |= {"num_experts": 5, "experts_per_token": 1, "expert_dim": 11, "shared_expert_dim": 7}
 MODEL |= {"balance_weight": 0.5, "router_z_weight": 0.5}
 MIXTURE = {"num_experts": 4, "feed_forward_bias": False}

@@ -197,6 +197,7 @@ OPTIONS: dict[str, tuple[Any, Look]] = {
         for name in ("tie_embeddings", "attention_bias", "feed_forward_bias", "qk_norm", "norm", "positions")
     },
     "model.num_kv_heads": (1, shapes),
+    "model.bigram_rows": (9, shapes),
     "model.qk_norm_over": (None, in_config("make_model", "qk_norm_over")),
     **{f"model.{name}": (5, shapes) for name in ("num_experts", "expert_dim", "shared_expert_dim")},
     **{

@@ -105,6 +105,7 @@ CASES: dict[str, dict[str, Any]] = {
         "attention": "explicit",
     },
     "soft cap": {"vocabulary_size": 16_000, "num_layers": 2, "batch": 8, "logit_soft_cap": 30.0},
+    "bigrams": {"vocabulary_size": 4096, "num_layers": 2, "batch": 8, "bigram_rows": 100_000},
     "soft cap, reinforced": {
         "vocabulary_size": 12_000,
         "num_layers": 2,

@@ -250,6 +250,7 @@ HOMELESS = {
     "a width that transformers lacks": ({"expert_dim": 12}, "model.expert_dim 12 (no multiple of 8)"),
     "another activation": ({"activation": "relu2"}, "model.activation relu2"),
     "a soft cap": ({"logit_soft_cap": 9.0}, "model.logit_soft_cap 9"),
+    "bigrams": ({"bigram_rows": 30}, "model.bigram_rows 30"),
 }
 
 

@@ -406,6 +406,8 @@ HOMELESS = {
     "an output's bias alone": ({**LLAMA, "attention_output_bias": "on"}, "attention_output_bias without"),
     "Llama with another width": ({**LLAMA, "num_heads": 3, "head_dim": 8}, "model.head_dim 8"),
     "a soft cap": ({**LLAMA, "logit_soft_cap": 30.0}, "model.logit_soft_cap 30"),
+    "bigrams": ({**LLAMA, "bigram_rows": 30}, "a Llama or Qwen has not model.bigram_rows 30"),
+    "GPT-2 with bigrams": ({"bigram_rows": 30}, "a GPT-2 has not model.bigram_rows 30"),
     "all heads' norm without experts": ({**LLAMA, "qk_norm": True, "qk_norm_over": "all"}, "model.qk_norm_over all"),
     "Qwen3 with biases": ({**LLAMA, "qk_norm": True, "attention_bias": True}, "attention_bias with model.qk_norm"),
 }

@@ -64,6 +64,8 @@ class ModelConfig:
     """what that norm is over: a head, as Qwen3's, or all heads of a position together, as OLMoE's"""
     activation: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "gelu"
     """exact (erf) GELU; GPT-2's tanh approximation; SiLU of a gate, as Llama has; or the square of ReLU"""
+    bigram_rows: CountOrOff = 0
+    """rows of a table of bigrams, added to the tokens; pairs of neighbours share rows, picked by a hash; 0: no table"""
     tie_embeddings: bool = False
     """use the token embedding as the output head"""
     logit_soft_cap: NotNegative = 0.0

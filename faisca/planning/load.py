@@ -158,6 +158,11 @@ class Load:
         return 0 if self.adapter else self.head
 
     @property
+    def bigram_gradient(self) -> int:
+        """Bytes of the bigrams' table, and of its gradient; with an adapter, nobody makes it."""
+        return 0 if self.adapter else FLOAT * self.model.bigram_rows * self.model.dim
+
+    @property
     def stream(self) -> int:
         """Bytes of the residual stream, float32 [N, D]: one of the arrays that lie between two blocks."""
         return FLOAT * self.tokens * self.model.dim

@@ -16,6 +16,8 @@ ORTHOGONAL = 3.5
 for they are computed in another order each time"""
 TABLES = 3.5
 """heads: embedding and head are updated at once, with gradient, square and both moments"""
+BIGRAMS = 2.0
+"""of their table, updated at once with the two"""
 LOSS = {False: (3.7, 2.2), True: (5.6, 4.4)}
 """chunks of logits, and heads, alive in the loss; in bfloat16 with copies"""
 POLICY = {False: (6.4, 1.0, 5.0), True: (7.3, 4.8, 15.0)}
@@ -35,7 +37,7 @@ def mlx_moments(load: Load) -> Moments:
     saved = load.model.num_layers * (stream if load.checkpointing else mlx_block(load))
     saved += load.copied_matrices
     waiting = load.trained if load.accumulates else 0
-    waiting_for_all = UPDATE * load.trained + TABLES * load.head_gradient
+    waiting_for_all = UPDATE * load.trained + TABLES * load.head_gradient + BIGRAMS * load.bigram_gradient
     if load.muon:
         waiting_for_all = max(waiting_for_all, UPDATE * load.trained + ORTHOGONAL * FLOAT * load.matrices)
     update = {"gradients and new moments": waiting_for_all}

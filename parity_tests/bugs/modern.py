@@ -4,6 +4,7 @@ from bugs.mutation import Mutation
 
 T, M, ROTATION = "faisca_torch/model.py", "faisca_mlx/model.py", "faisca/rotation.py"
 L, K = "faisca_torch/losses.py", "faisca_mlx/losses.py"
+CACHED = "faisca_mlx/cache.py"
 TURNED = """        if rotation is not None:
             query_BHTK, key_BGTK = rotate(query_BHTK, rotation), rotate(key_BGTK, rotation)
 """
@@ -11,6 +12,32 @@ NORMED = """        if self.config.qk_norm and self.config.qk_norm_over == "head
             query_BHTK, key_BGTK = self.query_norm(query_BHTK), self.key_norm(key_BGTK)
 """
 BUGS: tuple[Mutation, ...] = (
+    # bigrams
+    Mutation(
+        "torch: bigrams with their tokens exchanged",
+        T,
+        "first_V[tokens_before(tokens_BT, cache)] ^ second_V[tokens_BT]",
+        "second_V[tokens_before(tokens_BT, cache)] ^ first_V[tokens_BT]",
+        "02",
+    ),
+    Mutation(
+        "MLX: a bigram sees the next token",
+        CACHED,
+        "[last_B1, tokens_BT[:, :-1]]",
+        "[tokens_BT[:, 1:], last_B1]",
+        "02",
+    ),
+    Mutation(
+        "torch: the cache forgets the token before",
+        T,
+        "cache.length, cache.last_B1 = end, tokens_BT[:, -1:]",
+        "cache.length = end",
+        "07",
+    ),
+    Mutation(
+        "MLX: the tokens before of the wrong rows", CACHED, "self.last_B1[kept]", "self.last_B1[: len(rows)]", "07"
+    ),
+    Mutation("bigrams by their low bits", "faisca/bigrams.py", "% 2**32 >> DROPPED_BITS", "% 2**32 >> 1", "02"),
     # rotation
     Mutation(
         "torch: neighbours turned, as in the paper, where weights have halves",

@@ -41,7 +41,7 @@ CHAPTERS = (
         "From token ids to hidden states, in the order of the forward pass; with the cache of keys and values, and the "
         "mixture of experts.",
         ("model", "cache", "experts"),
-        before=("faisca/rotation.py",),
+        before=("faisca/rotation.py", "faisca/bigrams.py"),
     ),
     Chapter(
         "loss",

@@ -103,6 +103,7 @@ def lacks(model: ModelConfig) -> list[str]:
         f"model.head_dim {model.head_dim}": model.head_width * model.num_heads == model.dim,
         "model.qk_norm": not model.qk_norm,
         f"model.logit_soft_cap {model.logit_soft_cap:g}": not model.logit_soft_cap,
+        f"model.bigram_rows {model.bigram_rows}": not model.bigram_rows,
     }
     return [name for name, fine in fits.items() if not fine]
 

@@ -167,6 +167,7 @@ def of_all(model: ModelConfig) -> dict[str, bool]:
         f"model.positions {model.positions}": model.positions == "rope",
         f"model.activation {model.activation}": model.activation == "swiglu",
         f"model.logit_soft_cap {model.logit_soft_cap:g}": not model.logit_soft_cap,
+        f"model.bigram_rows {model.bigram_rows}": not model.bigram_rows,
         "model.attention_output_bias without model.attention_bias": model.attention_bias or not model.output_bias,
     }
 
