@@ -122,18 +122,6 @@ def in_block(name: str, shape: Shape) -> bool:
     return name.startswith("transformer_blocks.") and len(shape) >= 2 and not outside
 
 
-def moments_of(name: str, shape: Shape, optimizer: str) -> tuple[str, ...]:
-    """The moments that an optimiser keeps of a parameter: Muon has one of a block's matrix."""
-    moved_by_muon = optimizer == "muon" and in_block(name, shape)
-    return ("first_moment",) if moved_by_muon else ("first_moment", "second_moment")
-
-
-def orthogonal_rows(name: str, config: ModelConfig) -> list[int]:
-    """Where the rows of a block's matrix are cut into those that Muon makes orthogonal: queries, keys and values."""
-    heads = [config.num_heads, config.num_heads + config.kv_heads] if name.endswith("in_proj.weight") else []
-    return [count * config.head_width for count in heads]
-
-
 def check_parameters(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
     """Raise a FaiscaError unless names and shapes are exactly those of `config`."""
     check_shapes(Tensors.of(parameters).shapes, config)  # of a file, without reading it
