@@ -54,6 +54,9 @@ def test_the_best_size_for_an_hour_is_that_of_the_law(stored):
     sizes = [laws.best_for(law, hours, 1e10).weights for hours in (0.2, 1, 5)]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
     assert "smaller" in laws.best_for(law, 1e-3, 1e9).doubts[0] and "larger" in laws.best_for(law, 1e4, 1e9).doubts[0]
+    for hours in (0.2, 1, 5):
+        answer = laws.best_for(law, hours, 1e10)
+        assert any("passes over the same" in doubt for doubt in answer.doubts) == (answer.passes > 4)
 
 
 def test_a_study_becomes_a_law_and_a_chart(tmp_path, monkeypatch, capsys):

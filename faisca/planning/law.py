@@ -19,6 +19,8 @@ from faisca.errors import FaiscaError
 from faisca.parameters import parameter_shapes
 
 STORED = Path(__file__).parent / "scaling_law.json"
+FRESH_PASSES = 4
+"""up to which repeated data count nearly as new ones (Muennighoff et al. 2023, arXiv 2305.16264)"""
 CANDIDATES = 200
 """sizes that are compared, evenly spaced in their logarithm"""
 
@@ -144,5 +146,11 @@ def _doubts(law: Law, found: int, tokens: float) -> list[str]:
     if not law.tokens[0] <= tokens <= law.tokens[1]:
         doubts.append(
             f"runs of {law.tokens[0]:,.0f} to {law.tokens[1]:,.0f} tokens were studied, none as long or short"
+        )
+    passes = tokens / law.tokens_per_headline / law.training_headlines
+    if passes > FRESH_PASSES:
+        doubts.append(
+            f"beyond {FRESH_PASSES} passes over the same headlines, one more teaches less than new ones would "
+            "(Muennighoff et al. 2023): the law does not know it"
         )
     return doubts
