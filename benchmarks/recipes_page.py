@@ -34,7 +34,7 @@ UNMEASURED = "Not measured yet.\n"
 def recipes_part(results: Path, image: str) -> str:
     """The table of a comparison, where it was measured, and its chart."""
     runs = read_runs(results)
-    return f"{_where(runs)}\n\n{table(runs, QUALITIES)}\n![Bits per byte by minutes and by FLOPs](images/{image})\n"
+    return f"{_where(runs)}\n\n{table(runs, QUALITIES)}\n![Bits per byte by what was spent](images/{image})\n"
 
 
 def ablations_part(results: Path) -> str:

@@ -110,45 +110,48 @@ def time_cell(runs: Sequence[dict[str, Any]], quality: float) -> str:
 
 
 def table(runs: Sequence[dict[str, Any]], qualities: Sequence[float]) -> str:
-    """A row a recipe, the best first, in Markdown."""
+    """A row a recipe, the best first, in Markdown; with times where they are the budget, and shared fairly."""
     check_comparable(runs)
-    heads = ["recipe", "backend", "parameters", "vocabulary", "seeds", "bits per byte", "minutes", "steps", "M tokens"]
-    heads += ["10^12 FLOPs", *(f"time to {quality:g}" for quality in qualities)]
+    timed = runs[0]["budget"]["kind"] == "seconds"
+    heads = ["recipe", "backend", "parameters", "vocabulary", "seeds", "bits per byte", *(["minutes"] if timed else [])]
+    heads += ["steps", "M tokens", "10^12 FLOPs", *(f"time to {quality:g}" for quality in qualities if timed)]
     lines = [_row(heads), _row(["---", "---", *["---:"] * (len(heads) - 2)])]
     for name, group in by_recipe(runs).items():
         facts = group[0]["facts"]
-        numbers = [
-            f"{at_budget(group, 'seconds').mean / 60:.1f}",
+        numbers = [f"{at_budget(group, 'seconds').mean / 60:.1f}"] if timed else []
+        numbers += [
             f"{at_budget(group, 'steps').mean:,.0f}",
             f"{at_budget(group, 'tokens').mean / 1e6:.2f}",
             f"{at_budget(group, 'flops').mean / 1e12:,.1f}",
         ]
         cells = [name, facts["backend"], f"{facts['parameters']:,}", f"{facts['vocabulary']:,}", str(len(group))]
-        times = [time_cell(group, quality) for quality in qualities]
+        times = [time_cell(group, quality) for quality in qualities if timed]
         lines.append(_row([*cells, at_budget(group).words(), *numbers, *times]))
     return "".join(lines)
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Bits per byte by minutes and by FLOPs: a line a recipe, its band the 95 % interval."""
+    """Bits per byte by FLOPs, and by minutes where they are the budget: a line a recipe, its band the 95 % interval."""
     from matplotlib.figure import Figure
 
     check_comparable(runs)
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    axes = [("flops", 1e12, "10$^{12}$ FLOPs of matrix products")]
+    axes = [("seconds", 60, "minutes of training"), *axes] if runs[0]["budget"]["kind"] == "seconds" else axes
+    figure = Figure(figsize=(1.5 + 4.75 * len(axes), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for name, group in by_recipe(runs).items():
         points = min(len(run["curve"]) for run in group)
         curves = [run["curve"][-points:] for run in group]
         found = [estimate([curve[i]["bits_per_byte"] for curve in curves]) for i in range(points)]
-        for panel, measure, unit in ((panels[0], "seconds", 60), (panels[1], "flops", 1e12)):
+        for panel, (measure, unit, _) in zip(panels, axes, strict=True):
             x = [np.mean([curve[i][measure] for curve in curves]) / unit for i in range(points)]
             (line,) = panel.plot(x, [each.mean for each in found], marker="o", markersize=3, linewidth=1.4, label=name)
             panel.fill_between(x, [e.low for e in found], [e.high for e in found], color=line.get_color(), alpha=0.2)
-    for panel, title in zip(panels, ("minutes of training", "10$^{12}$ FLOPs of matrix products"), strict=True):
+    for panel, (_, _, title) in zip(panels, axes, strict=True):
         panel.set_xlabel(title)
         log_axis(panel)
     panels[0].set_ylabel("bits per byte, validation")
-    panels[1].legend(frameon=False, fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

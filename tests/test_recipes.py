@@ -166,7 +166,8 @@ def test_a_study_trains_what_is_missing_and_refuses_what_has_changed(material, t
         assert str(tmp_path) not in json.dumps(run)
     assert "| ours | torch |" in done.stdout and done.stdout.endswith((tmp_path / "out" / "table.md").read_text())
     with Image.open(tmp_path / "out" / "recipes.png") as picture:
-        assert picture.width > 1000
+        assert 700 < picture.width < 1000  # one panel: a study of tokens says nothing of time
+    assert "minutes" not in done.stdout and "time to" not in done.stdout
     # another seed: what is there stays as it is
     done = study(tmp_path, "--tokens", "2000", "--seeds", "1,2", "--at-once", "1")
     assert done.returncode == 0, done.stderr
