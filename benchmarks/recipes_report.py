@@ -112,7 +112,7 @@ def time_cell(runs: Sequence[dict[str, Any]], quality: float) -> str:
 def table(runs: Sequence[dict[str, Any]], qualities: Sequence[float]) -> str:
     """A row a recipe, the best first, in Markdown; with times where they are the budget, and shared fairly."""
     check_comparable(runs)
-    timed = runs[0]["budget"]["kind"] == "seconds"
+    timed = _timed(runs)
     heads = ["recipe", "backend", "parameters", "vocabulary", "seeds", "bits per byte", *(["minutes"] if timed else [])]
     heads += ["steps", "M tokens", "10^12 FLOPs", *(f"time to {quality:g}" for quality in qualities if timed)]
     lines = [_row(heads), _row(["---", "---", *["---:"] * (len(heads) - 2)])]
@@ -136,7 +136,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
     check_comparable(runs)
     axes = [("flops", 1e12, "10$^{12}$ FLOPs of matrix products")]
-    axes = [("seconds", 60, "minutes of training"), *axes] if runs[0]["budget"]["kind"] == "seconds" else axes
+    axes = [("seconds", 60, "minutes of training"), *axes] if _timed(runs) else axes
     figure = Figure(figsize=(1.5 + 4.75 * len(axes), 4.6), layout="constrained")
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for name, group in by_recipe(runs).items():
@@ -164,6 +164,11 @@ def log_axis(panel: Any) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter("{x:g}")
     panel.grid(alpha=0.25)
+
+
+def _timed(runs: Sequence[dict[str, Any]]) -> bool:
+    """Whether seconds were the budget: only then do runs share the machine's noise."""
+    return bool(runs[0]["budget"]["kind"] == "seconds")
 
 
 def _row(cells: Sequence[str]) -> str:

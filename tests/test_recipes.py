@@ -173,6 +173,12 @@ def test_a_study_trains_what_is_missing_and_refuses_what_has_changed(material, t
     assert done.returncode == 0, done.stderr
     runs = read_lines(path)
     assert runs[:2] == first and [run["seed"] for run in runs] == [1, 1, 2, 2] and "±" in done.stdout
+    # results of a version that did not have one of the options yet
+    for run in runs:
+        run["configuration"].get("model", {}).pop("bigram_rows", None)
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    done = study(tmp_path, "--tokens", "2000", "--seeds", "1,2")
+    assert done.returncode == 0 and read_lines(path) == runs, done.stderr
     (tmp_path / "ours.toml").write_text(f"# ours\n{OURS}num_layers = 1\n")
     done = study(tmp_path, "--tokens", "2000", "--seeds", "1")
     assert done.returncode == 2 and "recipe ours has changed since" in done.stderr and done.stderr.count("\n") == 1

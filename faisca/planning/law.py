@@ -111,15 +111,16 @@ def best_for(law: Law, hours: float, flops_per_second: float) -> Answer:
     fits = [predict(constants, weights[found], tokens[found]) for constants in law.bootstrap]
     low, high = np.percentile(fits, [2.5, 97.5])
     headlines = tokens[found] / law.tokens_per_headline
+    passes = float(headlines / law.training_headlines)
     return Answer(
         weights=float(weights[found]),
         nearest=min(law.sizes, key=lambda size: abs(math.log(size["weights"] / weights[found]))),
         tokens=float(tokens[found]),
         headlines=float(headlines),
-        passes=float(headlines / law.training_headlines),
+        passes=passes,
         bits_per_byte=float(predict(law.constants, weights[found], tokens[found])),
         interval=(float(low), float(high)),
-        doubts=tuple(_doubts(law, found, float(tokens[found]))),
+        doubts=tuple(_doubts(law, found, float(tokens[found]), passes)),
     )
 
 
@@ -139,7 +140,7 @@ def hours_words(law: Law, answer: Answer, hours: float, flops_per_second: float)
     ]
 
 
-def _doubts(law: Law, found: int, tokens: float) -> list[str]:
+def _doubts(law: Law, found: int, tokens: float, passes: float) -> list[str]:
     doubts = []
     if found in (0, CANDIDATES - 1):
         doubts.append(f"the best size may be {'smaller' if found == 0 else 'larger'}: none such was studied")
@@ -147,7 +148,6 @@ def _doubts(law: Law, found: int, tokens: float) -> list[str]:
         doubts.append(
             f"runs of {law.tokens[0]:,.0f} to {law.tokens[1]:,.0f} tokens were studied, none as long or short"
         )
-    passes = tokens / law.tokens_per_headline / law.training_headlines
     if passes > FRESH_PASSES:
         doubts.append(
             f"beyond {FRESH_PASSES} passes over the same headlines, one more teaches less than new ones would "
